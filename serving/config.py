@@ -1,0 +1,324 @@
+"""The configuration file: frozen, typed, unknown keys refused, errors carry their path.
+
+Read once, in the composition root (`cli`, `app`); everything else receives the values.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from serving.errors import ConfigError
+
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerConfig(_Section):
+    """Addresses and processes."""
+
+    host: str = "127.0.0.1"
+    http_port: Port = 8000
+    grpc_port: Port = 8001
+    monitor_port: Port = 8002
+    control_port: Port = 8003
+    gateways: Annotated[int, Field(ge=1, le=64)] = 1
+    max_body_mib: Annotated[int, Field(ge=1, le=1024)] = 64
+    max_inflight_mib: Annotated[int, Field(ge=1, le=16384)] = 256
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> ServerConfig:
+        ports = [self.http_port, self.grpc_port, self.monitor_port, self.control_port]
+        if len(set(ports)) != len(ports):
+            raise ValueError(f"http_port, grpc_port, monitor_port and control_port must differ, got {ports}")
+        return self
+
+
+class StateConfig(_Section):
+    """Where the control plane and the spools keep their files."""
+
+    dir: str = ".canarium"
+    database: str = "sqlite"
+
+    @field_validator("database")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        if value != "sqlite":
+            raise ValueError(f"{value!r} is not supported, use 'sqlite'")
+        return value
+
+
+class RegistryConfig(_Section):
+    dir: str = ".canarium/registry"
+
+
+class AuthConfig(_Section):
+    """`none` is allowed on loopback only; `tokens` reads `name:role:sha256` lines."""
+
+    mode: Literal["none", "tokens"] = "none"
+    tokens_file: str | None = None
+
+    @model_validator(mode="after")
+    def _file_given(self) -> AuthConfig:
+        if self.mode == "tokens" and not self.tokens_file:
+            raise ValueError("tokens_file is required when mode is 'tokens'")
+        return self
+
+
+class VariantConfig(_Section):
+    """One variant: which artifact, how it runs, where it lives."""
+
+    artifact: str
+    runtime: Literal["onnxruntime", "torch"] = "onnxruntime"
+    placement: Literal["isolated", "colocated"] = "isolated"
+    replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    hang_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+
+    @field_validator("artifact")
+    @classmethod
+    def _artifact_ref(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+(:([1-9][0-9]*|latest))?", value):
+            raise ValueError(f"{value!r} is not MODEL/VARIANT:REVISION, such as moderation/int8:1")
+        return value
+
+
+class OverrideConfig(_Section):
+    header: str = "x-canarium-variant"
+    role: str = "tester"
+
+
+class FallbackConfig(_Section):
+    """When the baseline answers in a candidate's place, and how much time it is left."""
+
+    on: tuple[Literal["error", "timeout", "invalid_output"], ...] = ("error", "timeout", "invalid_output")
+    budget_ms: Annotated[int, Field(ge=1, le=60_000)] = 200
+
+
+class QueueConfig(_Section):
+    max_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+    max_queue_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = 0
+    default_timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = 1000
+
+
+class RoutingConfig(_Section):
+    sticky_key: str = "header:x-user-id"
+    weights: dict[str, Percent] = {}
+    shadow: dict[str, Percent] = {}
+    reference_percent: Percent = 5
+    override: OverrideConfig = OverrideConfig()
+    fallback: FallbackConfig = FallbackConfig()
+    queue: QueueConfig = QueueConfig()
+
+    @field_validator("sticky_key")
+    @classmethod
+    def _sticky_source(cls, value: str) -> str:
+        if value != "request_id" and not re.fullmatch(r"header:[A-Za-z0-9-]+", value):
+            raise ValueError(f"{value!r} is neither 'request_id' nor 'header:NAME'")
+        return value
+
+    @field_validator("weights")
+    @classmethod
+    def _sum(cls, value: dict[str, float]) -> dict[str, float]:
+        if sum(value.values()) > 100:
+            raise ValueError(f"the weights add up to {sum(value.values()):g}, over 100")
+        return value
+
+
+class SloConfig(_Section):
+    """One service level objective over a rolling window."""
+
+    name: Literal["latency", "availability"]
+    objective: Annotated[float, Field(gt=0, lt=1)]
+    threshold_ms: Annotated[float, Field(gt=0)] | None = None
+    window: Annotated[str, Field(pattern=r"^[1-9][0-9]*d$")] = "30d"
+
+    @model_validator(mode="after")
+    def _latency_needs_threshold(self) -> SloConfig:
+        if self.name == "latency" and self.threshold_ms is None:
+            raise ValueError("threshold_ms is required for a latency SLO")
+        if self.name == "availability" and self.threshold_ms is not None:
+            raise ValueError("threshold_ms has no meaning for an availability SLO")
+        return self
+
+
+class InvalidOutputGuard(_Section):
+    limit: Annotated[int, Field(ge=1)] = 3
+
+
+class ErrorsGuard(_Section):
+    """`ratio` is the tolerated ratio r of the candidate's error odds to the baseline's."""
+
+    ratio: Annotated[float, Field(ge=1)] = 1.25
+
+
+class LatencyGuard(_Section):
+    """Tail race over the baseline's running `quantile`; `margin` is the tolerated excess."""
+
+    quantile: Annotated[float, Field(gt=0.5, lt=1)] = 0.99
+    margin: Annotated[float, Field(ge=0)] = 0.25
+    margin_ms: Annotated[float, Field(ge=0)] = 5.0
+
+
+class AgreementGuard(_Section):
+    """Top-1 flips against the teacher: limit = reference disagreement + margin, gross = limit x factor."""
+
+    margin: Annotated[float, Field(ge=0, le=1)] = 0.02
+    limit: Annotated[float, Field(gt=0, lt=1)] | None = None
+    gross_factor: Annotated[float, Field(gt=1)] = 3.0
+
+
+class HarmGuard(_Section):
+    """Labelled flips (teacher right, candidate wrong) per labelled pair."""
+
+    budget: Annotated[float, Field(gt=0, lt=1)] = 0.03
+
+
+class GuardsConfig(_Section):
+    """The statistical guards and the error budget of their alarms."""
+
+    false_rollback: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    monitor_loss: Literal["baseline", "hold"] = "baseline"
+    monitor_loss_s: Annotated[float, Field(gt=0)] = 60.0
+    invalid_output: InvalidOutputGuard = InvalidOutputGuard()
+    errors: ErrorsGuard = ErrorsGuard()
+    latency: LatencyGuard = LatencyGuard()
+    agreement: AgreementGuard = AgreementGuard()
+    harm: HarmGuard = HarmGuard()
+
+
+class CapacityConfig(_Section):
+    on_kill: Literal["shed", "reserve"] = "shed"
+
+
+class ModelConfig(_Section):
+    """One model: its variants, how traffic is routed and what is watched."""
+
+    baseline: str
+    teacher: str | None = None
+    variants: Annotated[dict[str, VariantConfig], Field(min_length=1)]
+    routing: RoutingConfig = RoutingConfig()
+    slo: tuple[SloConfig, ...] = ()
+    guards: GuardsConfig = GuardsConfig()
+    capacity: CapacityConfig = CapacityConfig()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> ModelConfig:
+        known = ", ".join(sorted(self.variants))
+        for field, name in (("baseline", self.baseline), ("teacher", self.teacher or self.baseline)):
+            if name not in self.variants:
+                raise ValueError(f"{field} {name!r} is not among the variants ({known})")
+        for section in ("weights", "shadow"):
+            for name in getattr(self.routing, section):
+                if name not in self.variants:
+                    raise ValueError(f"routing.{section}.{name}: is not among the variants ({known})")
+                if name == self.baseline:
+                    raise ValueError(f"routing.{section}.{name}: is the baseline, which gets what the others leave")
+        for name in self.variants:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"variants.{name}: use lower-case letters, digits and '-', at most 40")
+        if len({slo.name for slo in self.slo}) != len(self.slo):
+            raise ValueError("slo: each name may occur once")
+        return self
+
+
+class Config(_Section):
+    """A whole deployment."""
+
+    apiVersion: Literal["canarium/v1"]
+    server: ServerConfig = ServerConfig()
+    state: StateConfig = StateConfig()
+    registry: RegistryConfig = RegistryConfig()
+    auth: AuthConfig = AuthConfig()
+    models: Annotated[dict[str, ModelConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _safe(self) -> Config:
+        if self.server.host not in LOOPBACK and self.auth.mode == "none":
+            raise ValueError(
+                f"server.host: {self.server.host} is reachable from other machines, which needs auth.mode: tokens; "
+                "use 127.0.0.1 or configure authentication"
+            )
+        for name in self.models:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"models.{name}: use lower-case letters, digits and '-', at most 40")
+        return self
+
+
+def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read and check a configuration file.
+
+    Args:
+        path: the YAML file.
+        overrides: `dotted.key=value` strings laid over the file; the value is YAML.
+
+    Raises:
+        ConfigError: the file cannot be read or used; one line a fault, each starting with its path.
+    """
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: expected a mapping with apiVersion and models, got {type(document).__name__}")
+    for override in overrides:
+        _apply_override(document, override)
+    return parse_config(document)
+
+
+def parse_config(document: dict[str, Any]) -> Config:
+    """Check a decoded document. Raises `ConfigError` naming every faulty path."""
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_fault(item) for item in error.errors())) from None
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign:
+        raise ConfigError(f"--set {override}: expected dotted.key=value")
+    *parents, last = key.split(".")
+    node: Any = document
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {part} is not a mapping")
+    node[last] = yaml.safe_load(text)
+
+
+def _fault(item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"] if part != "[key]")
+    given, context = item.get("input"), item.get("ctx", {})
+    messages = {
+        "extra_forbidden": "unknown key",
+        "missing": "is required",
+        "less_than_equal": f"{given} is over {_number(context.get('le'))}",
+        "greater_than_equal": f"{given} is under {_number(context.get('ge'))}",
+        "less_than": f"{given} must be under {_number(context.get('lt'))}",
+        "greater_than": f"{given} must be over {_number(context.get('gt'))}",
+        "literal_error": f"{given!r} is not {context.get('expected')}",
+        "value_error": str(context.get("error", "")),
+    }
+    message = messages.get(item["type"]) or f"{given!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    if item["type"] == "value_error" and re.match(r"[a-z]+\.[a-z-]", message):
+        return f"{path}.{message}" if path else message
+    return f"{path}: {message}" if path else message
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)

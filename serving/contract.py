@@ -1,0 +1,278 @@
+"""The structures that cross process borders: routing snapshot, event spool, control word.
+
+`monitoring` imports this module (and `clock`) and nothing else of `serving`.
+Nothing here does I/O beyond reading and writing buffers that a caller owns.
+"""
+
+from __future__ import annotations
+
+import zlib
+from enum import IntEnum
+
+import msgspec
+import numpy as np
+import xxhash
+
+# ---------------------------------------------------------------- routing snapshot
+
+#: Traffic is divided into this many buckets: one bucket is 0.01 % (a basis point).
+BUCKETS = 10_000
+
+
+class VariantEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One variant as the gateways need it."""
+
+    name: str
+    version: int  # the integer of /v2/models/M/versions/V, unique within the model
+    artifact: str  # "model/variant:revision" in the registry
+    placement: str = "isolated"  # isolated | colocated
+    runtime: str = "onnxruntime"  # onnxruntime | torch
+    max_batch: int = 16
+    replicas: int = 1
+    app: str = ""  # name of the Ray Serve application of an isolated variant
+
+
+class RouteTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The immutable routing table of one model. Percentages are in basis points (0..10000)."""
+
+    model: str
+    epoch: int
+    salt: str
+    baseline: str
+    teacher: str
+    variants: dict[str, VariantEntry]
+    #: Half-open bucket intervals [lo, hi) of each candidate; what is left is the baseline's.
+    candidates: dict[str, tuple[tuple[int, int], ...]] = {}
+    #: The epoch at which each candidate last went from no traffic to some.
+    since: dict[str, int] = {}
+    shadow: dict[str, int] = {}
+    reference_bp: int = 0
+
+
+class Latch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A kill (or veto) counter: in force while `seq > cleared`."""
+
+    seq: int = 0
+    cleared: int = 0
+
+    @property
+    def on(self) -> bool:
+        return self.seq > self.cleared
+
+
+class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that a gateway obeys, published by the control plane as one value.
+
+    `rev` names this value; `lease` is the fencing token of the control plane that wrote
+    it: a gateway refuses a snapshot of an older lease. `kills` is keyed by model name, with
+    "*" for all models. `vetoes` is keyed by "model/variant".
+    """
+
+    rev: int
+    lease: int
+    tables: dict[str, RouteTable]
+    kills: dict[str, Latch] = {}
+    vetoes: dict[str, Latch] = {}
+
+
+# ---------------------------------------------------------------- enumerations in records
+
+
+class Kind(IntEnum):
+    """What a spool record is about."""
+
+    REQUEST = 0  # an answered (or refused) client request
+    REFERENCE = 1  # the teacher's answer to an input that a candidate answered
+    SHADOW = 2  # a shadow answer compared with the answer that was returned
+    LABEL = 3  # ground truth for an earlier request (joined by request_key)
+    KPI = 4  # a business KPI for an earlier request
+
+
+class Reason(IntEnum):
+    """Why a variant answered; the first word of `x-canarium-reason`."""
+
+    BASELINE = 0
+    CANARY = 1
+    OVERRIDE = 2
+    PINNED = 3
+    FALLBACK = 4
+    KILLED = 5
+
+
+class Cause(IntEnum):
+    """What a candidate did wrong when the baseline answered in its place."""
+
+    NONE = 0
+    ERROR = 1
+    TIMEOUT = 2
+    INVALID_OUTPUT = 3
+    DIED = 4
+    OVERLOADED = 5
+    KILLED = 6
+
+
+REASON_WORDS: tuple[str, ...] = tuple(reason.name.lower() for reason in Reason)
+CAUSE_WORDS: tuple[str, ...] = tuple(cause.name.lower() for cause in Cause)
+
+
+class Flag(IntEnum):
+    """Bits of a record's `flags`."""
+
+    LIVE = 1  # counts in live statistics (not pinned, overridden, golden or shadow)
+    BASELINE_VALID = 2  # the baseline's answer to the same input was valid
+    CLIENT_FAULT = 4  # a 4xx that no variant is to blame for
+
+
+# ---------------------------------------------------------------- event spool
+
+SPOOL_MAGIC = 0x314C4F4F50534E43  # "CNSPOOL1", little-endian
+SPOOL_VERSION = 1
+SPOOL_SUFFIX = ".spool"
+SPOOL_CAPACITY = 65_536
+
+#: One fixed record, 144 bytes, little-endian, packed. `crc` is CRC-32 of the bytes after it.
+RECORD_DTYPE = np.dtype(
+    [
+        ("seq", "<u8"),  # 1-based; a slot holds record seq when seq % capacity == slot
+        ("crc", "<u4"),
+        ("kind", "u1"),
+        ("flags", "u1"),
+        ("reason", "u1"),
+        ("cause", "u1"),
+        ("mono_ns", "<u8"),
+        ("wall_ns", "<u8"),
+        ("request_key", "<u8"),  # hash of the request id: joins labels and reference answers
+        ("unit_key", "<u8"),  # keyed hash of the sticky unit
+        ("batch_key", "<u8"),  # the same for all requests of one batch: a failed batch is one event
+        ("trace_hi", "<u8"),
+        ("trace_lo", "<u8"),
+        ("series", "<u2"),  # the variant that was routed to (candidate for pairs)
+        ("answered", "<u2"),  # the variant that answered (teacher for pairs)
+        ("status", "<u2"),  # HTTP status
+        ("rows", "<u2"),
+        ("epoch", "<u4"),
+        ("total_us", "<u4"),
+        ("preprocess_us", "<u4"),
+        ("queue_us", "<u4"),
+        ("infer_us", "<u4"),
+        ("candidate_us", "<u4"),  # time spent waiting for the candidate before a fallback
+        ("cls", "<i2"),  # predicted class of row 0; -1 unknown. LABEL: the true class
+        ("ref_cls", "<i2"),  # pairs: the teacher's class of row 0
+        ("flips", "<u2"),  # pairs: rows whose top-1 differs
+        ("pad", "<u2"),
+        ("prob", "<f4"),  # probability of the predicted class, row 0. KPI: the value
+        ("ref_prob", "<f4"),  # pairs: the teacher's probability of the *candidate's* class, row 0
+        ("margin", "<f4"),  # top-1 minus top-2 probability, row 0
+        ("energy", "<f4"),  # -logsumexp(logits), row 0
+        ("inclusion", "<f4"),  # probability with which this observation was sampled
+        ("reserved", "<u4"),
+        ("extra", "<u8"),  # KPI: hash of its name
+    ]
+)
+#: The same layout for `struct.pack_into`; fields in RECORD_DTYPE's order.
+RECORD_FORMAT = "<QIBBBBQQQQQQQHHHHIIIIIIhhHHfffffIQ"
+RECORD_SIZE = RECORD_DTYPE.itemsize
+CRC_OFFSET = 8
+CRC_START = 12
+
+# Header page: u64 cells.
+PAGE = 4096
+(
+    H_MAGIC,
+    H_VERSION,
+    H_RECORD_SIZE,
+    H_CAPACITY,
+    H_WRITTEN,  # records ever written; the newest record has this seq
+    H_META_GENERATION,  # even: meta is stable; odd: being rewritten
+    H_META_LENGTH,
+    H_META_CRC,
+    H_PID,
+    H_START_MONO_NS,
+    H_START_WALL_NS,
+    H_BEAT_MONO_NS,
+    H_CLOSED,
+) = range(13)
+META_OFFSET = PAGE
+META_BYTES = 16 * PAGE
+AGG_OFFSET = META_OFFSET + META_BYTES
+SERIES_MAX = 64
+CELLS = 128  # u64 cells of one series' block
+AGG_BYTES = SERIES_MAX * CELLS * 8
+RING_OFFSET = AGG_OFFSET + AGG_BYTES
+
+
+def spool_bytes(capacity: int) -> int:
+    """Size in bytes of a spool file with `capacity` record slots."""
+    return RING_OFFSET + capacity * RECORD_SIZE
+
+
+class SpoolMeta(msgspec.Struct, frozen=True):
+    """The dictionary of a spool: what its small integers mean."""
+
+    gateway: str
+    nonce: str
+    #: series id -> ("model", "variant")
+    series: list[tuple[str, str]]
+    #: model -> upper bounds of its latency buckets, milliseconds, ascending (at most 31)
+    latency_buckets_ms: dict[str, list[float]]
+    #: model -> class names, index = `cls`
+    labels: dict[str, list[str]]
+
+
+# Cells of one series' aggregate block (u64, only ever growing unless marked gauge).
+STATUS_CODES: tuple[int, ...] = (200, 400, 401, 403, 404, 413, 429, 499, 500, 503, 504)
+C_STATUS = 0  # + index in STATUS_CODES, last one +len = any other status
+C_FALLBACK = 16  # + Cause: requests routed here that the baseline answered
+C_SHADOW_OK, C_SHADOW_ERROR, C_SHADOW_SHED, C_SHADOW_TIMEOUT = 24, 25, 26, 27
+C_REFERENCE_OK, C_REFERENCE_ERROR, C_REFERENCE_SHED = 28, 29, 30
+C_ROWS, C_BATCHES, C_BATCH_ROWS = 31, 32, 33
+C_QUEUE_ROWS = 34  # gauge
+C_WORKERS = 35  # gauge: workers that can take a batch
+C_PREPROCESS_NS, C_QUEUE_NS, C_INFER_NS, C_POSTPROCESS_NS = 36, 37, 38, 39
+C_SHED = 40  # requests refused because the queue was full
+C_DROPPED_CANCELLED = 41  # queued requests dropped because their client went away
+C_PAIRS, C_PAIR_FLIPS = 42, 43
+C_LIVE_OK, C_LIVE_ERROR = 44, 45  # live requests routed here: good or bad, after blame
+C_DURATION_NS = 48  # sum over live requests
+C_LATENCY = 64  # + bucket index (first bucket whose bound >= duration; last = +Inf)
+LATENCY_CELLS = 32
+C_BATCH_SIZE = 96  # + bucket index of BATCH_SIZE_BOUNDS
+BATCH_SIZE_BOUNDS: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+
+DEFAULT_LATENCY_BUCKETS_MS: tuple[float, ...] = (
+    0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 2000, 5000,
+)  # fmt: skip
+
+
+def record_crc(record: bytes | memoryview) -> int:
+    """CRC-32 of one packed record, excluding `seq` and the checksum itself."""
+    return zlib.crc32(record[CRC_START:])
+
+
+def request_key(model: str, request_id: str) -> int:
+    """The 64-bit key by which labels and reference answers find their request."""
+    return xxhash.xxh3_64_intdigest(f"{model}\0{request_id}")
+
+
+# ---------------------------------------------------------------- control word
+
+WORD_FILE = "control.word"
+WORD_MAGIC = 0x31444F5752544E43  # "CNTRWOD1"
+WORD_SLOTS = 254
+WORD_HEADER_CELLS = 8
+WORD_SLOT_CELLS = 4
+W_MAGIC, W_SLOTS, W_BEAT_MONO_NS, W_BOOT_ID = range(4)
+S_KEY, S_SEQ, S_CLEARED, S_CHECK = range(4)
+WORD_BYTES = 8 * (WORD_HEADER_CELLS + WORD_SLOTS * WORD_SLOT_CELLS)
+_MASK = (1 << 64) - 1
+
+
+def slot_key(model: str, variant: str = "*") -> int:
+    """Key of a latch slot: ("*", "*") is the global kill, (model, "*") a model's kill,
+    (model, variant) the veto by which a rollback reaches gateways without the control plane."""
+    return xxhash.xxh3_64_intdigest(f"{model}\0{variant}") | 1  # never 0: 0 marks a free slot
+
+
+def slot_check(key: int, seq: int, cleared: int) -> int:
+    """Checksum of a slot; a slot that does not match is unreadable, which means baseline."""
+    return (key ^ (seq * 0x9E3779B97F4A7C15) ^ (cleared * 0xC2B2AE3D27D4EB4F) ^ WORD_MAGIC) & _MASK
