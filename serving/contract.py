@@ -1,13 +1,19 @@
 """The structures that cross process borders: routing snapshot, event spool, control word.
 
 `monitoring` imports this module (and `clock`) and nothing else of `serving`.
-Nothing here does I/O beyond reading and writing buffers that a caller owns.
+The only I/O here is opening the control word, so that all its readers and writers agree.
 """
 
 from __future__ import annotations
 
+import fcntl
+import mmap
+import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -276,3 +282,107 @@ def slot_key(model: str, variant: str = "*") -> int:
 def slot_check(key: int, seq: int, cleared: int) -> int:
     """Checksum of a slot; a slot that does not match is unreadable, which means baseline."""
     return (key ^ (seq * 0x9E3779B97F4A7C15) ^ (cleared * 0xC2B2AE3D27D4EB4F) ^ WORD_MAGIC) & _MASK
+
+
+class ControlWord:
+    """The node-local latches by which a kill or rollback reaches gateways when all else is down.
+
+    Readers take no lock: a slot whose checksum does not match (torn or corrupt) reads as
+    `None`, which everyone must treat as "baseline". Writers serialise on `flock`.
+    """
+
+    def __init__(self, cells: memoryview, descriptor: int) -> None:
+        self._cells = cells
+        self._descriptor = descriptor
+        self._slots: dict[int, int] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> ControlWord:
+        """Map the word at `path`, creating it (mode 0600) if absent. Raises `OSError`."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            if os.fstat(descriptor).st_size != WORD_BYTES:
+                os.ftruncate(descriptor, WORD_BYTES)
+            cells = memoryview(mmap.mmap(descriptor, WORD_BYTES)).cast("Q")
+            if cells[W_MAGIC] == 0:
+                cells[W_SLOTS] = WORD_SLOTS
+                cells[W_MAGIC] = WORD_MAGIC
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        return cls(cells, descriptor)
+
+    def latch(self, key: int) -> Latch | None:
+        """The latch in slot `key`; `Latch(0, 0)` if never set, None if unreadable."""
+        if self._cells[W_MAGIC] != WORD_MAGIC:
+            return None
+        at = self._slots.get(key) or self._find(key)
+        if at is None:
+            return Latch()
+        for _ in range(2):  # a second look tells a write in progress from damage
+            seq, cleared, check = self._cells[at + S_SEQ], self._cells[at + S_CLEARED], self._cells[at + S_CHECK]
+            if self._cells[at + S_KEY] == key and check == slot_check(key, seq, cleared):
+                return Latch(seq, cleared)
+        return None
+
+    def latch_on(self, key: int, at_least: int = 0) -> int:
+        """Put the latch in force and return its seq: the next one, or `at_least` if that is higher.
+        A latch already in force keeps its seq unless `at_least` is higher."""
+        with self._locked():
+            at, now = self._slot_for_write(key)
+            seq = max(now.seq if now.on else now.seq + 1, at_least)
+            self._write(at, key, Latch(seq, now.cleared))
+        return seq
+
+    def latch_off(self, key: int, seq: int) -> None:
+        """Clear the latch up to `seq`; a kill with a higher seq stays in force."""
+        with self._locked():
+            at, now = self._slot_for_write(key)
+            self._write(at, key, Latch(now.seq, max(now.cleared, seq)))
+
+    def beat(self, mono_ns: int) -> None:
+        """Record the monitor's heartbeat (CLOCK_MONOTONIC, ns)."""
+        self._cells[W_BEAT_MONO_NS] = mono_ns
+
+    @property
+    def last_beat_ns(self) -> int:
+        """CLOCK_MONOTONIC nanoseconds of the monitor's last heartbeat; 0 if there was none."""
+        return self._cells[W_BEAT_MONO_NS]
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def _find(self, key: int) -> int | None:
+        for at in range(WORD_HEADER_CELLS, len(self._cells), WORD_SLOT_CELLS):
+            stored = self._cells[at + S_KEY]
+            if stored == key:
+                self._slots[key] = at
+                return at
+            if stored == 0:
+                return None
+        return None
+
+    def _slot_for_write(self, key: int) -> tuple[int, Latch]:
+        at = self._find(key)
+        if at is not None:
+            # A damaged slot is rewritten from what it holds: never lower, so never a silent re-arm.
+            return at, Latch(self._cells[at + S_SEQ], min(self._cells[at + S_CLEARED], self._cells[at + S_SEQ]))
+        for free in range(WORD_HEADER_CELLS, len(self._cells), WORD_SLOT_CELLS):
+            if self._cells[free + S_KEY] == 0:
+                return free, Latch()
+        raise OSError("the control word is full: remove run/control.word while nothing runs")
+
+    def _write(self, at: int, key: int, latch: Latch) -> None:
+        cells = self._cells
+        cells[at + S_SEQ] = latch.seq
+        cells[at + S_CLEARED] = latch.cleared
+        cells[at + S_CHECK] = slot_check(key, latch.seq, latch.cleared)
+        cells[at + S_KEY] = key
