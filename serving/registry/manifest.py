@@ -1,0 +1,139 @@
+"""The manifest of an artifact: what it is, what it takes and gives, where it came from.
+
+A manifest is immutable once registered. Its `version` is an integer unique within the model
+(the version of the Open Inference Protocol); its `revision` counts per variant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final, Literal
+
+import msgspec
+
+SCHEMA: Final = "canarium.manifest/v1"
+
+
+Relation = Literal["root", "finetuned", "quantized", "distilled", "qad", "damaged"]
+
+
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of an artifact: its SHA-256 in hexadecimal and its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Name, element type (Open Inference Protocol) and shape of a tensor; -1 is any length."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Tensors taken and given, in order. The first axis of each is the batch."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How client tensors become session tensors.
+
+    `none` passes them on; `text` cuts each row to `max_chars` characters (0: no cut), tokenizes it
+    and pads the batch with id 0 to the smallest of `buckets` (in tokens) that holds its longest row.
+    """
+
+    kind: Literal["none", "text"] = "none"
+    tokenizer: str = "tokenizer.json"
+    max_tokens: int = 96
+    buckets: tuple[int, ...] = ()
+    max_chars: int = 0
+
+
+class Postprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How session tensors become client tensors.
+
+    `classification` turns the tensor `logits` [n, C] into `probabilities` (softmax of
+    logits / temperature) and `label`; `none` passes the tensors on.
+    """
+
+    task: Literal["none", "classification"] = "none"
+    logits: str = "logits"
+    labels: tuple[str, ...] = ()
+    temperature: float = 1.0
+
+
+class Parent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An artifact this one was made from; `role` is teacher, source, … and `digest` its manifest's."""
+
+    role: str
+    ref: str
+    digest: str
+
+
+class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the artifact came to be."""
+
+    relation: Relation = "root"
+    parents: tuple[Parent, ...] = ()
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything known about one registered artifact."""
+
+    schema: Literal["canarium.manifest/v1"] = SCHEMA
+    model: str
+    variant: str
+    revision: int
+    version: int
+    created_at: str
+    format: Literal["onnx", "torch"]
+    entry: str
+    files: dict[str, File]
+    signature: Signature
+    session: Signature
+    preprocess: Preprocess = Preprocess()
+    postprocess: Postprocess = Postprocess()
+    lineage: Lineage = Lineage()
+    data: dict[str, Any] = {}
+    quantization: dict[str, Any] = {}
+    distillation: dict[str, Any] = {}
+    calibration: dict[str, Any] = {}
+    build: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+    validated_on: list[dict[str, Any]] = []
+
+    @property
+    def ref(self) -> str:
+        """The registry reference, such as `moderation/int8:1`."""
+        return f"{self.model}/{self.variant}:{self.revision}"
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all files together, in bytes."""
+        return sum(file.bytes for file in self.files.values())
+
+    def encode(self) -> bytes:
+        """The canonical JSON form, as stored: sorted keys, two spaces, a final newline."""
+        return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=2) + b"\n"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the stored form, hexadecimal."""
+        return hashlib.sha256(self.encode()).hexdigest()
+
+    @property
+    def content(self) -> str:
+        """SHA-256 of what makes the artifact itself: all but its numbers, its time and its measurements.
+
+        Two builds that make the same bytes from the same parents have the same content although
+        their latencies differ.
+        """
+        document = msgspec.to_builtins(self)
+        for field in ("revision", "version", "created_at", "build", "validated_on"):
+            del document[field]
+        document["evaluation"].pop("latency_ms", None)
+        return hashlib.sha256(msgspec.json.encode(document, order="sorted")).hexdigest()

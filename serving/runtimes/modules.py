@@ -1,0 +1,112 @@
+"""The network classes that torch artifacts may name.
+
+All take token ids int64 [n, T], padded with 0, and give logits float32 [n, C]; the mask is derived
+inside, so that padding never changes an answer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_HIDDEN = -1e4  # added to the attention score of padding; -inf would make a row of padding NaN
+
+
+class _Attention(nn.Module):
+    """Multi-head self-attention, written out so that it exports as plain MatMuls."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        rows, tokens, width = x.shape
+        size = width // self.heads
+        q, k, v = self.query_key_value(x).reshape(rows, tokens, 3, self.heads, size).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.transpose(-2, -1)) * size**-0.5 + bias
+        mixed = torch.softmax(scores, dim=-1) @ v
+        merged: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, tokens, width))
+        return merged
+
+
+class _Layer(nn.Module):
+    """A pre-norm transformer encoder layer (Xiong et al., ICML 2020)."""
+
+    def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = _Attention(width, heads)
+        self.norm_feedforward = nn.LayerNorm(width)
+        self.feedforward = nn.Sequential(nn.Linear(width, feedforward), nn.ReLU(), nn.Linear(feedforward, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm_attention(x), bias))
+        x = x + self.dropout(self.feedforward(self.norm_feedforward(x)))
+        return x
+
+
+class TransformerClassifier(nn.Module):
+    """Token and position embeddings, `layers` encoder layers, masked mean, linear head."""
+
+    def __init__(
+        self,
+        vocabulary: int,
+        classes: int,
+        width: int = 192,
+        layers: int = 2,
+        heads: int = 4,
+        feedforward: int = 384,
+        tokens: int = 96,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(torch.zeros(tokens, width))
+        self.layers = nn.ModuleList(_Layer(width, heads, feedforward, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.embedding.weight, std=0.05)
+        nn.init.normal_(self.position, std=0.02)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        mask = (input_ids != 0).to(torch.float32)
+        bias = ((1.0 - mask) * _HIDDEN)[:, None, None, :]
+        x = self.dropout(self.embedding(input_ids) + self.position[: input_ids.shape[1]])
+        for layer in self.layers:
+            x = layer(x, bias)
+        logits: Tensor = self.head(self.dropout(masked_mean(self.norm(x), mask)))
+        return logits
+
+
+class MeanEmbeddingClassifier(nn.Module):
+    """Mean of the token embeddings, one hidden layer, linear head (after Joulin et al., EACL 2017)."""
+
+    def __init__(self, vocabulary: int, classes: int, width: int = 16, hidden: int = 32, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.hidden = nn.Linear(width, hidden)
+        self.head = nn.Linear(hidden, classes)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        mask = (input_ids != 0).to(torch.float32)
+        mean = masked_mean(self.embedding(input_ids), mask)
+        logits: Tensor = self.head(torch.relu(self.hidden(self.dropout(mean))))
+        return logits
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x [n, T, d] over the positions where mask [n, T] is 1; zero if there are none."""
+    total = (x * mask[:, :, None]).sum(dim=1)
+    return total / mask.sum(dim=1, keepdim=True).clamp(min=1.0)
+
+
+CLASSES: dict[str, type[nn.Module]] = {
+    "mean-embedding": MeanEmbeddingClassifier,
+    "transformer": TransformerClassifier,
+}

@@ -1,0 +1,211 @@
+"""What happens around a session: text to token ids before it, logits to answers after it.
+
+The gateway and the evaluation of a build use this one class, so that what was measured is what is served.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from serving.errors import RegistryError, bad_request
+from serving.registry.manifest import Manifest
+from serving.runtimes.base import NUMPY_TYPES
+
+PAD_ID = 0
+
+
+class Summary(NamedTuple):
+    """Row 0 of an answer in four numbers.
+
+    `cls` is the class index (-1: not a classification), `prob` its probability, `margin` that minus the
+    second's, `energy` is -logsumexp(logits) at temperature 1 (Liu et al., NeurIPS 2020).
+    """
+
+    cls: int
+    prob: float
+    margin: float
+    energy: float
+
+
+_NO_SUMMARY = Summary(-1, 0.0, 0.0, 0.0)
+
+
+class Pipeline:
+    """Pre- and postprocessing of one artifact; safe to use from several threads.
+
+    Args:
+        manifest: whose `preprocess` and `postprocess` to follow.
+        folder: the artifact's files by name.
+
+    Raises:
+        RegistryError: the tokenizer is missing or unusable.
+    """
+
+    def __init__(self, manifest: Manifest, folder: Path) -> None:
+        self._ref = manifest.ref
+        self._text = manifest.preprocess.kind == "text"
+        self._max_chars = manifest.preprocess.max_chars
+        self._buckets = sorted(manifest.preprocess.buckets)
+        self._input = manifest.signature.inputs[0].name
+        self._ids = manifest.session.inputs[0].name
+        self._tokenizer = _load_tokenizer(manifest, folder) if self._text else None
+
+        post = manifest.postprocess
+        self._classification = post.task == "classification"
+        self._logits = post.logits
+        self._labels = post.labels
+        self._label_bytes = np.array([label.encode() for label in post.labels], dtype=object)
+        self._temperature = post.temperature
+        self._outputs = {spec.name: (NUMPY_TYPES[spec.datatype], spec.shape) for spec in manifest.session.outputs}
+
+    # ------------------------------------------------------------ before the session
+
+    def preprocess(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Client tensors to session tensors.
+
+        Args:
+            inputs: for text, the input as an object array [n] of UTF-8 `bytes`.
+
+        Returns:
+            for text, `input_ids` int64 [n, T], padded with 0, T a bucket.
+
+        Raises:
+            RequestError: a row is not valid UTF-8.
+        """
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            return inputs
+        rows = inputs[self._input]
+        limit = self._max_chars
+        texts = self._decode(rows.ravel().tolist(), limit)
+        # The Rust tokenizer releases the GIL; a batch of one is quicker outside its thread pool.
+        encoded = tokenizer.encode_batch_fast(texts) if len(texts) > 1 else [tokenizer.encode(text) for text in texts]
+        ids = [row.ids for row in encoded]
+        longest = max(map(len, ids), default=1)
+        at = bisect_left(self._buckets, longest)
+        width = self._buckets[at] if at < len(self._buckets) else max(longest, 1)
+        padded = np.zeros((len(ids), width), np.int64)
+        for row, values in zip(padded, ids, strict=True):
+            row[: len(values)] = values
+        return {self._ids: padded}
+
+    def _decode(self, rows: list[Any], limit: int) -> list[str]:
+        if limit:
+            # A character is at most four bytes: what lies beyond can be cut before decoding.
+            rows = [row[: 4 * limit + 4] if len(row) > 4 * limit + 4 else row for row in rows]
+        try:
+            texts = [row.decode() for row in rows]
+        except UnicodeDecodeError:
+            texts = [self._decode_row(index, row, limit) for index, row in enumerate(rows)]
+        return [text[:limit] for text in texts] if limit else texts
+
+    def _decode_row(self, index: int, row: bytes, limit: int) -> str:
+        try:
+            return row.decode()
+        except UnicodeDecodeError as error:
+            if limit and len(row) == 4 * limit + 4 and error.reason == "unexpected end of data":
+                return row[: error.start].decode()  # our own cut went through a character
+            raise bad_request(
+                f'input "{self._input}" row {index}: not valid UTF-8 '
+                f"(byte 0x{row[error.start]:02x} at offset {error.start})"
+            ) from None
+
+    # ------------------------------------------------------------ after the session
+
+    def check(self, outputs: Mapping[str, np.ndarray], rows: int) -> str | None:
+        """What is wrong with a session's outputs for a batch of `rows`; None if they are valid."""
+        if outputs.keys() != self._outputs.keys():
+            return f"outputs {', '.join(sorted(outputs)) or 'none'} instead of {', '.join(sorted(self._outputs))}"
+        for name, (dtype, shape) in self._outputs.items():
+            value = outputs[name]
+            if value.dtype != dtype:
+                return f"{name} has type {value.dtype} instead of {dtype}"
+            got = value.shape
+            if len(got) != len(shape) or any(want not in (-1, have) for want, have in zip(shape, got, strict=True)):
+                return f"{name} has shape {list(got)} instead of {[rows, *shape[1:]]}"
+            if not got or got[0] != rows:
+                return f"{name} has shape {list(got)} for a batch of {rows}"
+            # A sum is finite unless an element is not (or float32 overflows: then look closely).
+            if dtype.kind == "f" and not math.isfinite(value.sum()) and not np.isfinite(value).all():
+                return f"{name} holds {'NaN' if np.isnan(value).any() else 'Inf'}"
+        if self._classification and outputs[self._logits].shape[-1] != len(self._labels):
+            classes = outputs[self._logits].shape[-1]
+            return f"{self._logits} has {classes} classes, the model knows {len(self._labels)}"
+        return None
+
+    def postprocess(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Session tensors to client tensors; what passed `check` cannot fail here."""
+        if not self._classification:
+            return outputs
+        logits = outputs[self._logits]
+        return {
+            "probabilities": self.probabilities(logits),
+            "label": self._label_bytes[logits.argmax(axis=1)],
+        }
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Softmax of logits / temperature, float32 [n, C]."""
+        scaled = logits.astype(np.float32) / np.float32(self._temperature)
+        scaled -= scaled.max(axis=1, keepdims=True)
+        np.exp(scaled, out=scaled)
+        scaled /= scaled.sum(axis=1, keepdims=True)
+        return scaled
+
+    def classes(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Class index of each row, int64 [n], of a session's outputs; -1 if this is no classification."""
+        if not self._classification:
+            return np.full(len(next(iter(outputs.values()))), -1, np.int64)
+        return np.asarray(outputs[self._logits].argmax(axis=1), dtype=np.int64)
+
+    def summary(self, outputs: Mapping[str, np.ndarray]) -> Summary:
+        """Row 0 of a session's outputs in four numbers."""
+        if not self._classification:
+            return _NO_SUMMARY
+        # Plain Python: for a handful of classes numpy's call overhead would cost five times as much.
+        logits: list[float] = outputs[self._logits][0].tolist()
+        top = max(logits)
+        temperature = self._temperature
+        weights = [math.exp((value - top) / temperature) for value in logits]
+        total = sum(weights)
+        cls = logits.index(top)
+        second = max((weight for index, weight in enumerate(weights) if index != cls), default=0.0)
+        energy = -(top + math.log(sum(math.exp(value - top) for value in logits)))
+        return Summary(cls, 1.0 / total, (1.0 - second) / total, energy)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names, in the order of the class index."""
+        return self._labels
+
+    def label_index(self, label: str | int) -> int:
+        """Class index of a label given by name or by index.
+
+        Raises:
+            RequestError: no such label; names those there are.
+        """
+        if isinstance(label, str):
+            if label in self._labels:
+                return self._labels.index(label)
+        elif not isinstance(label, bool) and 0 <= label < len(self._labels):
+            return label
+        known = ", ".join(self._labels) or "none: the model is no classifier"
+        raise bad_request(f"unknown label {label!r}; known labels: {known}")
+
+
+def _load_tokenizer(manifest: Manifest, folder: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    path = folder / manifest.preprocess.tokenizer
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises plain Exception
+        raise RegistryError(f"{manifest.ref}: cannot load {path.name}: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(manifest.preprocess.max_tokens)
+    return tokenizer

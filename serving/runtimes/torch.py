@@ -1,0 +1,80 @@
+"""PyTorch on the CPU: safetensors weights and a class from the table below, never a pickle.
+
+The artifact's entry is a `.safetensors` file whose metadata holds `class` (a key of
+`serving.runtimes.modules.CLASSES`) and `arguments` (JSON, the class's keyword arguments).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from serving.errors import RegistryError
+from serving.registry.manifest import Manifest
+from serving.runtimes.base import NUMPY_TYPES, check_names
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TorchSession:
+    """A session of PyTorch; see `serving.runtimes.base.Session`.
+
+    The number of threads is a property of the process: the last session opened sets it.
+
+    Raises:
+        RegistryError: the file cannot be loaded or names no registered class.
+    """
+
+    def __init__(self, manifest: Manifest, folder: Path, *, threads: int = 1) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        torch.backends.mha.set_fastpath_enabled(False)
+        self._module: torch.nn.Module | None = load_module(folder / manifest.entry, manifest.ref)
+        self._ref = manifest.ref
+        self._inputs = tuple(spec.name for spec in manifest.session.inputs)
+        self._outputs = [(spec.name, NUMPY_TYPES[spec.datatype]) for spec in manifest.session.outputs]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        import torch
+
+        module = self._module
+        if module is None:
+            raise RuntimeError(f"{self._ref}: the session is closed")
+        check_names(inputs, self._inputs, self._ref)
+        with torch.inference_mode():
+            values = module(*(torch.from_numpy(inputs[name]) for name in self._inputs))
+        if isinstance(values, torch.Tensor):
+            values = (values,)
+        return {
+            name: value.numpy().astype(dtype, copy=False)
+            for (name, dtype), value in zip(self._outputs, values, strict=True)
+        }
+
+    def close(self) -> None:
+        self._module = None
+
+
+def load_module(path: Path, ref: str) -> torch.nn.Module:
+    """A registered module with its weights, in evaluation mode. Raises `RegistryError`."""
+    from safetensors import SafetensorError, safe_open
+
+    from serving.runtimes.modules import CLASSES
+
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+        name = metadata.get("class", "")
+        if name not in CLASSES:
+            raise RegistryError(f"{ref}: {path.name} names class {name!r}; registered are {', '.join(sorted(CLASSES))}")
+        module = CLASSES[name](**json.loads(metadata["arguments"]))
+        module.load_state_dict(weights)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RegistryError(f"{ref}: PyTorch cannot load {path.name}: {error}") from error
+    return module.eval()
