@@ -92,7 +92,8 @@ def with_weight(table: RouteTable, variant: str, share: int, *, epoch: int) -> R
         free = BUCKETS - sum(high - low for low, high in taken)
         if share - held > free:
             raise ValueError(
-                f"{variant} at {share / 100:g} % needs {(share - held) / 100:g} % more, the baseline has {free / 100:g} %"
+                f"{variant} at {share / 100:g} % needs {(share - held) / 100:g} % more, "
+                f"the baseline has {free / 100:g} %"
             )
         mine = _merge((*mine, *_take(_gaps(taken), share - held)))
     elif share < held:
