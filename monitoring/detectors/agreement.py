@@ -1,0 +1,80 @@
+"""Does the candidate say what the teacher says?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from monitoring.detectors.base import Detector
+from monitoring.detectors.betting import Betting
+
+
+class Agreement(Detector):
+    """Paired top-1 flips against the teacher, held to a limit and to a gross limit.
+
+    Assumption: pairs are sampled by a hash, whatever the answers are; the rows of one request stand
+    for one observation. Observation: X = flipped rows / rows of one pair, in [0, 1].
+    Formula: two e-processes, of E[X | past] <= limit (`breached`: the ramp pauses) and of
+    E[X | past] <= gross (`failed`: rolled back). Passes by the mirrored test at the limit.
+    Source: betting.py; Podkopaev & Ramdas, "Tracking the risk of a deployed model and detecting
+    harmful distribution shifts" (ICLR 2022), for watching a risk against a tolerated level.
+
+    Args:
+        limit: tolerated share of flips, in (0, 1).
+        gross: share over which it is rolled back, in (limit, 1).
+
+    >>> guard = Agreement(limit=0.055, gross=0.165)
+    >>> flips = [1 if n % 3 == 0 else 0 for n in range(1, 200)]
+    >>> next(n for n, flip in enumerate(flips, start=1) if guard.observe(flip, rows=1))
+    102
+    >>> guard.breached, guard.events
+    (True, 34)
+    """
+
+    name: ClassVar[str] = "agreement"
+    FIELDS: ClassVar[tuple[str, ...]] = (*Detector.FIELDS, "rows", "breached", "_over_limit")
+
+    def __init__(self, limit: float = 0.05, gross: float = 0.15, **budgets: float) -> None:
+        self.limit = limit
+        self.gross = gross
+        self._over_limit = Betting()
+        super().__init__(**budgets)
+
+    def reset(self) -> None:
+        super().reset()
+        self._over_limit.reset()
+        self.rows = 0
+        self.breached = False
+
+    @property
+    def log_limit_evidence(self) -> float:
+        """log evidence against "at most the limit" (`log_evidence` is about the gross limit)."""
+        return self._over_limit.log_evidence
+
+    def observe(self, flips: int, rows: int = 1) -> bool:
+        """One pair; True when it makes the detector fail. `events` counts flipped rows."""
+        if rows <= 0:
+            return False
+        value = min(max(flips, 0), rows) / rows
+        self.observations += 1
+        self.rows += rows
+        self.events += min(max(flips, 0), rows)
+        self._against.update(value, self.gross)
+        self._over_limit.update(value, self.limit)
+        self._for.update(value, self.limit)
+        if self.log_limit_evidence >= self.log_threshold:
+            self.breached = True
+        return self._judge()
+
+    @property
+    def ratio(self) -> float:
+        """Share of rows that agree; NaN without pairs."""
+        return 1.0 - self.events / self.rows if self.rows else math.nan
+
+    def numbers(self) -> dict[str, Any]:
+        return {
+            "limit": self.limit,
+            "gross_limit": self.gross,
+            "rows": self.rows,
+            "log_limit_evidence": round(self.log_limit_evidence, 4),
+        }

@@ -1,0 +1,142 @@
+"""What every detector has in common: two verdicts, their budgets, and a state that can be stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from monitoring.detectors.betting import Betting, Mirrored
+
+#: Failed or slow batches whose key is remembered, so that each is one event.
+RECENT_BATCHES = 64
+
+
+class Detector:
+    """One guard's statistic about one candidate.
+
+    `failed` and `passed` latch until `reset`. Attributes listed in FIELDS make up the state:
+    plain values, or objects with `state` and `load`.
+
+    Args:
+        alpha: the chance of a false alarm this detector may ever take, in (0, 1).
+        pass_alpha: the chance of a false pass, in (0, 1).
+    """
+
+    name: ClassVar[str] = ""
+    FIELDS: ClassVar[tuple[str, ...]] = ("observations", "events", "failed", "passed", "_against", "_for")
+
+    def __init__(self, alpha: float = 0.002, pass_alpha: float = 0.05) -> None:
+        self.alpha = alpha
+        self.pass_alpha = pass_alpha
+        self._against = Betting()
+        self._for = Mirrored()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything observed, as if new."""
+        self.observations = 0
+        self.events = 0
+        self.failed = False
+        self.passed = False
+        self._against.reset()
+        self._for.reset()
+
+    @property
+    def log_evidence(self) -> float:
+        """log of the evidence against the null "this candidate is fine"."""
+        return self._against.log_evidence
+
+    @property
+    def log_threshold(self) -> float:
+        """log evidence at which the detector fails: log(1 / alpha)."""
+        return -math.log(self.alpha)
+
+    @property
+    def log_pass_evidence(self) -> float:
+        """log of the evidence against "this candidate is over the limit"."""
+        return self._for.log_evidence
+
+    def _judge(self) -> bool:
+        """Latch the verdicts; True at the observation that makes it fail."""
+        if self.log_pass_evidence >= -math.log(self.pass_alpha):
+            self.passed = True
+        if self.failed or self.log_evidence < self.log_threshold:
+            return False
+        self.failed = True
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """All that the detector knows, in plain values."""
+        values = {field: getattr(self, field) for field in self.FIELDS}
+        return {field: value.state() if hasattr(value, "state") else value for field, value in values.items()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from a stored state. Raises `KeyError` or `ValueError` if it is none of this detector's."""
+        for field in self.FIELDS:
+            value = getattr(self, field)
+            if hasattr(value, "load"):
+                value.load(state[field])
+            else:
+                setattr(self, field, type(value)(state[field]))
+
+
+class BatchRace:
+    """Whose event is it? Shares of two arms when a batch that failed together is one event.
+
+    Assumption: sticky units fall to the arms by a hash, so that of the baseline's and the
+    candidate's requests the configured share w is the candidate's. Counted by batches, an arm that
+    packs more requests into a batch has fewer events from the same trouble, so the share of *units*
+    to expect is w/c over w/c + (1-w)/b, with c and b the mean batch sizes so far. The larger of
+    that and w is used: an A/A comparison then never leans against the candidate.
+
+    >>> race = BatchRace()
+    >>> for batch in range(100):
+    ...     race.count(True, batch)
+    ...     for _ in range(4):
+    ...         race.count(False, 1000 + batch)
+    >>> race.share(0.2)
+    0.5
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._requests = [0, 0]  # baseline, candidate
+        self._batches = [0, 0]
+        self._last = [0, 0]
+        self._recent: list[int] = []
+
+    def count(self, from_candidate: bool, batch_key: int) -> None:
+        """One live request of an arm; `batch_key` 0 means that it was in no batch."""
+        arm = 1 if from_candidate else 0
+        self._requests[arm] += 1
+        if batch_key == 0 or batch_key != self._last[arm]:
+            self._batches[arm] += 1
+            self._last[arm] = batch_key
+
+    def share(self, weight: float) -> float:
+        """The candidate's expected share of event units, at least `weight` (in [0, 1])."""
+        baseline, candidate = (
+            requests / batches if batches else 1.0
+            for requests, batches in zip(self._requests, self._batches, strict=True)
+        )
+        mine, theirs = weight / candidate, (1.0 - weight) / baseline
+        return max(weight, mine / (mine + theirs)) if mine + theirs > 0 else weight
+
+    def first(self, batch_key: int) -> bool:
+        """Whether this is the first event of its batch."""
+        if batch_key == 0:
+            return True
+        if batch_key in self._recent:
+            return False
+        self._recent.append(batch_key)
+        del self._recent[:-RECENT_BATCHES]
+        return True
+
+    def state(self) -> list[list[int]]:
+        return [list(self._requests), list(self._batches), list(self._last), list(self._recent)]
+
+    def load(self, state: list[list[int]]) -> None:
+        self._requests, self._batches, self._last, self._recent = (list(map(int, part)) for part in state)

@@ -1,0 +1,146 @@
+"""The one statistical primitive: evidence by betting, valid however often it is looked at.
+
+Observation X_t in [0, b]; null hypothesis E[X_t | past] <= m_t, where m_t is known before X_t.
+A gambler who stakes the fraction f of what he has on "X_t is over m_t" multiplies it by
+L_t = 1 + lambda (X_t - m_t) with lambda = f / m_t, f in [0, 1): never negative and, under the
+null, never expected to grow. The evidence is the mean over a grid of K stakes of the products,
+E_n = mean_k prod_t L_t^(k), kept in log space. Under the null P(sup_n E_n >= 1/alpha) <= alpha
+(Ville's inequality), so a test may stop whenever it likes.
+
+The mirrored null, E[X_t | past] >= m_t, bets with 1 - lambda (X_t - m_t), lambda = g / (b - m_t).
+
+`Drift` is the Shiryaev-Roberts e-detector, M_t = L_t (M_{t-1} + 1): it asks "did it start?"
+over and over, and runs A observations on average before a false alarm at M >= A.
+
+Sources: Waudby-Smith & Ramdas, "Estimating means of bounded random variables by betting"
+(JRSS B 2024), for the bets and the mixture; Shin, Ramdas & Rinaldo, "E-detectors" (NEJSDS 2024).
+
+>>> bet = Betting()
+>>> next(n for n in range(1, 100) if (bet.update(1.0, limit=0.05), bet.log_evidence >= 6.2)[1])
+3
+>>> bet.log_evidence < 9
+True
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+#: Fractions staked. For X in {0, 1} the best one is (p - m) / (1 - m), p the true rate: from a rate
+#: just over the limit to nearly every observation. Under 1, so that nobody ever goes bankrupt.
+STAKES: Floats = np.array([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 0.95])
+_LOG_K = math.log(len(STAKES))
+_TINY = 1e-9
+
+
+def log_gain(values: npt.ArrayLike, limits: npt.ArrayLike, upper: float = 1.0) -> Floats:
+    """log L for each value and stake: shape (..., K). Values are clipped to [0, upper]; a limit
+    that leaves nothing to bet on (>= upper) gains 0."""
+    x = np.clip(np.asarray(values, dtype=np.float64), 0.0, upper)[..., None]
+    m = np.asarray(limits, dtype=np.float64)[..., None]
+    gain = np.log1p(STAKES * (x / np.maximum(m, _TINY) - 1.0))
+    return np.where(m < upper, gain, 0.0)
+
+
+def log_gain_mirrored(values: npt.ArrayLike, limits: npt.ArrayLike, upper: float = 1.0) -> Floats:
+    """log of the mirrored L (null: the mean is at least the limit) for each value and stake."""
+    x = np.clip(np.asarray(values, dtype=np.float64), 0.0, upper)[..., None]
+    m = np.asarray(limits, dtype=np.float64)[..., None]
+    gain = np.log1p(-STAKES * (x - m) / np.maximum(upper - m, _TINY))
+    return np.where((m > 0) & (m < upper), gain, 0.0)
+
+
+def log_mean_exp(logs: Floats) -> Any:
+    """log of the mean of exp over the last axis, without overflow."""
+    top = np.max(logs, axis=-1, keepdims=True)
+    return np.squeeze(top, -1) + np.log(np.sum(np.exp(logs - top), axis=-1)) - _LOG_K
+
+
+def log_evidence_path(values: npt.ArrayLike, limits: npt.ArrayLike, upper: float = 1.0) -> Floats:
+    """The log evidence after each of the values, along the last axis; runs may be stacked in front.
+
+    >>> log_evidence_path([[1, 0, 1], [0, 0, 0]], 0.5).round(3).tolist()
+    [[0.219, -0.171, -0.035], [-0.281, -0.404, -0.483]]
+    """
+    array = np.asarray(values, dtype=np.float64)
+    gains = log_gain(array, np.broadcast_to(np.asarray(limits, dtype=np.float64), array.shape), upper)
+    path: Floats = log_mean_exp(np.cumsum(gains, axis=-2))
+    return path
+
+
+class _Evidence:
+    """A mixture over the stakes; `logs` holds one log product each."""
+
+    def __init__(self, upper: float = 1.0) -> None:
+        self.upper = upper
+        self._logs = self._start()
+
+    @staticmethod
+    def _start() -> Floats:
+        return np.zeros(len(STAKES))
+
+    @property
+    def log_evidence(self) -> float:
+        """log E_n; 0 before the first observation."""
+        return float(log_mean_exp(self._logs))
+
+    def reset(self) -> None:
+        self._logs = self._start()
+
+    def state(self) -> list[float]:
+        """The log products, for a later `load`."""
+        return [float(value) for value in self._logs]
+
+    def load(self, state: list[float]) -> None:
+        logs = np.array(state, dtype=np.float64)
+        if logs.shape != STAKES.shape or not np.isfinite(logs).all():
+            raise ValueError(f"expected {len(STAKES)} finite log products, got {state!r:.80}")
+        self._logs = logs
+
+
+class Betting(_Evidence):
+    """Evidence against "the mean is at most the limit"."""
+
+    def update(self, value: float, limit: float, count: int = 1) -> None:
+        """`count` equal observations. A value that is not a number is no observation."""
+        if count > 0 and not (math.isnan(value) or math.isnan(limit)):
+            self._logs = self._logs + count * log_gain(value, limit, self.upper)
+
+
+class Mirrored(_Evidence):
+    """Evidence against "the mean is at least the limit": what a pass needs."""
+
+    def update(self, value: float, limit: float, count: int = 1) -> None:
+        """`count` equal observations. A value that is not a number is no observation."""
+        if count > 0 and not (math.isnan(value) or math.isnan(limit)):
+            self._logs = self._logs + count * log_gain_mirrored(value, limit, self.upper)
+
+
+class Drift(_Evidence):
+    """The Shiryaev-Roberts e-detector of "the mean came to be over the limit".
+
+    >>> drift, alarm = Drift(), None
+    >>> for n in range(1, 2000):
+    ...     drift.update(1.0 if n > 1000 and n % 2 else 0.0, limit=0.05)
+    ...     if drift.log_evidence >= math.log(1e5):
+    ...         alarm = n
+    ...         break
+    >>> alarm
+    1015
+    """
+
+    @staticmethod
+    def _start() -> Floats:
+        return np.full(len(STAKES), -745.0)  # log of (nearly) nothing, yet finite
+
+    def update(self, value: float, limit: float) -> None:
+        """One observation. A value that is not a number is no observation."""
+        if not (math.isnan(value) or math.isnan(limit)):
+            gains = log_gain(value, limit, self.upper)
+            self._logs = np.maximum(np.logaddexp(self._logs, 0.0) + gains, -745.0)
