@@ -1,0 +1,482 @@
+"""The work-conserving batcher of one variant: callers in, batches out, each caller's own rows back.
+
+One future a request, one persistent task a worker, nothing else. A free worker takes what is
+queued at once; which requests share a batch is decided by `serving.core.batching`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+import numpy as np
+
+from serving.clock import Clock
+from serving.contract import Cause
+from serving.core.batching import Arrays, BatchQueue, Entry, chunk_rows, merge, shape_of, split
+from serving.errors import ErrorKind, RequestError
+from serving.gateway.threads import short_message
+from serving.gateway.worker_base import Worker, WorkerFailure
+
+log = logging.getLogger(__name__)
+
+_KEY_MASK = (1 << 64) - 1
+_MAX_RETRY_AFTER_S = 30
+
+
+class BatchResult(msgspec.Struct):
+    """What one caller gets.
+
+    Attributes:
+        outputs: this caller's rows only, as views of the batch's outputs.
+        queue_ns: time from `submit` to the close of its (first) batch.
+        infer_ns: time from then to its (last) answer, the hop to the worker included.
+        batch_rows: rows of the batch it ran in (the largest one of a split request).
+        batch_key: the same for all requests of one batch.
+    """
+
+    outputs: dict[str, np.ndarray]
+    queue_ns: int
+    infer_ns: int
+    batch_rows: int
+    batch_key: int
+
+
+class _Request:
+    """One caller: its future, its entries and, of a split request, the parts that have come back."""
+
+    __slots__ = ("batch_rows", "entries", "first_ns", "future", "left", "parts", "submitted_ns")
+
+    def __init__(self, future: asyncio.Future[BatchResult], submitted_ns: int) -> None:
+        self.future = future
+        self.submitted_ns = submitted_ns
+        self.entries: list[Entry] = []
+        self.parts: dict[int, dict[str, np.ndarray]] = {}
+        self.left = 0
+        self.first_ns = 0
+        self.batch_rows = 0
+
+
+class _Slot:
+    """A worker and the task that feeds it."""
+
+    __slots__ = ("retired", "task", "waiter", "worker")
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.retired = False
+        self.waiter: asyncio.Future[None] | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def wake(self) -> None:
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+
+class Batcher:
+    """Queues requests for one variant and runs them on its workers.
+
+    Everything is called from one event loop.
+
+    Args:
+        name: the variant, for messages.
+        max_batch: most rows of a batch; a larger request is split and put together again.
+        max_rows: most rows queued. A live request evicts queued shadow work before it is refused.
+        max_queue_delay_ms: how long a free worker may wait for a fuller batch; 0 = not at all.
+        clock: monotonic time of deadlines and measurements.
+        hang_timeout_s: a worker that takes longer over a batch is overdue: its callers fail with
+            TIMEOUT and it gets no more until it answers.
+        on_batch: called with rows and nanoseconds of every batch that succeeded.
+        pad_inputs: inputs ([rows, length, ...]) that may be filled up with zeros on axis 1.
+        max_bytes: most input bytes of a batch.
+        close_check: asked as each batch closes; an error it returns fails what is queued (the
+            kill-switch: queued work of a killed candidate goes to the baseline).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_batch: int,
+        max_rows: int,
+        max_queue_delay_ms: float,
+        clock: Clock,
+        hang_timeout_s: float,
+        on_batch: Callable[[int, int], None] | None = None,
+        pad_inputs: frozenset[str] = frozenset(),
+        max_bytes: int = 64 << 20,
+        close_check: Callable[[], Exception | None] | None = None,
+    ) -> None:
+        self.name = name
+        self.dropped_cancelled = 0  # queued requests whose caller went away
+        self.shed = 0  # live requests refused because the queue was full
+        self.shadow_shed = 0  # shadow requests refused or evicted
+        self.expired = 0  # requests whose deadline passed while they were queued
+        self._queue = BatchQueue(
+            max_batch=max_batch,
+            max_rows=max_rows,
+            max_bytes=max_bytes,
+            max_queue_delay_ns=int(max_queue_delay_ms * 1e6),
+        )
+        self._clock = clock
+        self._hang_timeout_s = hang_timeout_s
+        self._on_batch = on_batch
+        self._pad_inputs = pad_inputs
+        self._close_check = close_check
+        self._slots: dict[int, _Slot] = {}
+        self._idle: deque[_Slot] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = False
+        self._key = secrets.randbits(64)
+        self._ns_per_row = 0.0
+        self._closed = False
+
+    # ------------------------------------------------------------ state
+
+    @property
+    def queue_rows(self) -> int:
+        """Rows queued and not yet dispatched."""
+        return self._queue.rows
+
+    @property
+    def workers_available(self) -> int:
+        """Workers that are connected and not hung, busy or not."""
+        return sum(slot.worker.available for slot in self._slots.values())
+
+    def set_workers(self, workers: Sequence[Worker]) -> None:
+        """Replace the workers. One that is left out finishes its batch; closing it is its owner's business."""
+        if self._closed:
+            return
+        wanted = {id(worker): worker for worker in workers}
+        for key in [key for key in self._slots if key not in wanted]:
+            slot = self._slots.pop(key)
+            slot.retired = True
+            slot.worker.on_change = None
+            slot.wake()
+        loop = asyncio.get_running_loop()
+        for key, worker in wanted.items():
+            if key not in self._slots:
+                slot = self._slots[key] = _Slot(worker)
+                worker.on_change = self._workers_changed
+                slot.task = loop.create_task(self._feed(slot), name=f"batcher-{self.name}-{worker.name}")
+        self._workers_changed()
+
+    # ------------------------------------------------------------ callers
+
+    async def submit(self, inputs: Arrays, rows: int, deadline_ns: int, *, live: bool = True) -> BatchResult:
+        """Run one request and return its own rows.
+
+        Args:
+            inputs: arrays whose axis 0 has `rows` rows; an input without runs in a batch of its own.
+            deadline_ns: on the clock's monotonic scale; enforced here only until its batch closes.
+            live: False for shadow and reference work, which is shed first.
+
+        Raises:
+            RequestError: OVERLOADED (queue full), DEADLINE (expired while queued), TOO_LARGE (more
+                rows than the queue holds) or UNAVAILABLE (closed).
+            WorkerFailure: its batch failed, or no worker is there.
+        """
+        if self._closed:
+            raise self._closed_error()
+        if not self.workers_available:
+            raise self._no_worker()
+        now = self._clock.monotonic_ns()
+        request = _Request(asyncio.get_running_loop().create_future(), now)
+        request.entries = self._entries(request, inputs, rows, deadline_ns, live)
+        request.left = len(request.entries)
+        self._admit(request, rows, live, now)
+        if self._idle and (not self._queue.max_queue_delay_ns or self._timer is None or not self._queue.wait_ns(now)):
+            self._wake()
+        try:
+            return await request.future
+        except asyncio.CancelledError:
+            if self._withdraw(request):
+                if self._clock.monotonic_ns() < deadline_ns:
+                    self.dropped_cancelled += 1
+                else:
+                    self.expired += 1
+            raise
+
+    def fail_queued(self, error: Exception) -> int:
+        """Fail everything queued and not yet dispatched; a kill re-routes it to the baseline.
+
+        Returns the number of requests.
+        """
+        owners = {id(entry.owner): entry.owner for entry in self._queue.clear()}
+        for request in owners.values():
+            self._fail(request, error)
+        return len(owners)
+
+    async def close(self) -> None:
+        """Fail what is queued or running with UNAVAILABLE and end the tasks. Workers are left open."""
+        self._closed = True
+        self.fail_queued(self._closed_error())
+        tasks = [slot.task for slot in self._slots.values() if slot.task is not None]
+        for slot in self._slots.values():
+            slot.worker.on_change = None
+        self._slots.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._disarm()
+
+    # ------------------------------------------------------------ admission
+
+    def _entries(self, request: _Request, inputs: Arrays, rows: int, deadline_ns: int, live: bool) -> list[Entry]:
+        shape = shape_of(inputs, rows, self._pad_inputs)
+        if shape.signature is None:
+            return [Entry(request, inputs, rows, shape.bytes, object(), deadline_ns, live)]
+        step = chunk_rows(rows, shape.bytes, self._queue.max_batch, self._queue.max_bytes)
+        if rows <= step:
+            return [Entry(request, inputs, rows, shape.bytes, shape.signature, deadline_ns, live, shape.width)]
+        return [
+            Entry(
+                request,
+                {name: array[at : at + step] for name, array in inputs.items()},
+                min(step, rows - at),
+                shape.bytes * min(step, rows - at) // rows,
+                shape.signature,
+                deadline_ns,
+                live,
+                shape.width,
+            )
+            for at in range(0, rows, step)
+        ]
+
+    def _admit(self, request: _Request, rows: int, live: bool, now: int) -> None:
+        if rows > self._queue.max_rows:
+            raise RequestError(
+                ErrorKind.TOO_LARGE,
+                f"a request of {rows} rows is more than the queue of {self.name} holds ({self._queue.max_rows} rows): "
+                "send fewer rows a request or raise routing.queue.max_rows",
+            )
+        offer = self._queue.offer(request.entries, now)
+        self._expire(offer.expired)
+        for entry in offer.evicted:
+            if not entry.owner.future.done():
+                self.shadow_shed += 1
+                self._fail(entry.owner, self._overloaded())
+        if not offer.admitted:
+            if live:
+                self.shed += 1
+            else:
+                self.shadow_shed += 1
+            raise self._overloaded()
+
+    def _withdraw(self, request: _Request) -> bool:
+        """Take a request's queued entries out; whether there were any."""
+        removed = False
+        for entry in request.entries:
+            removed |= self._queue.remove(entry)
+        return removed
+
+    def _fail(self, request: _Request, error: Exception) -> None:
+        self._withdraw(request)
+        if not request.future.done():
+            request.future.set_exception(_own(error))
+
+    def _expire(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            if not entry.owner.future.done():
+                self.expired += 1
+                self._fail(entry.owner, RequestError(ErrorKind.DEADLINE, f"the deadline passed in {self.name}'s queue"))
+
+    # ------------------------------------------------------------ workers
+
+    async def _feed(self, slot: _Slot) -> None:
+        worker = slot.worker
+        while not slot.retired:
+            if not worker.available:
+                self._wake()  # in case the waking was meant for a worker that can run
+                await self._park(slot)
+                continue
+            batch = self._next_batch()
+            if not batch:
+                self._idle.append(slot)
+                await self._park(slot)
+                continue
+            if self._idle and self._queue.rows:
+                self._wake()
+            try:
+                await self._run(worker, batch)
+            except Exception as error:
+                log.exception("%s: a batch failed unexpectedly", self.name)
+                for entry in batch:
+                    self._fail(entry.owner, WorkerFailure(Cause.ERROR, short_message(error), self._next_key()))
+        self._wake()
+
+    async def _park(self, slot: _Slot) -> None:
+        slot.waiter = asyncio.get_running_loop().create_future()
+        try:
+            await slot.waiter
+        finally:
+            slot.waiter = None
+            if slot in self._idle:
+                self._idle.remove(slot)
+
+    def _wake(self) -> None:
+        if self._idle and self._queue.rows:
+            slot = min(self._idle, key=_rank) if len(self._idle) > 1 else self._idle[0]
+            self._idle.remove(slot)
+            slot.wake()
+
+    def _next_batch(self) -> Sequence[Entry]:
+        """Close a batch now, or arrange to be woken when one should be."""
+        now = self._clock.monotonic_ns()
+        if self._close_check is not None and self._queue.rows and (error := self._close_check()) is not None:
+            self.fail_queued(error)
+            return ()
+        wait = self._queue.wait_ns(now)
+        if wait is None:
+            return ()
+        if wait and not self._due:
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(wait / 1e9, self._timer_fired)
+            return ()
+        self._disarm()
+        batch, expired = self._queue.take(now)
+        if expired:
+            self._expire(expired)
+        return batch
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self._due = True
+        self._wake()
+
+    def _disarm(self) -> None:
+        self._due = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _workers_changed(self) -> None:
+        if not self.workers_available:
+            self.fail_queued(self._no_worker())
+        for slot in self._slots.values():
+            if slot.worker.available and slot not in self._idle:
+                slot.wake()
+
+    async def _run(self, worker: Worker, batch: Sequence[Entry]) -> None:
+        failure = await self._attempt(worker, batch)
+        if failure is None:
+            return
+        if failure.cause is not Cause.ERROR or len(batch) == 1:
+            for entry in batch:
+                self._fail(entry.owner, failure)
+            return
+        # One of them may be poison: each again on its own, so that only that one fails.
+        for entry in batch:
+            if entry.owner.future.done():
+                continue
+            if entry.deadline_ns <= self._clock.monotonic_ns():
+                self._expire((entry,))
+            elif self._close_check is not None and (error := self._close_check()) is not None:
+                self._fail(entry.owner, error)
+            elif (again := await self._attempt(worker, (entry,))) is not None:
+                self._fail(entry.owner, again)
+
+    async def _attempt(self, worker: Worker, batch: Sequence[Entry]) -> WorkerFailure | None:
+        key = self._next_key()
+        closed_ns = self._clock.monotonic_ns()
+        try:
+            inputs = merge([entry.inputs for entry in batch])
+            async with asyncio.timeout(self._hang_timeout_s):
+                outputs = await worker.run(inputs)
+        except WorkerFailure as failure:
+            failure.batch_key = key
+            return failure
+        except TimeoutError:
+            return WorkerFailure(
+                Cause.TIMEOUT, f"{worker.name} has not answered a batch for {self._hang_timeout_s:g} s", key
+            )
+        except asyncio.CancelledError:
+            for entry in batch:
+                self._fail(entry.owner, self._closed_error())
+            raise
+        except Exception as error:
+            log.exception("%s: the worker %s raised", self.name, worker.name)
+            return WorkerFailure(Cause.ERROR, short_message(error), key)
+        rows = [entry.rows for entry in batch]
+        shares = split(outputs, rows)
+        if shares is None:
+            return WorkerFailure(Cause.ERROR, f"{worker.name} returned outputs without one row for each input row", key)
+        infer_ns = self._clock.monotonic_ns() - closed_ns
+        total = sum(rows)
+        self._ns_per_row += 0.1 * (infer_ns / total - self._ns_per_row) if self._ns_per_row else infer_ns / total
+        for entry, share in zip(batch, shares, strict=True):
+            self._deliver(entry, share, closed_ns, infer_ns, total, key)
+        if self._on_batch is not None:
+            self._on_batch(total, infer_ns)
+        return None
+
+    def _deliver(
+        self, entry: Entry, share: dict[str, np.ndarray], closed_ns: int, infer_ns: int, total: int, key: int
+    ) -> None:
+        request: _Request = entry.owner
+        if request.future.done():
+            return
+        if len(request.entries) == 1:
+            request.future.set_result(BatchResult(share, closed_ns - request.submitted_ns, infer_ns, total, key))
+            return
+        request.parts[entry.seq] = share
+        request.batch_rows = max(request.batch_rows, total)
+        request.first_ns = min(request.first_ns or closed_ns, closed_ns)
+        request.left -= 1
+        if request.left:
+            return
+        parts = [request.parts[mine.seq] for mine in request.entries]
+        try:
+            outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        except (KeyError, ValueError) as error:
+            self._fail(request, WorkerFailure(Cause.ERROR, f"the parts of the answer do not fit: {error}", key))
+            return
+        request.future.set_result(
+            BatchResult(
+                outputs,
+                request.first_ns - request.submitted_ns,
+                closed_ns + infer_ns - request.first_ns,
+                request.batch_rows,
+                key,
+            )
+        )
+
+    # ------------------------------------------------------------ errors
+
+    def _next_key(self) -> int:
+        self._key = (self._key + 1) & _KEY_MASK or 1
+        return self._key
+
+    def _no_worker(self) -> WorkerFailure:
+        if any(slot.worker.hung for slot in self._slots.values()):
+            return WorkerFailure(Cause.TIMEOUT, f"{self.name} is quarantined: its workers are overdue with a batch")
+        return WorkerFailure(Cause.DIED, f"{self.name} has no worker: none is connected")
+
+    def _overloaded(self) -> RequestError:
+        wait_s = self._queue.rows * self._ns_per_row / 1e9 / max(1, self.workers_available)
+        return RequestError(
+            ErrorKind.OVERLOADED,
+            f"the queue of {self.name} is full ({self._queue.rows} of {self._queue.max_rows} rows)",
+            retry_after_s=min(_MAX_RETRY_AFTER_S, max(1, math.ceil(wait_s))),
+        )
+
+    def _closed_error(self) -> RequestError:
+        return RequestError(ErrorKind.UNAVAILABLE, f"{self.name} is shutting down", retry_after_s=1)
+
+
+def _rank(slot: _Slot) -> int:
+    return slot.worker.rank
+
+
+def _own(error: Exception) -> Exception:
+    """An instance for one caller: a raised exception collects that caller's traceback."""
+    if isinstance(error, WorkerFailure):
+        return WorkerFailure(error.cause, error.message, error.batch_key)
+    if isinstance(error, RequestError):
+        return RequestError(error.kind, error.message, error.retry_after_s)
+    return error
