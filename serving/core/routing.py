@@ -95,7 +95,7 @@ def with_weight(table: RouteTable, variant: str, share: int, *, epoch: int) -> R
                 f"{variant} at {share / 100:g} % needs {(share - held) / 100:g} % more, "
                 f"the baseline has {free / 100:g} %"
             )
-        mine = _merge((*mine, *_take(_gaps(taken), share - held)))
+        mine = _joined((*mine, *_take(_gaps(taken), share - held)))
     elif share < held:
         mine = _give_back(mine, held - share)
     candidates = {name: spans for name, spans in table.candidates.items() if name != variant}
@@ -138,9 +138,10 @@ def initial_table(table: RouteTable, shares: Mapping[str, int]) -> RouteTable:
     return table
 
 
-def _merge(spans: Iterable[tuple[int, int]]) -> Intervals:
+def _joined(spans: Iterable[tuple[int, int]]) -> Intervals:
+    """Adjacent spans in one, in the order in which they were taken, so that the latest can be given back first."""
     merged: list[tuple[int, int]] = []
-    for low, high in sorted(spans):
+    for low, high in spans:
         if merged and merged[-1][1] == low:
             merged[-1] = (merged[-1][0], high)
         else:
