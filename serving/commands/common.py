@@ -1,0 +1,156 @@
+"""What the commands share: options, exit codes, output, and access to the server."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    import httpx
+    from rich.console import Console
+
+    from serving.client import AdminClient, InferenceClient
+    from serving.config import Config
+
+OK, ERROR, USAGE, UNREACHABLE, REFUSED = range(5)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+reason_option = click.option("--reason", required=True, help="Why; kept in the audit log.")
+state_dir_option = click.option(
+    "--state-dir",
+    envvar="CANARIUM_STATE_DIR",
+    default=".canarium",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="State directory of the deployment (state.dir in its file).",
+)
+registry_option = click.option(
+    "--registry",
+    "registry_dir",
+    envvar="CANARIUM_REGISTRY",
+    default=".canarium/registry",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory of the model registry.",
+)
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key of the file."
+)
+
+
+def control_options(command: Command) -> Command:
+    """`--control` and `--token-file`, for every command that talks to the control plane."""
+    command = click.option(
+        "--control",
+        envvar="CANARIUM_CONTROL",
+        default="http://127.0.0.1:8003",
+        show_default=True,
+        help="Address of the control plane.",
+    )(command)
+    return token_option(command)
+
+
+def inference_options(command: Command) -> Command:
+    """`--url` and `--token-file`, for the commands that talk to the inference endpoint."""
+    command = click.option(
+        "--url",
+        envvar="CANARIUM_URL",
+        default="http://127.0.0.1:8000",
+        show_default=True,
+        help="HTTP address of the inference server.",
+    )(command)
+    return token_option(command)
+
+
+def token_option(command: Command) -> Command:
+    return click.option(
+        "--token-file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="File with the bearer token (or the token itself in $CANARIUM_TOKEN).",
+    )(command)
+
+
+def admin(control: str, token_file: Path | None, *, timeout_s: float = 10.0) -> AdminClient:
+    """A client of the control plane, named in the audit log as the user of this machine."""
+    from serving.client import AdminClient
+
+    return AdminClient(
+        control, token=_token(token_file), timeout_s=timeout_s, actor=f"cli:{_user()}", transport=_transport()
+    )
+
+
+def inference(url: str, token_file: Path | None) -> InferenceClient:
+    from serving.client import InferenceClient
+
+    return InferenceClient(url, token=_token(token_file), timeout_s=30.0, transport=_transport())
+
+
+def read_config(path: Path, overrides: tuple[str, ...]) -> Config:
+    from serving.config import load_config
+
+    return load_config(path, overrides)
+
+
+def console() -> Console:
+    """Where tables go. Piped output is not cut at 80 columns."""
+    from rich.console import Console
+
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=200)
+
+
+def emit_json(value: Any) -> None:
+    import json
+
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def percentages(pairs: tuple[str, ...], what: str) -> dict[str, float]:
+    """`("int8=10", "distilled=2.5%")` as a mapping. Raises `click.BadParameter` naming the pair."""
+    found: dict[str, float] = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        try:
+            value = float(text.removesuffix("%"))
+        except ValueError:
+            sign = ""
+        if not sign or not name:
+            raise click.BadParameter(f"{pair!r} is not VARIANT=PERCENT, such as int8=10", param_hint=what)
+        if not 0 <= value <= 100:
+            raise click.BadParameter(f"{pair}: a percentage is between 0 and 100", param_hint=what)
+        if name in found:
+            raise click.BadParameter(f"{name} is given twice", param_hint=what)
+        found[name] = value
+    return found
+
+
+def said(reason: str) -> str:
+    """The reason, which must say something."""
+    if not reason.strip():
+        raise click.BadParameter("say why in a few words; it is kept in the audit log", param_hint="--reason")
+    return reason.strip()
+
+
+def _token(token_file: Path | None) -> str | None:
+    if token_file is not None:
+        return token_file.read_text(encoding="utf-8").strip() or None
+    return os.environ.get("CANARIUM_TOKEN") or None
+
+
+def _transport() -> httpx.BaseTransport | None:
+    context = click.get_current_context(silent=True)
+    return None if context is None else context.obj
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without an entry in /etc/passwd
+        return f"uid {os.getuid()}"

@@ -1,0 +1,128 @@
+"""Look at a deployment: `status`, `audit`, `doctor`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from serving.commands.common import (
+    ERROR,
+    OK,
+    admin,
+    console,
+    control_options,
+    emit_json,
+    json_option,
+    read_config,
+    state_dir_option,
+)
+
+if TYPE_CHECKING:
+    from serving.client import AdminClient
+
+Json = dict[str, Any]
+WATCH_EVERY_S = 1.0
+
+
+@click.command()
+@click.option("--watch", is_flag=True, help="Stay and refresh every second until Ctrl-C.")
+@control_options
+@json_option
+def status(watch: bool, control: str, token_file: Path | None, as_json: bool) -> int:
+    """Who answers what, and what the guards say."""
+    from serving.commands.render import status_view
+
+    with admin(control, token_file) as client:
+        if as_json:
+            emit_json(_with_verdicts(client))
+            while watch:
+                time.sleep(WATCH_EVERY_S)
+                emit_json(_with_verdicts(client))
+            return OK
+        view = _with_verdicts(client)
+        if not watch:
+            console().print(status_view(view, view["verdicts"]))
+            return OK
+        from rich.live import Live
+
+        with Live(status_view(view, view["verdicts"]), console=console(), screen=False, auto_refresh=False) as live:
+            while True:
+                time.sleep(WATCH_EVERY_S)
+                view = _with_verdicts(client)
+                live.update(status_view(view, view["verdicts"]), refresh=True)
+
+
+def _with_verdicts(client: AdminClient) -> Json:
+    """The status with each model's verdicts added under `verdicts`; a silent monitor is no error here."""
+    from serving.client import ClientError
+
+    view = client.status()
+    view["verdicts"] = {}
+    for model in view.get("models", []):
+        try:
+            view["verdicts"][model["model"]] = client.verdicts(model["model"])
+        except ClientError as error:
+            view["verdicts"][model["model"]] = {"verdicts": [], "stale": True, "error": str(error)}
+    return view
+
+
+@click.command()
+@click.argument("model", required=False, metavar="[MODEL|verify]")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1000), help="Newest rows to show.")
+@control_options
+@json_option
+def audit(model: str | None, limit: int, control: str, token_file: Path | None, as_json: bool) -> int:
+    """The audit log, newest first.
+
+    It holds every change and every automatic decision. `audit verify` checks its hash chain.
+    """
+    with admin(control, token_file) as client:
+        if model == "verify":
+            return _verify(client.audit_verify(), as_json)
+        entries = client.audit(model, limit=limit)
+    if as_json:
+        emit_json(entries)
+        return OK
+    from serving.commands.render import audit_table
+
+    console().print(audit_table(entries))
+    return OK
+
+
+def _verify(answer: Json, as_json: bool) -> int:
+    whole = answer.get("ok") is True
+    if as_json:
+        emit_json(answer)
+    elif whole:
+        click.echo(f"the audit log is whole: {answer.get('entries')} entries")
+    else:
+        click.echo(f"canarium: the audit log was altered: entry {answer.get('first_bad')} does not match", err=True)
+    return OK if whole else ERROR
+
+
+@click.command()
+@click.option(
+    "-f", "--file", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Use its ports."
+)
+@state_dir_option
+@json_option
+def doctor(path: Path | None, state_dir: Path, as_json: bool) -> int:
+    """Check this machine, list listening ports.
+
+    Says whether this machine can run Canarium, and what a running deployment listens on.
+    """
+    from serving.commands import examine
+
+    config = read_config(path, ()) if path is not None else None
+    report = examine.report(config, Path(config.state.dir) if config is not None else state_dir)
+    if as_json:
+        emit_json(report)
+    else:
+        console().print(examine.render(report))
+    return OK if report["ok"] else ERROR
+
+
+COMMANDS = (status, audit, doctor)

@@ -1,0 +1,62 @@
+"""Start, stop and check a deployment: `up`, `down`, `check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from serving.commands.common import OK, console, emit_json, json_option, read_config, set_option, state_dir_option
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("-f", "--file", "path", required=True, type=FILE, help="Configuration file.")
+@set_option
+def up(path: Path, overrides: tuple[str, ...]) -> int:
+    """Start the deployment of FILE and stay until stopped.
+
+    Starts the gateways, the variants, the control plane and the monitor; Ctrl-C stops them all.
+    """
+    config = read_config(path, overrides)
+    from serving.supervisor import up as start
+
+    return start(config, path)
+
+
+@click.command()
+@click.option("-f", "--file", "path", type=FILE, help="Configuration file; its state.dir says what to stop.")
+@set_option
+@state_dir_option
+def down(path: Path | None, overrides: tuple[str, ...], state_dir: Path) -> int:
+    """Stop the deployment of FILE or of a state directory."""
+    if path is not None:
+        state_dir = Path(read_config(path, overrides).state.dir)
+    elif overrides:
+        raise click.UsageError("--set needs --file: it overrides keys of that file")
+    from serving.supervisor import down as stop
+
+    return stop(state_dir)
+
+
+@click.command()
+@click.argument("path", metavar="FILE", type=FILE)
+@set_option
+@json_option
+def check(path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Validate a configuration file; start nothing."""
+    config = read_config(path, overrides)
+    if as_json:
+        emit_json(config.model_dump(mode="json"))
+        return OK
+    out = console()
+    out.print(f"{path}: valid", style="green")
+    for name, model in config.models.items():
+        weights = ", ".join(f"{variant} {share:g} %" for variant, share in model.routing.weights.items() if share)
+        out.print(f"  {name}: baseline {model.baseline}, variants {', '.join(model.variants)}")
+        out.print(f"    starts with {weights or 'everything on the baseline'}")
+    return OK
+
+
+COMMANDS = (up, down, check)

@@ -1,0 +1,180 @@
+"""Use and make models: `infer`, `feedback`, `build`, `registry`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from serving.commands.common import (
+    ERROR,
+    OK,
+    console,
+    emit_json,
+    inference,
+    inference_options,
+    json_option,
+    registry_option,
+)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("text", metavar="TEXT|-|@FILE")
+@click.option("--variant", help="Ask this variant, not the one that routing picks (x-canarium-variant).")
+@click.option("--user", help="The sticky unit (x-user-id): the same user gets the same variant.")
+@click.option("--input", "input_name", default="text", show_default=True, help="Name of the model's text input.")
+@inference_options
+@json_option
+def infer(
+    model: str,
+    text: str,
+    variant: str | None,
+    user: str | None,
+    input_name: str,
+    url: str,
+    token_file: Path | None,
+    as_json: bool,
+) -> int:
+    """Classify one text.
+
+    TEXT is given as it is, read from standard input (-) or from a file (@FILE).
+    """
+    headers = {"x-canarium-variant": variant, "x-user-id": user}
+    with inference(url, token_file) as client:
+        answer = client.infer_text(
+            model,
+            [_read(text)],
+            input_name=input_name,
+            headers={name: value for name, value in headers.items() if value is not None},
+        )
+    if as_json:
+        meta = {"variant": answer.variant, "reason": answer.reason, "epoch": answer.epoch, "ms": answer.milliseconds}
+        emit_json(answer.body | {"canarium": meta})
+        return OK
+    for output in answer.body.get("outputs", []):
+        values = ", ".join(f"{value:.4f}" if isinstance(value, float) else str(value) for value in output["data"])
+        click.echo(f"{output['name']}: {values}")
+    click.echo(
+        f"answered by {answer.variant} ({answer.reason}) in {answer.milliseconds:.1f} ms, id {answer.request_id}"
+    )
+    return OK
+
+
+@click.command()
+@click.argument("model")
+@click.argument("request_id", metavar="ID")
+@click.argument("label")
+@inference_options
+def feedback(model: str, request_id: str, label: str, url: str, token_file: Path | None) -> int:
+    """Tell the true LABEL of an earlier request.
+
+    ID is the request id that the answer carried.
+    """
+    with inference(url, token_file) as client:
+        client.feedback(model, request_id, label)
+    click.echo(f"{model}: {request_id} is {label}")
+    return OK
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@registry_option
+def build(recipe: Path, registry_dir: Path) -> int:
+    """Make and register the variants of RECIPE.
+
+    Finished steps are not repeated.
+    """
+    from serving.build.runner import build as run
+
+    run(recipe, registry_dir)
+    return OK
+
+
+@click.group()
+def registry() -> None:
+    """Look into the model registry."""
+
+
+@registry.command("list")
+@registry_option
+@json_option
+def list_(registry_dir: Path, as_json: bool) -> int:
+    """Every artifact, oldest first."""
+    manifests = [_plain(manifest) for manifest in _registry(registry_dir).list()]
+    if as_json:
+        emit_json(manifests)
+        return OK
+    from serving.commands.render import plain_table
+
+    table = plain_table("artifact", "version>", "relation", "format", "MB>", "accuracy>", "created")
+    for found in manifests:
+        accuracy = found["evaluation"].get("accuracy")
+        table.add_row(
+            f"{found['model']}/{found['variant']}:{found['revision']}",
+            str(found["version"]),
+            found["lineage"]["relation"],
+            found["format"],
+            f"{sum(file['bytes'] for file in found['files'].values()) / 1e6:.1f}",
+            f"{accuracy:.4f}" if isinstance(accuracy, float) else "",
+            found["created_at"],
+        )
+    console().print(table)
+    return OK
+
+
+@registry.command()
+@click.argument("ref")
+@registry_option
+def show(ref: str, registry_dir: Path) -> int:
+    """The manifest of REF (MODEL/VARIANT[:REVISION]) as JSON."""
+    emit_json(_plain(_registry(registry_dir).resolve(ref)))
+    return OK
+
+
+@registry.command()
+@registry_option
+def verify(registry_dir: Path) -> int:
+    """Check the digest of every file of every artifact."""
+    from serving.errors import RegistryError
+
+    store, bad, manifests = _registry(registry_dir), 0, 0
+    for manifest in store.list():
+        manifests += 1
+        ref = f"{manifest.model}/{manifest.variant}:{manifest.revision}"
+        try:
+            store.open(ref)
+        except RegistryError as error:
+            bad += 1
+            click.echo(f"canarium: {error}", err=True)
+    click.echo(f"{manifests - bad} of {manifests} artifacts are whole")
+    return ERROR if bad else OK
+
+
+def _read(text: str) -> str:
+    if text == "-":
+        return sys.stdin.read()
+    if text.startswith("@"):
+        return Path(text[1:]).read_text(encoding="utf-8")
+    return text
+
+
+def _registry(directory: Path) -> Any:
+    from serving.errors import RegistryError
+    from serving.registry.store import Registry
+
+    if not directory.is_dir():
+        raise RegistryError(f"{directory}: there is no registry here; make one with `canarium build RECIPE`")
+    return Registry(directory)
+
+
+def _plain(manifest: Any) -> dict[str, Any]:
+    import msgspec
+
+    plain: dict[str, Any] = msgspec.to_builtins(manifest)
+    return plain
+
+
+COMMANDS = (infer, feedback, build, registry)
