@@ -59,6 +59,7 @@ class FrameKind(IntEnum):
     PONG = 5
     DESCRIBE = 6
     DESCRIPTION = 7
+    LEAVING = 8  # the worker closes: finish what is open, send nothing new, hang up
 
 
 _KINDS = {int(kind): kind for kind in FrameKind}
@@ -113,7 +114,7 @@ def encode_error(request_id: int, cause: Cause, message: str) -> bytes:
 
 
 def encode_text(kind: FrameKind, request_id: int, text: str = "") -> bytes:
-    """A frame that carries text only (PING, PONG, DESCRIBE, DESCRIPTION)."""
+    """A frame that carries text only (PING, PONG, DESCRIBE, DESCRIPTION, LEAVING)."""
     body = text.encode()
     return HEADER.pack(HEADER.size + len(body), kind, VERSION, 0, request_id) + body
 

@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class SocketWorker(WorkerBase, asyncio.BufferedProtocol):
         self._pending: dict[int, asyncio.Future[Frame]] = {}
         self._overdue: set[int] = set()
         self._last_id = 0
+        self._leaving = False
         self._why_lost = "its connection closed"
 
     @classmethod
@@ -59,7 +60,7 @@ class SocketWorker(WorkerBase, asyncio.BufferedProtocol):
 
     @property
     def available(self) -> bool:
-        return self._transport is not None and not self._overdue
+        return self._transport is not None and not self._overdue and not self._leaving
 
     @property
     def hung(self) -> bool:
@@ -119,8 +120,7 @@ class SocketWorker(WorkerBase, asyncio.BufferedProtocol):
     # asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._reader.get_buffer()
@@ -150,8 +150,11 @@ class SocketWorker(WorkerBase, asyncio.BufferedProtocol):
         self._changed()
 
     def _answered(self, frame: Frame) -> None:
-        future = self._pending.pop(frame.request_id, None)
-        if future is not None:
+        if frame.kind is FrameKind.LEAVING:
+            self._leaving = True
+            self._why_lost = "its replica shut down"
+            self._changed()
+        elif (future := self._pending.pop(frame.request_id, None)) is not None:
             if not future.done():
                 future.set_result(frame)
         elif frame.request_id in self._overdue:
@@ -161,6 +164,8 @@ class SocketWorker(WorkerBase, asyncio.BufferedProtocol):
             self._why_lost = frame.text
         else:
             raise FrameError(f"an answer to request {frame.request_id}, which is not open")
+        if self._leaving and not self._pending and not self._overdue and self._transport is not None:
+            self._transport.close()
 
 
 class SocketPool:

@@ -6,7 +6,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +17,10 @@ class RunsArrays(Protocol):
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
     def close(self) -> None: ...
+
+
+Call = Callable[[], dict[str, np.ndarray]]
+Done = Callable[[dict[str, np.ndarray] | None, BaseException | None], None]
 
 
 def short_message(error: BaseException) -> str:
@@ -34,17 +38,13 @@ class SessionThread:
 
     def __init__(self, name: str, session: RunsArrays) -> None:
         self._session = session
-        self._jobs: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, Any, Any] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, Call, Done] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"canarium-{name}", daemon=True)
         self._thread.start()
 
-    def submit(
-        self,
-        inputs: Mapping[str, np.ndarray],
-        done: Callable[[dict[str, np.ndarray] | None, BaseException | None], None],
-    ) -> None:
-        """Run `inputs` after what was submitted before; then call `done(outputs, error)`."""
-        self._jobs.put((asyncio.get_running_loop(), inputs, done))
+    def submit(self, call: Call, done: Done) -> None:
+        """Call `call()` in the thread after what was submitted before; then `done(outputs, error)`."""
+        self._jobs.put((asyncio.get_running_loop(), call, done))
 
     def terminate(self) -> None:
         """Ask the runtime to abandon the run in progress, where it offers that."""
@@ -58,16 +58,16 @@ class SessionThread:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            loop, inputs, done = job
+            loop, call, done = job
             outputs: dict[str, np.ndarray] | None = None
             error: BaseException | None = None
             try:
-                outputs = self._session.run(inputs)
+                outputs = call()
             except BaseException as raised:  # whatever it is, it is the session's failure and must not end the thread
                 error = raised
             try:
                 loop.call_soon_threadsafe(done, outputs, error)
             except RuntimeError:  # the loop is closed: nobody is left to tell
                 return
-            del job, inputs, outputs, error, done
+            del job, call, done, outputs, error  # hold no arrays while waiting for the next batch
         self._session.close()

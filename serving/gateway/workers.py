@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class LocalWorker(WorkerBase):
 
     def __init__(self, name: str, session: RunsArrays) -> None:
         super().__init__(name)
+        self._session = session
         self._thread = SessionThread(name, session)
         self._overdue = 0
         self._closed = False
@@ -55,7 +57,7 @@ class LocalWorker(WorkerBase):
             else:
                 future.set_result(outputs)
 
-        self._thread.submit(inputs, done)
+        self._thread.submit(partial(self._session.run, inputs), done)
         try:
             return await future
         except asyncio.CancelledError:
