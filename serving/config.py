@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
+from serving import yaml12
 from serving.errors import ConfigError
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-Percent = Annotated[float, Field(ge=0, le=100)]
-Port = Annotated[int, Field(ge=1, le=65535)]
+Percent = Annotated[float, Strict(), Field(ge=0, le=100)]
+Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
 
 
 class _Section(BaseModel):
@@ -33,9 +34,9 @@ class ServerConfig(_Section):
     grpc_port: Port = 8001
     monitor_port: Port = 8002
     control_port: Port = 8003
-    gateways: Annotated[int, Field(ge=1, le=64)] = 1
-    max_body_mib: Annotated[int, Field(ge=1, le=1024)] = 64
-    max_inflight_mib: Annotated[int, Field(ge=1, le=16384)] = 256
+    gateways: Annotated[int, Strict(), Field(ge=1, le=64)] = 1
+    max_body_mib: Annotated[int, Strict(), Field(ge=1, le=1024)] = 64
+    max_inflight_mib: Annotated[int, Strict(), Field(ge=1, le=16384)] = 256
 
     @model_validator(mode="after")
     def _ports_differ(self) -> ServerConfig:
@@ -82,10 +83,12 @@ class VariantConfig(_Section):
     artifact: str
     runtime: Literal["onnxruntime", "torch"] = "onnxruntime"
     placement: Literal["isolated", "colocated"] = "isolated"
-    replicas: Annotated[int, Field(ge=1, le=64)] = 1
-    max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
-    threads: Annotated[int, Field(ge=1, le=256)] = 1
-    hang_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    replicas: Annotated[int, Strict(), Field(ge=1, le=64)] = 1
+    max_batch: Annotated[int, Strict(), Field(ge=1, le=1024)] = 16
+    threads: Annotated[int, Strict(), Field(ge=1, le=256)] = 1
+    hang_timeout_s: Annotated[float, Strict(), Field(gt=0, le=3600)] = 10.0
+    #: auto: Unix socket on the same node, Serve handle between nodes; handle: always the handle.
+    transport: Literal["auto", "handle"] = "auto"
 
     @field_validator("artifact")
     @classmethod
@@ -104,13 +107,13 @@ class FallbackConfig(_Section):
     """When the baseline answers in a candidate's place, and how much time it is left."""
 
     on: tuple[Literal["error", "timeout", "invalid_output"], ...] = ("error", "timeout", "invalid_output")
-    budget_ms: Annotated[int, Field(ge=1, le=60_000)] = 200
+    budget_ms: Annotated[int, Strict(), Field(ge=1, le=60_000)] = 200
 
 
 class QueueConfig(_Section):
-    max_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 256
-    max_queue_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = 0
-    default_timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = 1000
+    max_rows: Annotated[int, Strict(), Field(ge=1, le=1_000_000)] = 256
+    max_queue_delay_ms: Annotated[float, Strict(), Field(ge=0, le=10_000)] = 0
+    default_timeout_ms: Annotated[int, Strict(), Field(ge=1, le=600_000)] = 1000
 
 
 class RoutingConfig(_Section):
@@ -141,8 +144,8 @@ class SloConfig(_Section):
     """One service level objective over a rolling window."""
 
     name: Literal["latency", "availability"]
-    objective: Annotated[float, Field(gt=0, lt=1)]
-    threshold_ms: Annotated[float, Field(gt=0)] | None = None
+    objective: Annotated[float, Strict(), Field(gt=0, lt=1)]
+    threshold_ms: Annotated[float, Strict(), Field(gt=0)] | None = None
     window: Annotated[str, Field(pattern=r"^[1-9][0-9]*d$")] = "30d"
 
     @model_validator(mode="after")
@@ -155,43 +158,43 @@ class SloConfig(_Section):
 
 
 class InvalidOutputGuard(_Section):
-    limit: Annotated[int, Field(ge=1)] = 3
+    limit: Annotated[int, Strict(), Field(ge=1)] = 3
 
 
 class ErrorsGuard(_Section):
     """`ratio` is the tolerated ratio r of the candidate's error odds to the baseline's."""
 
-    ratio: Annotated[float, Field(ge=1)] = 1.25
+    ratio: Annotated[float, Strict(), Field(ge=1)] = 1.25
 
 
 class LatencyGuard(_Section):
     """Tail race over the baseline's running `quantile`; `margin` is the tolerated excess."""
 
-    quantile: Annotated[float, Field(gt=0.5, lt=1)] = 0.99
-    margin: Annotated[float, Field(ge=0)] = 0.25
-    margin_ms: Annotated[float, Field(ge=0)] = 5.0
+    quantile: Annotated[float, Strict(), Field(gt=0.5, lt=1)] = 0.99
+    margin: Annotated[float, Strict(), Field(ge=0)] = 0.25
+    margin_ms: Annotated[float, Strict(), Field(ge=0)] = 5.0
 
 
 class AgreementGuard(_Section):
     """Top-1 flips against the teacher: limit = reference disagreement + margin, gross = limit x factor."""
 
-    margin: Annotated[float, Field(ge=0, le=1)] = 0.02
-    limit: Annotated[float, Field(gt=0, lt=1)] | None = None
-    gross_factor: Annotated[float, Field(gt=1)] = 3.0
+    margin: Annotated[float, Strict(), Field(ge=0, le=1)] = 0.02
+    limit: Annotated[float, Strict(), Field(gt=0, lt=1)] | None = None
+    gross_factor: Annotated[float, Strict(), Field(gt=1)] = 3.0
 
 
 class HarmGuard(_Section):
     """Labelled flips (teacher right, candidate wrong) per labelled pair."""
 
-    budget: Annotated[float, Field(gt=0, lt=1)] = 0.03
+    budget: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.03
 
 
 class GuardsConfig(_Section):
     """The statistical guards and the error budget of their alarms."""
 
-    false_rollback: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    false_rollback: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.01
     monitor_loss: Literal["baseline", "hold"] = "baseline"
-    monitor_loss_s: Annotated[float, Field(gt=0)] = 60.0
+    monitor_loss_s: Annotated[float, Strict(), Field(gt=0)] = 60.0
     invalid_output: InvalidOutputGuard = InvalidOutputGuard()
     errors: ErrorsGuard = ErrorsGuard()
     latency: LatencyGuard = LatencyGuard()
@@ -219,7 +222,7 @@ class ModelConfig(_Section):
         known = ", ".join(sorted(self.variants))
         for field, name in (("baseline", self.baseline), ("teacher", self.teacher or self.baseline)):
             if name not in self.variants:
-                raise ValueError(f"{field} {name!r} is not among the variants ({known})")
+                raise ValueError(f"{field}: {name!r} is not among the variants ({known})")
         for section in ("weights", "shadow"):
             for name in getattr(self.routing, section):
                 if name not in self.variants:
@@ -268,7 +271,7 @@ def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
         ConfigError: the file cannot be read or used; one line a fault, each starting with its path.
     """
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        document = yaml12.load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -298,7 +301,10 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override}: {part} is not a mapping")
-    node[last] = yaml.safe_load(text)
+    try:
+        node[last] = yaml12.load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: {text!r} is not valid YAML: {error}") from error
 
 
 def _fault(item: Any) -> str:
@@ -312,10 +318,13 @@ def _fault(item: Any) -> str:
         "less_than": f"{given} must be under {_number(context.get('lt'))}",
         "greater_than": f"{given} must be over {_number(context.get('gt'))}",
         "literal_error": f"{given!r} is not {context.get('expected')}",
+        "model_type": f"expected a mapping, got {given!r}",
+        "dict_type": f"expected a mapping, got {given!r}",
+        "too_short": "needs at least one entry",
         "value_error": str(context.get("error", "")),
     }
     message = messages.get(item["type"]) or f"{given!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
-    if item["type"] == "value_error" and re.match(r"[a-z]+\.[a-z-]", message):
+    if item["type"] == "value_error" and re.match(r"[a-z_]+(\.[\w-]+)*: ", message):
         return f"{path}.{message}" if path else message
     return f"{path}: {message}" if path else message
 

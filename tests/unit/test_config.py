@@ -1,0 +1,343 @@
+"""Every mistake in a configuration is refused with its path, what was given and what is allowed."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from serving import yaml12
+from serving.config import Config, load_config, parse_config
+from serving.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+VALID: dict[str, Any] = {
+    "apiVersion": "canarium/v1",
+    "models": {
+        "moderation": {
+            "baseline": "teacher",
+            "variants": {
+                "teacher": {"artifact": "moderation/teacher:1"},
+                "int8": {"artifact": "moderation/int8:1"},
+                "distilled": {"artifact": "moderation/distilled:latest"},
+            },
+        }
+    },
+}
+
+
+def with_value(path: str, value: Any) -> dict[str, Any]:
+    """VALID with `value` at a path of keys joined by '/'; a leading '+' stands for models/moderation."""
+    document = copy.deepcopy(VALID)
+    *parents, last = path.replace("+", "models/moderation/").split("/")
+    node = document
+    for parent in parents:
+        node = node.setdefault(parent, {})
+    node[last] = value
+    return document
+
+
+LATENCY = {"name": "latency", "objective": 0.99, "threshold_ms": 100}
+AVAILABILITY = {"name": "availability", "objective": 0.999}
+
+MISTAKES: list[tuple[str, Any, str]] = [
+    ("apiVersion", "canarium/v2", "apiVersion: 'canarium/v2' is not 'canarium/v1'"),
+    ("extra", 1, "extra: unknown key"),
+    # server
+    ("server/hots", "x", "server.hots: unknown key"),
+    ("server", None, "server: expected a mapping, got None"),
+    ("server", [], "server: expected a mapping, got []"),
+    ("server/http_port", 0, "server.http_port: 0 is under 1"),
+    ("server/http_port", 70_000, "server.http_port: 70000 is over 65535"),
+    ("server/http_port", "8000", "server.http_port: '8000': input should be a valid integer"),
+    ("server/http_port", True, "server.http_port: True: input should be a valid integer"),
+    (
+        "server/http_port",
+        8001,
+        "server: http_port, grpc_port, monitor_port and control_port must differ, got [8001, 8001, 8002, 8003]",
+    ),
+    (
+        "server/host",
+        "0.0.0.0",
+        "server.host: 0.0.0.0 is reachable from other machines, which needs auth.mode: tokens; "
+        "use 127.0.0.1 or configure authentication",
+    ),
+    ("server/gateways", 0, "server.gateways: 0 is under 1"),
+    ("server/max_body_mib", 2048, "server.max_body_mib: 2048 is over 1024"),
+    # state, auth
+    ("state/database", "mysql", "state.database: 'mysql' is not supported, use 'sqlite'"),
+    ("auth/mode", "oidc", "auth.mode: 'oidc' is not 'none' or 'tokens'"),
+    ("auth/mode", "tokens", "auth: tokens_file is required when mode is 'tokens'"),
+    # models
+    ("models", {}, "models: needs at least one entry"),
+    ("models", None, "models: expected a mapping, got None"),
+    (
+        "models/Bad_Name",
+        VALID["models"]["moderation"],
+        "models.Bad_Name: use lower-case letters, digits and '-', at most 40",
+    ),
+    ("+baseline", "x", "models.moderation.baseline: 'x' is not among the variants (distilled, int8, teacher)"),
+    ("+teacher", "x", "models.moderation.teacher: 'x' is not among the variants (distilled, int8, teacher)"),
+    ("+variants", {}, "models.moderation.variants: needs at least one entry"),
+    (
+        "+variants/Bad",
+        {"artifact": "m/x:1"},
+        "models.moderation.variants.Bad: use lower-case letters, digits and '-', at most 40",
+    ),
+    ("+variants/int8", {}, "models.moderation.variants.int8.artifact: is required"),
+    (
+        "+variants/int8/artifact",
+        "int8",
+        "models.moderation.variants.int8.artifact: 'int8' is not MODEL/VARIANT:REVISION, such as moderation/int8:1",
+    ),
+    (
+        "+variants/int8/artifact",
+        "m/int8:0",
+        "models.moderation.variants.int8.artifact: 'm/int8:0' is not MODEL/VARIANT:REVISION, such as moderation/int8:1",
+    ),
+    ("+variants/int8/runtime", "tf", "models.moderation.variants.int8.runtime: 'tf' is not 'onnxruntime' or 'torch'"),
+    (
+        "+variants/int8/placement",
+        "gpu",
+        "models.moderation.variants.int8.placement: 'gpu' is not 'isolated' or 'colocated'",
+    ),
+    ("+variants/int8/max_batch", 0, "models.moderation.variants.int8.max_batch: 0 is under 1"),
+    (
+        "+variants/int8/max_batch",
+        2.5,
+        "models.moderation.variants.int8.max_batch: 2.5: input should be a valid integer",
+    ),
+    ("+variants/int8/threads", 0, "models.moderation.variants.int8.threads: 0 is under 1"),
+    ("+variants/int8/hang_timeout_s", 0, "models.moderation.variants.int8.hang_timeout_s: 0 must be over 0"),
+    # routing
+    ("+routing/weights/int8", 105, "models.moderation.routing.weights.int8: 105 is over 100"),
+    ("+routing/weights/int8", -1, "models.moderation.routing.weights.int8: -1 is under 0"),
+    ("+routing/weights/int8", "5", "models.moderation.routing.weights.int8: '5': input should be a valid number"),
+    ("+routing/weights/int8", True, "models.moderation.routing.weights.int8: True: input should be a valid number"),
+    ("+routing/weights/int8", float("nan"), "models.moderation.routing.weights.int8: nan is over 100"),
+    (
+        "+routing/weights/teacher",
+        5,
+        "models.moderation.routing.weights.teacher: is the baseline, which gets what the others leave",
+    ),
+    (
+        "+routing/weights/int4",
+        5,
+        "models.moderation.routing.weights.int4: is not among the variants (distilled, int8, teacher)",
+    ),
+    (
+        "+routing/weights",
+        {"int8": 60, "distilled": 60},
+        "models.moderation.routing.weights: the weights add up to 120, over 100",
+    ),
+    ("+routing/shadow/int8", 500, "models.moderation.routing.shadow.int8: 500 is over 100"),
+    (
+        "+routing/shadow/nope",
+        5,
+        "models.moderation.routing.shadow.nope: is not among the variants (distilled, int8, teacher)",
+    ),
+    (
+        "+routing/shadow/teacher",
+        5,
+        "models.moderation.routing.shadow.teacher: is the baseline, which gets what the others leave",
+    ),
+    ("+routing/reference_percent", 101, "models.moderation.routing.reference_percent: 101 is over 100"),
+    (
+        "+routing/sticky_key",
+        "cookie",
+        "models.moderation.routing.sticky_key: 'cookie' is neither 'request_id' nor 'header:NAME'",
+    ),
+    (
+        "+routing/fallback/on",
+        ["boom"],
+        "models.moderation.routing.fallback.on.0: 'boom' is not 'error', 'timeout' or 'invalid_output'",
+    ),
+    ("+routing/fallback/budget_ms", 0, "models.moderation.routing.fallback.budget_ms: 0 is under 1"),
+    ("+routing/queue/max_rows", 0, "models.moderation.routing.queue.max_rows: 0 is under 1"),
+    ("+routing/queue/max_rowz", 5, "models.moderation.routing.queue.max_rowz: unknown key"),
+    # objectives, guards, capacity
+    (
+        "+slo",
+        [{"name": "latency", "objective": 0.99}],
+        "models.moderation.slo.0: threshold_ms is required for a latency SLO",
+    ),
+    (
+        "+slo",
+        [{**AVAILABILITY, "threshold_ms": 5}],
+        "models.moderation.slo.0: threshold_ms has no meaning for an availability SLO",
+    ),
+    ("+slo", [LATENCY, {**AVAILABILITY, "objective": 99}], "models.moderation.slo.1.objective: 99 must be under 1"),
+    ("+slo", [LATENCY, LATENCY], "models.moderation.slo: each name may occur once"),
+    (
+        "+slo",
+        [{**LATENCY, "window": "1h"}],
+        "models.moderation.slo.0.window: '1h': string should match pattern '^[1-9][0-9]*d$'",
+    ),
+    (
+        "+slo",
+        [{**LATENCY, "name": "speed"}],
+        "models.moderation.slo.0.name: 'speed' is not 'latency' or 'availability'",
+    ),
+    ("+guards/false_rollback", 0, "models.moderation.guards.false_rollback: 0 must be over 0"),
+    ("+guards/monitor_loss", "x", "models.moderation.guards.monitor_loss: 'x' is not 'baseline' or 'hold'"),
+    ("+guards/invalid_output/limit", 0, "models.moderation.guards.invalid_output.limit: 0 is under 1"),
+    ("+guards/errors/ratio", 0.5, "models.moderation.guards.errors.ratio: 0.5 is under 1"),
+    ("+guards/latency/quantile", 0.4, "models.moderation.guards.latency.quantile: 0.4 must be over 0.5"),
+    ("+guards/agreement/gross_factor", 1, "models.moderation.guards.agreement.gross_factor: 1 must be over 1"),
+    ("+guards/harm/budget", 1, "models.moderation.guards.harm.budget: 1 must be under 1"),
+    ("+capacity/on_kill", "die", "models.moderation.capacity.on_kill: 'die' is not 'shed' or 'reserve'"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), MISTAKES, ids=[f"{path}={value}" for path, value, _ in MISTAKES])
+def test_a_mistake_is_refused_with_its_path(path: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(with_value(path, value))
+    assert str(caught.value) == message
+
+
+def test_every_mistake_is_named_at_once() -> None:
+    document = with_value("+routing/weights/int8", 105)
+    document["server"] = {"http_port": 0}
+    document["typo"] = 1
+    with pytest.raises(ConfigError) as caught:
+        parse_config(document)
+    assert set(str(caught.value).splitlines()) == {
+        "models.moderation.routing.weights.int8: 105 is over 100",
+        "server.http_port: 0 is under 1",
+        "typo: unknown key",
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "message"), [("apiVersion", "apiVersion: is required"), ("models", "models: is required")]
+)
+def test_what_is_required_is_named(field: str, message: str) -> None:
+    document = {name: value for name, value in VALID.items() if name != field}
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        parse_config(document)
+
+
+def test_the_smallest_configuration_has_safe_defaults() -> None:
+    config = parse_config(copy.deepcopy(VALID))
+    assert (config.server.host, config.auth.mode) == ("127.0.0.1", "none")
+    model = config.models["moderation"]
+    assert (model.routing.weights, model.routing.shadow, model.guards.monitor_loss) == ({}, {}, "baseline")
+    assert model.variants["int8"].placement == "isolated"
+
+
+def test_all_of_the_traffic_may_go_to_candidates() -> None:
+    config = parse_config(with_value("+routing/weights", {"int8": 99.5, "distilled": 0.5}))
+    assert sum(config.models["moderation"].routing.weights.values()) == 100
+
+
+def test_another_address_is_fine_with_authentication() -> None:
+    document = with_value("server/host", "0.0.0.0")
+    document["auth"] = {"mode": "tokens", "tokens_file": "tokens"}
+    assert parse_config(document).server.host == "0.0.0.0"
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    config = parse_config(copy.deepcopy(VALID))
+    with pytest.raises(ValidationError, match="frozen"):
+        config.server.http_port = 1  # type: ignore[misc]
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("true", True), ("False", False), ("on", "on"), ("no", "no"), ("trueish", "trueish"), ("5", 5), ("~", None)],
+)
+def test_words_that_are_booleans_in_yaml_1_1_only_are_words(text: str, value: object) -> None:
+    assert yaml12.load(text) == value
+
+
+def test_merge_keys_still_work() -> None:
+    assert yaml12.load("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}")["b"] == {"x": 1, "y": 3}
+
+
+TEXT = """
+apiVersion: canarium/v1
+models:
+  moderation:
+    baseline: teacher
+    variants:
+      teacher: {artifact: "moderation/teacher:1"}
+      int8: {artifact: "moderation/int8:1"}
+    routing:
+      fallback: {on: [error, timeout]}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "canarium.yaml"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def test_on_is_a_key_and_not_the_boolean_of_yaml_1_1(file: Path) -> None:
+    assert load_config(file).models["moderation"].routing.fallback.on == ("error", "timeout")
+
+
+def test_overrides_are_laid_over_the_file(file: Path) -> None:
+    config = load_config(file, ("server.http_port=9000", "models.moderation.routing.weights.int8=7.5"))
+    assert config.server.http_port == 9000
+    assert config.models["moderation"].routing.weights == {"int8": 7.5}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("server.http_port", "--set server.http_port: expected dotted.key=value"),
+        ("apiVersion.x=1", "--set apiVersion.x=1: apiVersion is not a mapping"),
+        ("server.http_port=[", "--set server.http_port=[: '[' is not valid YAML"),
+        ("models.moderation.routing.weights.int8=105", "models.moderation.routing.weights.int8: 105 is over 100"),
+    ],
+)
+def test_a_bad_override_is_named(file: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, (override,))
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: [", "not valid YAML"),
+        ("", "expected a mapping with apiVersion and models, got NoneType"),
+        ("- 1", "expected a mapping with apiVersion and models, got list"),
+        (TEXT + "      weights: {int8: 5, int8: 50}\n", "the key 'int8' occurs twice"),
+        (TEXT + "apiVersion: canarium/v1\n", "the key 'apiVersion' occurs twice"),
+        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+    ],
+)
+def test_an_unusable_file_is_named(file: Path, text: str, message: str) -> None:
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_not_text_or_not_there_is_named(file: Path) -> None:
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"canarium\.yaml: not valid YAML"):
+        load_config(file)
+    with pytest.raises(ConfigError, match="No such file or directory"):
+        load_config(file.with_name("absent.yaml"))
+
+
+def shipped() -> list[Path]:
+    return sorted((ROOT / "deployments").rglob("canarium*.yaml"))
+
+
+@pytest.mark.parametrize("path", shipped(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_shipped_configurations_are_valid(path: Path) -> None:
+    assert isinstance(load_config(path), Config)
