@@ -271,6 +271,7 @@ W_MAGIC, W_SLOTS, W_BEAT_MONO_NS, W_BOOT_ID = range(4)
 S_KEY, S_SEQ, S_CLEARED, S_CHECK = range(4)
 WORD_BYTES = 8 * (WORD_HEADER_CELLS + WORD_SLOTS * WORD_SLOT_CELLS)
 _MASK = (1 << 64) - 1
+_ABSENT, _UNSURE = 0, -1  # no slot starts at cell 0
 
 
 def slot_key(model: str, variant: str = "*") -> int:
@@ -304,6 +305,7 @@ class ControlWord:
         try:
             if os.fstat(descriptor).st_size != WORD_BYTES:
                 os.ftruncate(descriptor, WORD_BYTES)
+            os.posix_fallocate(descriptor, 0, WORD_BYTES)  # a kill must not need disk space
             cells = memoryview(mmap.mmap(descriptor, WORD_BYTES)).cast("Q")
             if cells[W_MAGIC] == 0:
                 cells[W_SLOTS] = WORD_SLOTS
@@ -313,13 +315,18 @@ class ControlWord:
         return cls(cells, descriptor)
 
     def latch(self, key: int) -> Latch | None:
-        """The latch in slot `key`; `Latch(0, 0)` if never set, None if unreadable."""
+        """The latch in slot `key`; `Latch(0, 0)` if never set, None if unreadable.
+
+        If there is no such slot but a damaged one that may have been it, that is unreadable too.
+        """
         if self._cells[W_MAGIC] != WORD_MAGIC:
             return None
-        at = self._slots.get(key) or self._find(key)
-        if at is None:
-            return Latch()
         for _ in range(2):  # a second look tells a write in progress from damage
+            at = self._slots.get(key) or self._find(key)
+            if at == _ABSENT:
+                return Latch()
+            if at == _UNSURE:
+                continue
             seq, cleared, check = self._cells[at + S_SEQ], self._cells[at + S_CLEARED], self._cells[at + S_CHECK]
             if self._cells[at + S_KEY] == key and check == slot_check(key, seq, cleared):
                 return Latch(seq, cleared)
@@ -330,7 +337,7 @@ class ControlWord:
         A latch already in force keeps its seq unless `at_least` is higher."""
         with self._locked():
             at, now = self._slot_for_write(key)
-            seq = max(now.seq if now.on else now.seq + 1, at_least)
+            seq = max(now.seq if now.on else max(now.seq, now.cleared) + 1, at_least)
             self._write(at, key, Latch(seq, now.cleared))
         return seq
 
@@ -360,23 +367,31 @@ class ControlWord:
         finally:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
-    def _find(self, key: int) -> int | None:
+    def _find(self, key: int) -> int:
+        """First cell of the slot of `key`, else `_ABSENT`, or `_UNSURE` if a damaged slot may have been it."""
+        missing = _ABSENT
         for at in range(WORD_HEADER_CELLS, len(self._cells), WORD_SLOT_CELLS):
-            stored = self._cells[at + S_KEY]
+            stored, seq, cleared, check = self._cells[at : at + WORD_SLOT_CELLS]
             if stored == key:
                 self._slots[key] = at
                 return at
-            if stored == 0:
-                return None
-        return None
+            if not (stored or seq or cleared or check):
+                break  # free, and so are those that follow
+            if check != slot_check(stored, seq, cleared):
+                missing = _UNSURE
+        return missing
 
     def _slot_for_write(self, key: int) -> tuple[int, Latch]:
         at = self._find(key)
-        if at is not None:
-            # A damaged slot is rewritten from what it holds: never lower, so never a silent re-arm.
-            return at, Latch(self._cells[at + S_SEQ], min(self._cells[at + S_CLEARED], self._cells[at + S_SEQ]))
+        if at > 0:
+            _, seq, cleared, check = self._cells[at : at + WORD_SLOT_CELLS]
+            if check == slot_check(key, seq, cleared):
+                return at, Latch(seq, cleared)
+            # A damaged slot counts as in force, above all that it may have held: never a silent re-arm.
+            top = min(max(seq, cleared), 1 << 62)
+            return at, Latch(top + 1, min(cleared, top))
         for free in range(WORD_HEADER_CELLS, len(self._cells), WORD_SLOT_CELLS):
-            if self._cells[free + S_KEY] == 0:
+            if not any(self._cells[free : free + WORD_SLOT_CELLS]):
                 return free, Latch()
         raise OSError("the control word is full: remove run/control.word while nothing runs")
 
