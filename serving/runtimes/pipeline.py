@@ -49,6 +49,7 @@ class Pipeline:
 
     def __init__(self, manifest: Manifest, folder: Path) -> None:
         self._ref = manifest.ref
+        self.preprocess_key = _preprocess_key(manifest)
         self._text = manifest.preprocess.kind == "text"
         self._max_chars = manifest.preprocess.max_chars
         self._buckets = sorted(manifest.preprocess.buckets)
@@ -157,6 +158,12 @@ class Pipeline:
         scaled /= scaled.sum(axis=1, keepdims=True)
         return scaled
 
+    def probability(self, outputs: Mapping[str, np.ndarray], cls: int) -> float:
+        """Probability of class `cls` in row 0 of a session's outputs; 0 if there is no such class."""
+        if not self._classification or not 0 <= cls < len(self._labels):
+            return 0.0
+        return float(self.probabilities(outputs[self._logits][:1])[0, cls])
+
     def classes(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Class index of each row, int64 [n], of a session's outputs; -1 if this is no classification."""
         if not self._classification:
@@ -196,6 +203,14 @@ class Pipeline:
             return label
         known = ", ".join(self._labels) or "none: the model is no classifier"
         raise bad_request(f"unknown label {label!r}; known labels: {known}")
+
+
+def _preprocess_key(manifest: Manifest) -> tuple[object, ...]:
+    """Equal for two artifacts exactly when they turn the same client tensors into the same session tensors."""
+    preprocess = manifest.preprocess
+    if preprocess.kind == "none":
+        return ("none",)
+    return (preprocess, manifest.files[preprocess.tokenizer].sha256, manifest.session.inputs[0].name)
 
 
 def _load_tokenizer(manifest: Manifest, folder: Path) -> Any:

@@ -1,0 +1,93 @@
+"""What a gateway obeys right now: the published snapshot, the control word, the dead-man's switch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from serving.clock import Clock
+from serving.config import Config
+from serving.contract import ControlWord, Latch, RouteTable, Snapshot, slot_key
+
+_NOTHING = frozenset[str]()
+
+
+class View(NamedTuple):
+    """Routing of one model at one instant."""
+
+    table: RouteTable
+    killed: bool
+    vetoed: frozenset[str]
+
+    def allows(self, variant: str) -> bool:
+        """Whether `variant` may answer routed traffic now (the re-check after a batch)."""
+        if variant == self.table.baseline:
+            return True
+        return not self.killed and variant not in self.vetoed and variant in self.table.candidates
+
+
+class LiveRouting:
+    """Merges three sources, each of which alone can put a model on its baseline.
+
+    A latch is in force while the higher of both seqs exceeds the higher of both cleared
+    values; an unreadable slot of the control word means baseline.
+    """
+
+    def __init__(self, config: Config, word: ControlWord, clock: Clock) -> None:
+        self._word = word
+        self._clock = clock
+        self._started_ns = clock.monotonic_ns()
+        self._loss = {name: (m.guards.monitor_loss, m.guards.monitor_loss_s) for name, m in config.models.items()}
+        self._lost = _NOTHING
+        self._keys: dict[tuple[str, str], int] = {}
+        self.snapshot: Snapshot | None = None
+
+    def accept(self, snapshot: Snapshot) -> bool:
+        """Take over a published snapshot unless it is older than the one in force (lease, then rev)."""
+        now = self.snapshot
+        if now is not None and (snapshot.lease, snapshot.rev) <= (now.lease, now.rev):
+            return False
+        self.snapshot = snapshot
+        return True
+
+    def view(self, model: str) -> View | None:
+        """The routing of `model`, or None while nothing was published for it."""
+        snapshot = self.snapshot
+        if snapshot is None or (table := snapshot.tables.get(model)) is None:
+            return None
+        killed = (
+            model in self._lost
+            or self._on(model, "*", snapshot.kills.get(model))
+            or self._on("*", "*", snapshot.kills.get("*"))
+        )
+        vetoed = _NOTHING
+        if table.candidates or table.shadow:
+            vetoed = frozenset(
+                name
+                for name in (*table.candidates, *table.shadow)
+                if self._on(model, name, snapshot.vetoes.get(f"{model}/{name}"))
+            )
+        return View(table, killed, vetoed)
+
+    def tick(self) -> None:
+        """Apply the dead-man's switch: a monitor silent for too long puts its models on the baseline."""
+        beat = max(self._word.last_beat_ns, self._started_ns)
+        silent_s = (self._clock.monotonic_ns() - beat) / 1e9
+        self._lost = frozenset(
+            model for model, (mode, limit_s) in self._loss.items() if mode == "baseline" and silent_s > limit_s
+        )
+
+    @property
+    def monitor_lost(self) -> frozenset[str]:
+        """Models held on their baseline because the monitor is silent."""
+        return self._lost
+
+    def _on(self, model: str, variant: str, published: Latch | None) -> bool:
+        key = self._keys.get((model, variant))
+        if key is None:
+            key = self._keys[model, variant] = slot_key(model, variant)
+        local = self._word.latch(key)
+        if local is None:
+            return True
+        if published is None:
+            return local.on
+        return max(local.seq, published.seq) > max(local.cleared, published.cleared)

@@ -1,0 +1,222 @@
+"""What the gateway tells the monitor about each request: aggregates and one record."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import xxhash
+
+from serving import contract
+from serving.clock import Clock
+from serving.contract import CAUSE_WORDS, Cause, Flag, Kind, Reason
+from serving.gateway.spool import SpoolWriter
+from serving.runtimes.pipeline import Summary
+
+_STATUS_INDEX = {code: index for index, code in enumerate(contract.STATUS_CODES)}
+_OTHER_STATUS = len(contract.STATUS_CODES)
+UNKNOWN = Summary(-1, 0.0, 0.0, 0.0)
+
+
+class Trace(msgspec.Struct):
+    """Who asked, and how long each stage of one request took."""
+
+    request_id: str
+    arrived_ns: int
+    unit: str = ""
+    trace_hi: int = 0
+    trace_lo: int = 0
+    preprocess_ns: int = 0
+    queue_ns: int = 0
+    infer_ns: int = 0
+    candidate_ns: int = 0
+    batch_key: int = 0
+    rows: int = 1
+
+
+class Recorder:
+    """Writes for one gateway process; called from its event loop only, never awaits."""
+
+    def __init__(self, spool: SpoolWriter, clock: Clock, unit_secret: str) -> None:
+        self._spool = spool
+        self._clock = clock
+        self._unit_secret = unit_secret
+        self._series: dict[tuple[str, str], int] = {}
+        self._bounds: dict[str, list[float]] = {}
+
+    def model(self, name: str, latency_buckets_ms: list[float], labels: list[str]) -> None:
+        """Declare a model before its first record."""
+        self._bounds[name] = latency_buckets_ms
+        self._spool.set_model(name, latency_buckets_ms, labels)
+
+    def series(self, model: str, variant: str) -> int:
+        series = self._series.get((model, variant))
+        if series is None:
+            series = self._series[model, variant] = self._spool.series_id(model, variant)
+        return series
+
+    def request(
+        self,
+        model: str,
+        routed: str,
+        answered: str,
+        *,
+        reason: Reason,
+        cause: Cause,
+        status: int,
+        epoch: int,
+        trace: Trace,
+        summary: Summary = UNKNOWN,
+        live: bool = True,
+        baseline_valid: bool = False,
+    ) -> None:
+        """One request that was answered or refused."""
+        spool, now = self._spool, self._clock.monotonic_ns()
+        series = self.series(model, routed)
+        total_ns = now - trace.arrived_ns
+        client_fault = 400 <= status < 500 and status != 429
+        spool.add(series, contract.C_STATUS + _STATUS_INDEX.get(status, _OTHER_STATUS))
+        spool.add(series, contract.C_ROWS, trace.rows)
+        if reason is Reason.FALLBACK:
+            spool.add(series, contract.C_FALLBACK + cause)
+        if status == 200:
+            spool.add(series, contract.C_PREPROCESS_NS, trace.preprocess_ns)
+            spool.add(series, contract.C_QUEUE_NS, trace.queue_ns)
+            spool.add(series, contract.C_INFER_NS, trace.infer_ns)
+        if live and not client_fault:
+            failed = status >= 429 or cause not in (Cause.NONE, Cause.KILLED)
+            spool.add(series, contract.C_LIVE_ERROR if failed else contract.C_LIVE_OK)
+            if status == 200:
+                spool.add(series, contract.C_DURATION_NS, total_ns)
+                spool.observe_latency(series, self._bounds[model], total_ns)
+        flags = (
+            (Flag.LIVE if live else 0)
+            | (Flag.BASELINE_VALID if baseline_valid else 0)
+            | (Flag.CLIENT_FAULT if client_fault else 0)
+        )
+        spool.record(
+            kind=Kind.REQUEST,
+            flags=flags,
+            reason=reason,
+            cause=cause,
+            mono_ns=now,
+            wall_ns=self._clock.wall_ns(),
+            request_key=contract.request_key(model, trace.request_id),
+            unit_key=self._unit_key(trace.unit),
+            batch_key=trace.batch_key,
+            trace_hi=trace.trace_hi,
+            trace_lo=trace.trace_lo,
+            series=series,
+            answered=self.series(model, answered),
+            status=status,
+            rows=trace.rows,
+            epoch=epoch,
+            total_us=total_ns // 1000,
+            preprocess_us=trace.preprocess_ns // 1000,
+            queue_us=trace.queue_ns // 1000,
+            infer_us=trace.infer_ns // 1000,
+            candidate_us=trace.candidate_ns // 1000,
+            cls=summary.cls,
+            prob=summary.prob,
+            margin=summary.margin,
+            energy=summary.energy,
+        )
+
+    def pair(
+        self,
+        kind: Kind,
+        model: str,
+        variant: str,
+        reference: str,
+        *,
+        trace: Trace,
+        epoch: int,
+        summary: Summary,
+        classes: np.ndarray,
+        ref_classes: np.ndarray,
+        ref_prob: float,
+        inclusion: float,
+        infer_ns: int,
+    ) -> None:
+        """A variant's answer beside the reference's to the same input."""
+        series = self.series(model, variant)
+        flips = int(np.count_nonzero(classes != ref_classes))
+        self._spool.add(series, contract.C_PAIRS, len(classes))
+        self._spool.add(series, contract.C_PAIR_FLIPS, flips)
+        now = self._clock.monotonic_ns()
+        self._spool.record(
+            kind=kind,
+            flags=Flag.LIVE | Flag.BASELINE_VALID,
+            mono_ns=now,
+            wall_ns=self._clock.wall_ns(),
+            request_key=contract.request_key(model, trace.request_id),
+            unit_key=self._unit_key(trace.unit),
+            trace_hi=trace.trace_hi,
+            trace_lo=trace.trace_lo,
+            series=series,
+            answered=self.series(model, reference),
+            status=200,
+            rows=trace.rows,
+            epoch=epoch,
+            infer_us=infer_ns // 1000,
+            cls=summary.cls,
+            ref_cls=int(ref_classes[0]),
+            flips=flips,
+            prob=summary.prob,
+            ref_prob=ref_prob,
+            margin=summary.margin,
+            energy=summary.energy,
+            inclusion=inclusion,
+        )
+
+    def feedback(
+        self,
+        kind: Kind,
+        model: str,
+        variant: str,
+        request_id: str,
+        *,
+        cls: int = -1,
+        value: float = 0.0,
+        name: str = "",
+    ) -> None:
+        """A label (`cls`) or a KPI (`name`, `value`) for an earlier request."""
+        series = self.series(model, variant)
+        now = self._clock.monotonic_ns()
+        self._spool.record(
+            kind=kind,
+            mono_ns=now,
+            wall_ns=self._clock.wall_ns(),
+            request_key=contract.request_key(model, request_id),
+            series=series,
+            answered=series,
+            status=202,
+            rows=1,
+            cls=cls,
+            prob=value,
+            extra=xxhash.xxh3_64_intdigest(name) if name else 0,
+        )
+
+    def count(self, model: str, variant: str, cell: int, n: int = 1) -> None:
+        """Add to one aggregate cell of a variant."""
+        self._spool.add(self.series(model, variant), cell, n)
+
+    def gauge(self, model: str, variant: str, cell: int, value: int) -> None:
+        self._spool.set_gauge(self.series(model, variant), cell, value)
+
+    def batch(self, model: str, variant: str, rows: int) -> None:
+        self._spool.observe_batch(self.series(model, variant), rows)
+
+    def beat(self) -> None:
+        self._spool.beat()
+
+    def close(self) -> None:
+        self._spool.close()
+
+    def _unit_key(self, unit: str) -> int:
+        return xxhash.xxh3_64_intdigest(self._unit_secret + unit) if unit else 0
+
+
+def reason_header(reason: Reason, cause: Cause) -> str:
+    """The value of `x-canarium-reason`: a word, for a fallback with its cause."""
+    word = contract.REASON_WORDS[reason]
+    return f"{word}:{CAUSE_WORDS[cause]}" if reason is Reason.FALLBACK else word

@@ -1,0 +1,137 @@
+"""Work that no client waits for: shadow answers and the teacher's opinion of a candidate's answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from serving import contract
+from serving.clock import Clock
+from serving.contract import BUCKETS, Cause, Kind, RouteTable
+from serving.gateway.recorder import Recorder, Trace
+from serving.gateway.variants import Fault, VariantPlane
+
+#: Pieces of shadow and reference work under way at once; beyond it they are shed and counted.
+MAX_IN_FLIGHT = 128
+#: Seconds after which nobody wants a shadow or reference answer any more.
+PATIENCE_S = 5.0
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """An answer that was returned to a client, as the scorer needs it."""
+
+    plane: VariantPlane
+    client_inputs: dict[str, np.ndarray]
+    session_inputs: dict[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+    rows: int
+    trace: Trace
+
+
+class Scorer:
+    """Runs a bounded number of background comparisons; sheds and counts the rest."""
+
+    def __init__(self, recorder: Recorder, clock: Clock) -> None:
+        self._recorder = recorder
+        self._clock = clock
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def reference(self, answer: Answered, teacher: VariantPlane, table: RouteTable) -> None:
+        """Have the teacher answer what a candidate answered, and record the pair."""
+        candidate = answer.plane.entry.name
+        if not self._spawn(self._reference(answer, teacher, table)):
+            self._recorder.count(table.model, candidate, contract.C_REFERENCE_SHED)
+
+    def shadow(self, answer: Answered, shadow: VariantPlane, table: RouteTable) -> None:
+        """Have a shadow variant answer the same input, and compare it with what was returned."""
+        if not self._spawn(self._shadow(answer, shadow, table)):
+            self._recorder.count(table.model, shadow.entry.name, contract.C_SHADOW_SHED)
+
+    async def close(self) -> None:
+        """Cancel what is under way."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> bool:
+        if len(self._tasks) >= MAX_IN_FLIGHT:
+            work.close()
+            return False
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def _reference(self, answer: Answered, teacher: VariantPlane, table: RouteTable) -> None:
+        candidate = answer.plane
+        try:
+            outputs, infer_ns = await self._answer(answer, teacher)
+        except Fault as fault:
+            shed = fault.cause is Cause.OVERLOADED
+            cell = contract.C_REFERENCE_SHED if shed else contract.C_REFERENCE_ERROR
+            self._recorder.count(table.model, candidate.entry.name, cell)
+            return
+        self._recorder.count(table.model, candidate.entry.name, contract.C_REFERENCE_OK)
+        self._pair(
+            Kind.REFERENCE, table, answer, candidate, answer.outputs, teacher, outputs, table.reference_bp, infer_ns
+        )
+
+    async def _shadow(self, answer: Answered, shadow: VariantPlane, table: RouteTable) -> None:
+        name = shadow.entry.name
+        try:
+            outputs, infer_ns = await self._answer(answer, shadow)
+        except Fault as fault:
+            self._recorder.count(table.model, name, _SHADOW_CELLS.get(fault.cause, contract.C_SHADOW_ERROR))
+            return
+        self._recorder.count(table.model, name, contract.C_SHADOW_OK)
+        share = table.shadow.get(name, BUCKETS)
+        self._pair(Kind.SHADOW, table, answer, shadow, outputs, answer.plane, answer.outputs, share, infer_ns)
+
+    async def _answer(self, answer: Answered, plane: VariantPlane) -> tuple[Mapping[str, np.ndarray], int]:
+        inputs = answer.session_inputs
+        if plane.pipeline.preprocess_key != answer.plane.pipeline.preprocess_key:
+            inputs = plane.pipeline.preprocess(answer.client_inputs)
+        deadline = self._clock.monotonic_ns() + int(PATIENCE_S * 1e9)
+        result = await plane.run(inputs, answer.rows, deadline, live=False)
+        return result.outputs, result.infer_ns
+
+    def _pair(
+        self,
+        kind: Kind,
+        table: RouteTable,
+        answer: Answered,
+        variant: VariantPlane,
+        outputs: Mapping[str, np.ndarray],
+        reference: VariantPlane,
+        ref_outputs: Mapping[str, np.ndarray],
+        share: int,
+        infer_ns: int,
+    ) -> None:
+        summary = variant.pipeline.summary(outputs)
+        classes = variant.pipeline.classes(outputs)
+        ref_classes = reference.pipeline.classes(ref_outputs)
+        ref_prob = reference.pipeline.probability(ref_outputs, summary.cls)
+        self._recorder.pair(
+            kind,
+            table.model,
+            variant.entry.name,
+            reference.entry.name,
+            trace=answer.trace,
+            epoch=table.epoch,
+            summary=summary,
+            classes=classes,
+            ref_classes=ref_classes,
+            ref_prob=ref_prob,
+            inclusion=share / BUCKETS,
+            infer_ns=infer_ns,
+        )
+
+
+_SHADOW_CELLS = {
+    Cause.OVERLOADED: contract.C_SHADOW_SHED,
+    Cause.TIMEOUT: contract.C_SHADOW_TIMEOUT,
+}

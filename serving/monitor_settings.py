@@ -1,0 +1,50 @@
+"""From the checked configuration to the one file that the monitor is started with."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from monitoring.config import GuardSettings, MonitorConfig, MonitorModel, MonitorVariant, SloTarget
+from serving.config import Config, ModelConfig
+from serving.paths import Paths
+from serving.registry.store import Registry
+
+DAY_S = 86_400.0
+
+
+def monitor_settings(config: Config, paths: Paths) -> MonitorConfig:
+    """The monitor's view of a deployment. Raises `RegistryError` for an artifact that is not there."""
+    registry = Registry(config.registry.dir)
+    server = config.server
+    reachable = "127.0.0.1" if server.host in ("0.0.0.0", "::", "localhost") else server.host
+    return MonitorConfig(
+        instance=paths.instance,
+        spool_dir=str(paths.spool_dir),
+        state_dir=str(paths.monitor_dir),
+        word_path=str(paths.word_path),
+        control_url=f"http://{reachable}:{server.control_port}",
+        models={name: _model(model, registry) for name, model in config.models.items()},
+        host=server.host,
+        port=server.monitor_port,
+        token=os.environ.get("CANARIUM_MONITOR_TOKEN"),
+    )
+
+
+def _model(model: ModelConfig, registry: Registry) -> MonitorModel:
+    manifests = {name: registry.resolve(variant.artifact) for name, variant in model.variants.items()}
+    return MonitorModel(
+        baseline=model.baseline,
+        teacher=model.teacher or model.baseline,
+        variants={
+            name: MonitorVariant(manifest.version, manifest.evaluation.get("teacher_disagreement"))
+            for name, manifest in manifests.items()
+        },
+        slo=[
+            SloTarget(slo.name, slo.objective, slo.threshold_ms, float(slo.window.removesuffix("d")) * DAY_S)
+            for slo in model.slo
+        ],
+        guards=msgspec.convert(model.guards.model_dump(), GuardSettings),
+        labels=list(manifests[model.baseline].postprocess.labels),
+    )

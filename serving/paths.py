@@ -1,0 +1,81 @@
+"""Where a running instance keeps its files, all derived from its state directory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.contract import WORD_FILE
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Files of one instance. Directories that others must not read are created 0700."""
+
+    state_dir: Path
+
+    @classmethod
+    def of(cls, state_dir: str | Path) -> Paths:
+        return cls(Path(state_dir).resolve())
+
+    @property
+    def instance(self) -> str:
+        """Eight hexadecimal digits naming the instance; the same for the same state directory."""
+        return hashlib.sha256(str(self.state_dir).encode()).hexdigest()[:8]
+
+    @property
+    def run_dir(self) -> Path:
+        return self.state_dir / "run"
+
+    @property
+    def up_file(self) -> Path:
+        """Process id and addresses of the running instance."""
+        return self.run_dir / "up.json"
+
+    @property
+    def word_path(self) -> Path:
+        return self.run_dir / WORD_FILE
+
+    @property
+    def spool_dir(self) -> Path:
+        return self.run_dir / "spool"
+
+    @property
+    def monitor_dir(self) -> Path:
+        return self.state_dir / "monitor"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.state_dir / "logs"
+
+    @property
+    def haproxy_dir(self) -> Path:
+        """Short as well: HAProxy's admin socket lives below it."""
+        return self.short_dir / "h"
+
+    @property
+    def socket_dir(self) -> Path:
+        """Unix sockets of isolated workers: short, because a socket path holds 107 bytes."""
+        return self.short_dir / "w"
+
+    @property
+    def short_dir(self) -> Path:
+        return Path(tempfile.gettempdir()) / f"canarium-{os.getuid()}-{self.instance}"
+
+    def worker_dir(self, model: str, variant: str, version: int) -> Path:
+        """The directory in which the replicas of one variant put their sockets."""
+        key = hashlib.sha256(f"{model}\0{variant}\0{version}".encode()).hexdigest()[:12]
+        return self.socket_dir / key
+
+    def create(self) -> None:
+        """Make all directories. Raises `OSError`, also if the short one belongs to somebody else."""
+        for folder in (self.state_dir, self.run_dir, self.spool_dir, self.monitor_dir, self.log_dir):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self.short_dir, self.socket_dir, self.haproxy_dir):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if folder.stat().st_uid != os.getuid():
+                raise PermissionError(f"{folder} belongs to another user")
+            folder.chmod(0o700)

@@ -1,0 +1,86 @@
+"""Finding and ending the processes of an instance, ports included: what `up` and `down` need of the OS."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from serving.errors import StartError
+from serving.serve_env import INSTANCE_VARIABLE
+
+
+def alive(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def members(instance: str) -> list[int]:
+    """Every process that carries the instance's mark in its environment, this one excluded."""
+    mark = f"{INSTANCE_VARIABLE}={instance}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if mark in (entry / "environ").read_bytes().split(b"\0") and alive(int(entry.name)):
+                found.append(int(entry.name))
+    return found
+
+
+def end(pids: Iterable[int], grace_s: float) -> list[int]:
+    """SIGTERM, then SIGKILL after `grace_s`. Returns what still lives (normally nothing)."""
+    left = _signal(pids, signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while left and time.monotonic() < deadline:
+        time.sleep(0.05)
+        left = [pid for pid in left if alive(pid)]
+    left = _signal(left, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while left and time.monotonic() < deadline:
+        time.sleep(0.05)
+        left = [pid for pid in left if alive(pid)]
+    return left
+
+
+def require_free(host: str, ports: dict[str, int]) -> None:
+    """Raises `StartError` naming the first port that is taken and the setting to change."""
+    for name, port in ports.items():
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise StartError(
+                    f"server.{name}: port {port} on {host} is not free ({error.strerror}); "
+                    f"stop what uses it or pass --set server.{name}=PORT"
+                ) from None
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> list[int]:
+    reached = []
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+            reached.append(pid)
+    return [pid for pid in reached if alive(pid)]
