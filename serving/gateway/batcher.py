@@ -63,15 +63,14 @@ class _Request:
 
 
 class _Slot:
-    """A worker and the task that feeds it."""
+    """A worker and what its task waits for."""
 
-    __slots__ = ("retired", "task", "waiter", "worker")
+    __slots__ = ("retired", "waiter", "worker")
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.retired = False
         self.waiter: asyncio.Future[None] | None = None
-        self.task: asyncio.Task[None] | None = None
 
     def wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():
@@ -129,6 +128,7 @@ class Batcher:
         self._pad_inputs = pad_inputs
         self._close_check = close_check
         self._slots: dict[int, _Slot] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._idle: deque[_Slot] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._due = False
@@ -163,7 +163,9 @@ class Batcher:
             if key not in self._slots:
                 slot = self._slots[key] = _Slot(worker)
                 worker.on_change = self._workers_changed
-                slot.task = loop.create_task(self._feed(slot), name=f"batcher-{self.name}-{worker.name}")
+                task = loop.create_task(self._feed(slot), name=f"batcher-{self.name}-{worker.name}")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
         self._workers_changed()
 
     # ------------------------------------------------------------ callers
@@ -216,10 +218,10 @@ class Batcher:
         """Fail what is queued or running with UNAVAILABLE and end the tasks. Workers are left open."""
         self._closed = True
         self.fail_queued(self._closed_error())
-        tasks = [slot.task for slot in self._slots.values() if slot.task is not None]
         for slot in self._slots.values():
             slot.worker.on_change = None
         self._slots.clear()
+        tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
