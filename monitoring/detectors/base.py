@@ -57,6 +57,18 @@ class Detector:
         """log of the evidence against "this candidate is over the limit"."""
         return self._for.log_evidence
 
+    @property
+    def no_data(self) -> bool:
+        """Nothing was observed that a verdict could rest on."""
+        return self.observations == 0
+
+    def numbers(self) -> dict[str, Any]:
+        """What belongs into the evidence beside the common numbers."""
+        return {}
+
+    def settle(self) -> None:
+        """Work what was only counted so far into the evidence; before verdicts are read."""
+
     def _judge(self) -> bool:
         """Latch the verdicts; True at the observation that makes it fail."""
         if self.log_pass_evidence >= -math.log(self.pass_alpha):

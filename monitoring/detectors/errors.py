@@ -91,6 +91,10 @@ class Errors(Detector):
         self._against.update(1.0 if from_candidate else 0.0, self.last_limit)
         return self._judge()
 
+    @property
+    def no_data(self) -> bool:
+        return self.candidate_requests == 0
+
     def settle(self) -> None:
         """Work the requests answered well so far into the evidence."""
         self._settle()

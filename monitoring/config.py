@@ -1,0 +1,103 @@
+"""The monitor's configuration: one JSON file that `canarium up` writes from the checked YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+
+class SloTarget(msgspec.Struct, frozen=True):
+    """One objective over a rolling window; `threshold_ms` for latency only."""
+
+    name: str
+    objective: float
+    threshold_ms: float | None = None
+    window_s: float = 30 * 86_400.0
+
+
+class InvalidOutputSettings(msgspec.Struct, frozen=True):
+    limit: int = 3
+
+
+class ErrorsSettings(msgspec.Struct, frozen=True):
+    ratio: float = 1.25
+
+
+class LatencySettings(msgspec.Struct, frozen=True):
+    quantile: float = 0.99
+    margin: float = 0.25
+    margin_ms: float = 5.0
+
+
+class AgreementSettings(msgspec.Struct, frozen=True):
+    margin: float = 0.02
+    limit: float | None = None
+    gross_factor: float = 3.0
+
+
+class HarmSettings(msgspec.Struct, frozen=True):
+    budget: float = 0.03
+
+
+class GuardSettings(msgspec.Struct, frozen=True):
+    """The guards of one model (see the `guards` section of the configuration file)."""
+
+    false_rollback: float = 0.01
+    false_promotion: float = 0.05
+    monitor_loss: str = "baseline"
+    monitor_loss_s: float = 60.0
+    invalid_output: InvalidOutputSettings = InvalidOutputSettings()
+    errors: ErrorsSettings = ErrorsSettings()
+    latency: LatencySettings = LatencySettings()
+    agreement: AgreementSettings = AgreementSettings()
+    harm: HarmSettings = HarmSettings()
+
+
+class MonitorVariant(msgspec.Struct, frozen=True):
+    """`reference_disagreement`: share of test rows on which it differs from the teacher, if measured."""
+
+    version: int = 0
+    reference_disagreement: float | None = None
+
+
+class MonitorModel(msgspec.Struct, frozen=True):
+    baseline: str
+    teacher: str
+    variants: dict[str, MonitorVariant]
+    slo: list[SloTarget] = []
+    guards: GuardSettings = GuardSettings()
+    labels: list[str] = []
+
+
+class MonitorConfig(msgspec.Struct, frozen=True):
+    """All that the monitor is told; paths may be relative to its working directory."""
+
+    instance: str
+    spool_dir: str
+    state_dir: str
+    word_path: str
+    control_url: str
+    models: dict[str, MonitorModel]
+    host: str = "127.0.0.1"
+    port: int = 8002
+    token: str | None = None
+    poll_ms: int = 50
+    commit_s: float = 2.0
+
+
+def load(path: str | Path) -> MonitorConfig:
+    """Read the file. Raises `ValueError` with one line that names the file and the path of the fault."""
+    try:
+        config = msgspec.json.decode(Path(path).read_bytes(), type=MonitorConfig)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from error
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"{path}: {error}") from error
+    for name, model in config.models.items():
+        for field, variant in (("baseline", model.baseline), ("teacher", model.teacher)):
+            if variant not in model.variants:
+                raise ValueError(f"{path}: models.{name}.{field}: {variant!r} is not among the variants")
+    if config.poll_ms < 1:
+        raise ValueError(f"{path}: poll_ms: {config.poll_ms} is under 1")
+    return config

@@ -1,0 +1,80 @@
+// What the guards say about each candidate, in their own sentence, with the numbers behind it.
+import { html } from "../html.js";
+import { brief, count, evidence, isNumber, words } from "../format.js";
+import { useNow } from "../store.js";
+import { slotOf, verdictLook, verdictsState } from "../derive.js";
+import { Age, Empty, Panel, Pill, Swatch, Warn } from "./parts.js";
+
+const HEADROOM = 1.25; // the scale ends a little past the threshold, so that its mark is inside
+
+/** Evidence against its threshold. The scale is logarithmic because the inputs are logs of e-values. */
+export function Meter({ statistic, tone }) {
+  const hard = !isNumber(statistic.log_threshold) && isNumber(statistic.limit) && isNumber(statistic.events);
+  const value = hard ? statistic.events : statistic.log_evidence;
+  const threshold = hard ? statistic.limit : statistic.log_threshold;
+  if (!isNumber(threshold) || threshold <= 0) return html`<span class="muted">no threshold</span>`;
+  const text = hard
+    ? `${count(value)} of ${count(threshold)} events`
+    : isNumber(value) ? `${evidence(value)} of ${evidence(threshold)}` : `none of ${evidence(threshold)}`;
+  const share = isNumber(value) ? Math.min(1, Math.max(0, value / (threshold * HEADROOM))) : 0;
+  const over = isNumber(value) && value >= threshold;
+  return html`<div class="meter">
+    <svg role="meter" aria-label="Evidence against the candidate" aria-valuemin="0" aria-valuemax=${threshold}
+        aria-valuenow=${Math.max(0, Math.min(threshold, value ?? 0))} aria-valuetext="${text}${over ? ", over the threshold" : ""}">
+      <rect class="track" x="0" y="3" width="100%" height="6" rx="3" />
+      ${share > 0 && html`<rect class="level ${tone}" x="0" y="3" width="${share * 100}%" height="6" rx="3" />`}
+      <rect class="mark" x="${100 / HEADROOM}%" y="0" width="2" height="12" />
+    </svg>
+    <span class="meter-text">${text}${over && html`<b> over</b>`}</span>
+  </div>`;
+}
+
+const SHOWN = new Set(["log_evidence", "log_threshold", "observations", "events"]);
+
+function Details({ verdict }) {
+  const rest = Object.entries(verdict.statistic ?? {}).filter(([key]) => !SHOWN.has(key));
+  const ids = verdict.example_request_ids ?? [];
+  if (!rest.length && !ids.length) return null;
+  return html`<details class="more"><summary>Numbers</summary>
+    <dl class="numbers">${rest.map(([key, value]) => html`<div key=${key}><dt>${words(key)}</dt><dd>${brief(value)}</dd></div>`)}</dl>
+    ${ids.length > 0 && html`<p class="ids">Example requests: ${ids.map((id) => html`<code key=${id}>${id}</code> `)}</p>`}
+  </details>`;
+}
+
+function VerdictRow({ verdict }) {
+  const look = verdictLook(verdict.verdict);
+  const statistic = verdict.statistic ?? {};
+  return html`<tr class="verdict-${look.level}">
+    <td data-label="Verdict"><${Pill} level=${look.level} icon=${look.icon}>${look.word}<//></td>
+    <th scope="row" data-label="Guard"><div>${words(verdict.guard)}${verdict.action && verdict.action !== "none" && html`<small>action: <b>${verdict.action}</b></small>`}</div></th>
+    <td data-label="Finding"><div class="sentence">${verdict.sentence}<${Details} verdict=${verdict} /></div></td>
+    <td data-label="Evidence"><${Meter} statistic=${statistic} tone=${look.level} /></td>
+    <td data-label="Observed" class="num">${count(statistic.observations)}<small>${isNumber(statistic.events) ? `${count(statistic.events)} events` : ""}</small></td>
+    <td data-label="As of" class="num"><${Age} at=${verdict.at} /></td>
+  </tr>`;
+}
+
+const byUrgency = (a, b) => verdictLook(a.verdict).rank - verdictLook(b.verdict).rank || a.guard.localeCompare(b.guard);
+
+export function Verdicts({ model, slot }) {
+  const now = useNow();
+  const { usable, why } = verdictsState(slot, now);
+  const verdicts = slot?.data?.verdicts ?? [];
+  const groups = Map.groupBy
+    ? Map.groupBy(verdicts, ({ variant }) => variant)
+    : verdicts.reduce((map, verdict) => map.set(verdict.variant, [...(map.get(verdict.variant) ?? []), verdict]), new Map());
+  const reported = slot?.data?.at ? html`<span class="muted">reported <${Age} at=${slot.data.at} /></span>` : null;
+  return html`<${Panel} title="Verdicts" id="verdicts-${model.model}" aside=${reported} tone=${usable ? "" : "stale"}>
+    ${!usable && html`<${Warn} level="bad"><b>Verdicts are not current.</b> ${why}<//>`}
+    ${verdicts.length === 0 && html`<${Empty}>No verdicts: nothing is being judged. No data is not a pass.<//>`}
+    ${verdicts.length > 0 && html`<div class="scroll" tabindex="0" role="region" aria-label="Verdicts table"><table class="verdicts stack">
+      <thead><tr><th scope="col">Verdict</th><th scope="col">Guard</th><th scope="col">Finding</th>
+        <th scope="col" title="Evidence that the candidate is worse, as a likelihood ratio, against the threshold at which the guard trips; logarithmic scale">Evidence of harm</th>
+        <th scope="col" class="num">Observed</th><th scope="col" class="num">As of</th></tr></thead>
+      ${[...groups].map(([variant, list]) => html`<tbody key=${variant}>
+        <tr class="group"><th colspan="6" scope="rowgroup"><span class="variant-name"><${Swatch} slot=${slotOf(model, variant)} />${variant}</span></th></tr>
+        ${[...list].sort(byUrgency).map((verdict) => html`<${VerdictRow} key=${verdict.guard} verdict=${verdict} />`)}
+      </tbody>`)}
+    </table></div>`}
+  <//>`;
+}

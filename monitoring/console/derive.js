@@ -1,0 +1,108 @@
+// Conclusions drawn from API data: pure functions, no fetching, no rendering.
+import { percent } from "./format.js";
+
+/** Verdict words in the order in which they need attention. */
+export const VERDICTS = {
+  fail: { level: "bad", icon: "cross", word: "Fail", rank: 0 },
+  degraded: { level: "warn", icon: "warning", word: "Degraded", rank: 1 },
+  no_data: { level: "warn", icon: "empty", word: "No data", rank: 2 },
+  inconclusive: { level: "info", icon: "half", word: "Inconclusive", rank: 3 },
+  pass: { level: "good", icon: "check", word: "Pass", rank: 4 },
+};
+export const verdictLook = (verdict) => VERDICTS[verdict] ?? { level: "warn", icon: "empty", word: String(verdict ?? "unknown"), rank: 2 };
+
+export const VERDICT_STALE_MS = 10_000;
+
+export const latchOn = (latch) => Boolean(latch) && latch.seq > latch.cleared;
+
+/** The global kill latch, wherever the API tells it. */
+export function globalKill({ status, globalKill: latch }) {
+  const own = status?.kill_switch;
+  if (own && typeof own === "object") {
+    const seq = own.kill_seq ?? own.seq ?? 0;
+    return { on: own.killed ?? own.on ?? seq > (own.cleared_seq ?? own.cleared ?? 0), seq };
+  }
+  return { on: latchOn(latch), seq: latch?.seq ?? 0 };
+}
+
+/** Whether the model's own latch is in force (it may also be killed by the global one). */
+export const ownKill = (model) =>
+  typeof model.kill_seq === "number" && typeof model.cleared_seq === "number"
+    ? model.kill_seq > model.cleared_seq
+    : Boolean(model.killed);
+
+/** Index of a variant's colour and dash: its place in the model's list, so that it never changes on screen. */
+export const slotOf = (model, name) => Math.max(0, model.variants.findIndex((variant) => variant.name === name)) % 6;
+
+export const candidates = (model) => model.variants.filter(({ name }) => name !== model.baseline);
+
+/** A candidate with users or shadow copies. */
+export const isLive = (variant) => !variant.vetoed && ((variant.weight ?? 0) > 0 || (variant.shadow ?? 0) > 0);
+
+/** The split that is in force: kills and vetoes hand their share to the baseline. Percent by variant. */
+export function effectiveSplit(model, killed) {
+  const split = model.variants.map((variant) => ({
+    name: variant.name,
+    percent: variant.name === model.baseline || killed || variant.vetoed ? 0 : variant.weight ?? 0,
+  }));
+  const rest = 100 - split.reduce((sum, { percent: share }) => sum + share, 0);
+  return split.map((share) => (share.name === model.baseline ? { ...share, percent: Math.max(0, rest) } : share));
+}
+
+/** The split written in the routing table, whether or not it is in force. */
+export const configuredSplit = (model) => {
+  const others = candidates(model).reduce((sum, { weight }) => sum + (weight ?? 0), 0);
+  return model.variants.map(({ name, weight }) => ({ name, percent: name === model.baseline ? Math.max(0, 100 - others) : weight ?? 0 }));
+};
+
+export const splitWords = (split) =>
+  split.filter(({ percent: share }) => share > 0).map(({ name, percent: share }) => `${name} ${percent(share)}`).join(", ");
+
+/** How verdicts stand as data: absent, stale or usable. */
+export function verdictsState(slot, now) {
+  if (!slot?.data) return { usable: false, why: slot?.error ?? "No verdicts received yet." };
+  if (slot.data.stale) return { usable: false, why: "The monitor has stopped reporting: these verdicts are its last." };
+  if (now - slot.at > VERDICT_STALE_MS) return { usable: false, why: slot.error ?? "Verdicts are no longer being received." };
+  return { usable: true, why: "" };
+}
+
+/** One line on a model: {level, icon, word, text}. Anything unknown is said and is never a pass. */
+export function health(model, slot, killedEverywhere, now) {
+  if (killedEverywhere) return { level: "bad", icon: "stop", word: "Killed", text: `Global kill-switch: every request is answered by ${model.baseline}.` };
+  if (model.killed) return { level: "bad", icon: "stop", word: "Killed", text: `Every request is answered by the baseline, ${model.baseline}.` };
+  const live = candidates(model).filter(isLive);
+  const back = candidates(model).filter((variant) => variant.rolled_back || variant.vetoed);
+  const verdicts = (slot?.data?.verdicts ?? []).filter(({ variant }) => live.some(({ name }) => name === variant));
+  const worst = [...verdicts].sort((a, b) => verdictLook(a.verdict).rank - verdictLook(b.verdict).rank)[0];
+  if (worst?.verdict === "fail") return { level: "bad", icon: "cross", word: "Guard failing", text: worst.sentence };
+  if (!live.length && back.length) {
+    const names = back.map(({ name }) => name).join(", ");
+    return { level: "warn", icon: "back", word: "Rolled back", text: `${names} rolled back; every request is answered by ${model.baseline}.` };
+  }
+  if (!live.length) return { level: "idle", icon: "empty", word: "Baseline only", text: `No candidate takes traffic; ${model.baseline} answers everything.` };
+  const { usable, why } = verdictsState(slot, now);
+  if (!usable) return { level: "warn", icon: "warning", word: "Not watched", text: why };
+  const unwatched = live.find(({ name }) => !verdicts.some(({ variant }) => variant === name));
+  if (unwatched) return { level: "warn", icon: "empty", word: "No data", text: `There is no verdict on ${unwatched.name}, which takes traffic. No data is not a pass.` };
+  const look = verdictLook(worst.verdict);
+  if (worst.verdict === "pass") return { level: "good", icon: "check", word: "Passing", text: "Every guard of every live candidate passes." };
+  return { level: look.level, icon: look.icon, word: look.word, text: worst.sentence };
+}
+
+/** The state of one variant: {level, icon, word}. */
+export function variantState(model, variant, killed) {
+  if (variant.name === model.baseline) return { level: "good", icon: "check", word: "Live" };
+  if (variant.rolled_back) return { level: "warn", icon: "back", word: "Rolled back" };
+  if (variant.vetoed) return { level: "bad", icon: "stop", word: "Vetoed" };
+  if (killed && isLive(variant)) return { level: "bad", icon: "stop", word: "Killed" };
+  if ((variant.weight ?? 0) > 0) return { level: "good", icon: "check", word: "Live" };
+  if ((variant.shadow ?? 0) > 0) return { level: "info", icon: "half", word: "Shadow" };
+  return { level: "idle", icon: "empty", word: "Idle" };
+}
+
+/** The last number of a series that is not older than `back` samples, or null. */
+export function latest(values, back = 15) {
+  if (!values) return null;
+  for (let i = values.length - 1; i >= Math.max(0, values.length - back); i--) if (typeof values[i] === "number") return values[i];
+  return null;
+}

@@ -1,0 +1,164 @@
+// Keeps the store in step with the control plane: events are hints, polling is the safety net.
+import { api } from "./api.js";
+import { get, set } from "./store.js";
+import { follow } from "./stream.js";
+
+const SERIES_MS = 2000;
+const STATUS_MS = 3000;
+const OTHERS_MS = 5000;
+const AUDIT_MS = 15_000;
+const AUDIT_PAGE = 100;
+
+/** Run `work` now, or as soon as the last run has ended and `gapMs` have passed; never twice at once. */
+function coalesce(work, gapMs) {
+  let running = false;
+  let again = false;
+  return async function run() {
+    if (running) { again = true; return; }
+    running = true;
+    try {
+      await work();
+    } finally {
+      setTimeout(() => {
+        running = false;
+        if (again) { again = false; run(); }
+      }, gapMs);
+    }
+  };
+}
+
+function failed(error) {
+  if (error.status === 401) set({ needToken: error.message });
+}
+
+const refreshStatus = coalesce(async () => {
+  try {
+    const status = await api.status();
+    const names = (status.models ?? []).map(({ model }) => model);
+    set(({ selected }) => ({
+      status, statusAt: Date.now(), statusError: null, needToken: null,
+      selected: names.includes(selected) ? selected : names[0] ?? null,
+    }));
+  } catch (error) {
+    failed(error);
+    set({ statusError: error.message });
+    return;
+  }
+  try {
+    const { kills = {} } = await api.snapshot();
+    set({ globalKill: kills["*"] ?? { seq: 0, cleared: 0 } });
+  } catch (error) {
+    failed(error); // the status came: the link is up, and models carry their own `killed`
+  }
+}, 300);
+
+async function load(slot, model, call) {
+  try {
+    const data = await call();
+    set((state) => ({ [slot]: { ...state[slot], [model]: { data, at: Date.now(), error: null } } }));
+  } catch (error) {
+    failed(error);
+    set((state) => ({ [slot]: { ...state[slot], [model]: { data: null, at: 0, ...state[slot][model], error: error.message } } }));
+  }
+}
+
+const refreshModel = coalesce(async () => {
+  const { selected, windowS } = get();
+  if (!selected) return;
+  await Promise.all([
+    load("series", selected, () => api.series(selected, windowS)),
+    load("verdicts", selected, () => api.verdicts(selected)),
+  ]);
+}, 500);
+
+const refreshOthers = coalesce(async () => {
+  const { status, selected } = get();
+  const others = (status?.models ?? []).map(({ model }) => model).filter((model) => model !== selected);
+  await Promise.all(others.map((model) => load("verdicts", model, () => api.verdicts(model))));
+}, 500);
+
+const newestFirst = (entries) => [...new Map(entries.map((entry) => [entry.seq, entry])).values()].sort((a, b) => b.seq - a.seq);
+
+const refreshAudit = coalesce(async () => {
+  try {
+    const { entries = [] } = await api.audit({ limit: AUDIT_PAGE });
+    set(({ audit }) => {
+      // A gap between the new page and what is loaded would hide entries: start over then.
+      const joins = !audit.entries.length || !entries.length || entries.at(-1).seq <= audit.entries[0].seq + 1;
+      return {
+        audit: {
+          entries: joins ? newestFirst([...entries, ...audit.entries]) : entries,
+          at: Date.now(), error: null,
+          complete: entries.length < AUDIT_PAGE || (joins && audit.complete),
+        },
+      };
+    });
+  } catch (error) {
+    failed(error);
+    set(({ audit }) => ({ audit: { ...audit, error: error.message } }));
+  }
+}, 300);
+
+/** One page further back. */
+export async function loadOlderAudit() {
+  const { entries: known } = get().audit;
+  const { entries = [] } = await api.audit({ limit: AUDIT_PAGE, before: known.at(-1)?.seq ?? null });
+  set(({ audit }) => ({
+    audit: { ...audit, entries: newestFirst([...audit.entries, ...entries]), complete: entries.length < AUDIT_PAGE },
+  }));
+}
+
+function onEvent({ event }) {
+  if (event === "snapshot") { refreshStatus(); refreshModel(); }
+  if (event === "audit") { refreshAudit(); refreshStatus(); }
+  if (event === "verdicts") refreshModel();
+}
+
+export function refreshAll() {
+  refreshStatus().then(refreshModel).then(refreshOthers);
+  refreshAudit();
+}
+
+export function select(selected) {
+  set({ selected });
+  refreshModel();
+}
+
+export function setWindow(windowS) {
+  set({ windowS });
+  refreshModel();
+}
+
+let stop = null;
+
+function start() {
+  if (stop) return;
+  const abort = new AbortController();
+  const timers = [
+    setInterval(refreshModel, SERIES_MS),
+    setInterval(refreshStatus, STATUS_MS),
+    setInterval(refreshOthers, OTHERS_MS),
+    setInterval(refreshAudit, AUDIT_MS),
+  ];
+  stop = () => { abort.abort(); timers.forEach(clearInterval); stop = null; };
+  refreshAll();
+  follow(abort.signal, onEvent, (stream, error) => {
+    if (error) failed(error);
+    set({ stream });
+  });
+}
+
+/** Begin; pauses while the tab is hidden, so that a forgotten tab costs nothing. */
+export function run() {
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) stop?.();
+    else start();
+  });
+  if (!document.hidden) start();
+}
+
+/** Drop the connection and begin again, after the token changed. */
+export function restart() {
+  stop?.();
+  start();
+}

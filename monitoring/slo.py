@@ -1,0 +1,120 @@
+"""Service level objectives: multi-window, multi-burn-rate alerts over lossless counters. Pure.
+
+Burn rate: the share of bad events over the share the objective allows; at 1 the budget of the
+window is used up exactly at its end. An alert needs the burn rate over a long and a short window
+at once: the long one so that a blip does not page, the short one so that it ends when the trouble
+does. Source: Google, "The Site Reliability Workbook", chapter 5, table 5-8.
+
+>>> history = History()
+>>> for minute in range(121):
+...     history.add(minute * 60.0, total=minute * 600, bad=minute * 30)
+>>> round(burn_rate(history, 0.999, 3600.0), 1)
+50.0
+>>> [alert.severity for alert in alerts(history, 0.999)][:2]
+['page', 'page']
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import msgspec
+
+HOUR, DAY = 3600.0, 86_400.0
+#: (burn rate, long window, short window, severity) for a budget over 30 days.
+POLICIES: tuple[tuple[float, float, float, str], ...] = (
+    (14.4, HOUR, 300.0, "page"),
+    (6.0, 6 * HOUR, 1800.0, "page"),
+    (3.0, DAY, 2 * HOUR, "ticket"),
+    (1.0, 3 * DAY, 6 * HOUR, "ticket"),
+)
+#: The windows above, by the names used in metrics.
+WINDOWS: dict[str, float] = {
+    "5m": 300.0, "30m": 1800.0, "1h": HOUR, "2h": 2 * HOUR, "6h": 6 * HOUR, "1d": DAY, "3d": 3 * DAY,
+}  # fmt: skip
+#: Events a long window must hold before an alert can fire.
+MIN_EVENTS = 100
+#: (step, span) in seconds of each resolution kept: about 1,330 samples in all.
+_TIERS: tuple[tuple[float, float], ...] = ((10.0, HOUR), (120.0, 6 * HOUR), (600.0, 3 * DAY), (7200.0, 30 * DAY))
+
+Sample = tuple[float, int, int]  # (time, total, bad), cumulative
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """One policy that fires."""
+
+    severity: str
+    factor: float
+    long_s: float
+    short_s: float
+    long_burn: float
+    short_burn: float
+
+
+class History:
+    """Cumulative counts over time, finely for the last hour and ever more coarsely before."""
+
+    def __init__(self, state: list[list[Sample]] | None = None) -> None:
+        self._tiers: list[list[Sample]] = [[(at, total, bad) for at, total, bad in tier] for tier in state or []]
+        if len(self._tiers) != len(_TIERS):
+            self._tiers = [[] for _ in _TIERS]
+        self._newest: Sample | None = max((tier[-1] for tier in self._tiers if tier), default=None)
+
+    def add(self, now_s: float, total: int, bad: int) -> None:
+        """Counts ever, now. A small step back in time is no sample; counts that fall or a clock
+        that was set back start the history anew."""
+        newest = self._newest
+        if newest is not None and (now_s < newest[0] - 60.0 or total < newest[1] or bad < newest[2]):
+            self._tiers = [[] for _ in _TIERS]
+        elif newest is not None and now_s < newest[0]:
+            return
+        self._newest = (now_s, total, bad)
+        for tier, (step, span) in zip(self._tiers, _TIERS, strict=True):
+            if not tier or now_s - tier[-1][0] >= step:
+                tier.append(self._newest)
+                while tier[0][0] < now_s - span - step:
+                    del tier[0]
+
+    def over(self, window_s: float) -> tuple[int, int]:
+        """(total, bad) in the last `window_s` seconds, or since the first sample if that is later."""
+        if self._newest is None:
+            return (0, 0)
+        start = self._newest[0] - window_s
+        tier = next(
+            (tier for tier, (_, span) in zip(self._tiers, _TIERS, strict=True) if window_s <= span), self._tiers[-1]
+        )
+        at = bisect_right(tier, start, key=lambda sample: sample[0]) - 1
+        first = tier[max(0, at)]
+        return (self._newest[1] - first[1], self._newest[2] - first[2])
+
+    def state(self) -> list[list[Sample]]:
+        return self._tiers
+
+
+def burn_rate(history: History, objective: float, window_s: float) -> float:
+    """Share of bad events in the window over the allowed share; 0 without events."""
+    total, bad = history.over(window_s)
+    return bad / total / (1.0 - objective) if total else 0.0
+
+
+def budget_remaining(history: History, objective: float, window_s: float) -> float:
+    """Share of the window's error budget that is left: 1 untouched, 0 used up, negative overdrawn."""
+    return 1.0 - burn_rate(history, objective, window_s)
+
+
+def objective_ratio(history: History, window_s: float) -> float | None:
+    """Share of good events in the window; None without events."""
+    total, bad = history.over(window_s)
+    return 1.0 - bad / total if total else None
+
+
+def alerts(history: History, objective: float) -> list[Alert]:
+    """The policies that fire now, the most urgent first."""
+    firing = []
+    for factor, long_s, short_s, severity in POLICIES:
+        total, _ = history.over(long_s)
+        long_burn = burn_rate(history, objective, long_s)
+        short_burn = burn_rate(history, objective, short_s)
+        if total >= MIN_EVENTS and long_burn > factor and short_burn > factor:
+            firing.append(Alert(severity, factor, long_s, short_s, long_burn, short_burn))
+    return firing

@@ -1,0 +1,251 @@
+"""The monitor without its loops: spools in, statistics and trips out, all state in one commit."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from monitoring.config import MonitorConfig, MonitorModel
+from monitoring.guard import Event, ModelGuards, Trip, is_error
+from monitoring.ingest import CHUNK, Chunk, Flow, Ingest, IngestState, Key, Totals
+from monitoring.join import Joiner
+from monitoring.objectives import Objectives, by_model, slo_verdict
+from monitoring.state import VERSION, Committed
+from monitoring.verdicts import Verdict
+from monitoring.windows import VariantState, Window
+from serving.clock import Clock
+from serving.contract import Flag, Kind, Snapshot
+
+log = logging.getLogger("canarium.monitor")
+
+#: Share of records lost over the last minute above which statistics are not trusted.
+LOSS_LIMIT = 0.01
+LOSS_SPAN_S = 60.0
+_COLUMNS = (
+    "kind", "series", "answered", "flags", "cause", "status", "epoch", "total_us", "batch_key", "request_key",
+    "rows", "flips", "wall_ns", "mono_ns", "cls", "ref_cls",
+)  # fmt: skip
+
+
+class ModelWatch:
+    """Everything about one model."""
+
+    def __init__(self, name: str, config: MonitorModel) -> None:
+        self.name = name
+        self.config = config
+        self.guards = ModelGuards(name, config)
+        self.joiner = Joiner()
+        self.windows: dict[str, Window] = {}
+        self.objectives = Objectives(config)
+
+    def window(self, variant: str) -> Window:
+        return self.windows.setdefault(variant, Window())
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "guards": self.guards.state(),
+            "join": self.joiner.state(),
+            "windows": {variant: window.state() for variant, window in self.windows.items()},
+            "objectives": self.objectives.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.guards.load(state["guards"])
+        self.joiner.load(state["join"])
+        windows = msgspec.convert(state["windows"], dict[str, VariantState], strict=False)
+        self.windows = {variant: Window(stored) for variant, stored in windows.items()}
+        self.objectives = Objectives(self.config, state["objectives"])
+
+
+class Watch:
+    """All models of one node.
+
+    Raises whatever a damaged state raises from `restore`; nothing else raises but bugs and the disk.
+    """
+
+    def __init__(self, config: MonitorConfig, clock: Clock) -> None:
+        self.config = config
+        self.clock = clock
+        self.models = {name: ModelWatch(name, model) for name, model in config.models.items()}
+        self.ingest = Ingest(config.spool_dir, clock)
+        self.snapshot: Snapshot | None = None
+        self.foreign = 0  # records of models or series that this monitor does not know
+        self.last_record_mono_ns = 0
+        self._losses: deque[tuple[float, int, int]] = deque()
+
+    # ------------------------------------------------------------ input
+
+    def apply(self, snapshot: Snapshot) -> bool:
+        """Take over a routing snapshot; False if it is of an older lease than the one in force."""
+        if self.snapshot is not None and snapshot.lease < self.snapshot.lease:
+            return False
+        self.snapshot = snapshot
+        for model in self.models.values():
+            model.guards.configure(snapshot)
+        return True
+
+    def step(self, limit: int = CHUNK) -> tuple[int, list[Trip]]:
+        """Read what is new, at most `limit` records of each file: (records read, guards that tripped)."""
+        count = 0
+        for chunk in self.ingest.poll(limit):
+            count += len(chunk.records)
+            self._feed(chunk)
+        return count, [trip for model in self.models.values() for trip in model.guards.trips()]
+
+    def tick(self) -> None:
+        """Once a second: look for new and finished files, sample the objectives and the loss."""
+        self.ingest.scan()
+        self.ingest.settle()
+        totals = self.ingest.totals()
+        now_s = self.clock.wall_ns() / 1e9
+        for model in self.models.values():
+            if model.config.slo:
+                model.objectives.add(now_s, by_model(totals, model.name))
+        flow = self.ingest.flow()
+        mono_s = self.clock.monotonic_ns() / 1e9
+        self._losses.append((mono_s, flow.written, flow.dropped))
+        while self._losses[0][0] < mono_s - LOSS_SPAN_S:
+            self._losses.popleft()
+
+    def _feed(self, chunk: Chunk) -> None:
+        records = chunk.records
+        self.last_record_mono_ns = int(records["mono_ns"][-1])
+        names = [(self.models.get(model), variant) for model, variant in chunk.series]
+        errors = np.zeros(len(records), dtype=bool)
+        columns = [records[column].tolist() for column in _COLUMNS]
+        known = len(names)
+        for at, (kind, series, answered, flags, cause, status, epoch, total_us, batch_key, request_key, rows, flips,
+                 wall_ns, mono_ns, cls, ref_cls) in enumerate(zip(*columns, strict=True)):  # fmt: skip
+            model, variant = names[series] if series < known else (None, "")
+            if model is None:
+                self.foreign += 1
+                continue
+            event = Event(
+                kind, variant, names[answered][1] if answered < known else "", flags, cause, status, epoch, total_us,
+                batch_key, request_key, rows, flips, wall_ns, mono_ns,
+            )  # fmt: skip
+            if kind == Kind.REQUEST:
+                errors[at] = is_error(event)
+                model.guards.observe(event)
+                if status == 200:
+                    model.joiner.request(request_key, event.answered, wall_ns)
+            elif kind == Kind.LABEL:
+                for pair in model.joiner.label(request_key, cls, wall_ns):
+                    model.guards.labelled(pair.variant, pair.teacher_right, pair.candidate_right, event)
+            elif kind in (Kind.REFERENCE, Kind.SHADOW):
+                model.guards.observe(event)
+                self._pair(model, event, cls, ref_cls)
+        self._chart(chunk, names, errors)
+
+    def _pair(self, model: ModelWatch, event: Event, cls: int, ref_cls: int) -> None:
+        if event.answered != model.guards.teacher or event.status != 200:
+            return
+        pair = model.joiner.pair(event.request_key, event.variant, cls, ref_cls, event.wall_ns)
+        if pair is not None:
+            model.guards.labelled(pair.variant, pair.teacher_right, pair.candidate_right, event)
+
+    def _chart(self, chunk: Chunk, names: list[tuple[ModelWatch | None, str]], errors: Any) -> None:
+        records = chunk.records
+        seconds = (records["wall_ns"] // 1_000_000_000).astype(np.int64)
+        served = (records["kind"] == Kind.REQUEST) & (records["flags"] & Flag.CLIENT_FAULT == 0)
+        paired = ((records["kind"] == Kind.REFERENCE) | (records["kind"] == Kind.SHADOW)) & (records["status"] == 200)
+        for series in np.unique(records["series"]).tolist():
+            model, variant = names[series] if series < len(names) else (None, "")
+            if model is None:
+                continue
+            mine = records["series"] == series
+            requests, pairs = mine & served, mine & paired
+            window = model.window(variant)
+            if requests.any():
+                durations = records["total_us"][requests].astype(np.float64)
+                window.requests(seconds[requests], durations, errors[requests])
+            if pairs.any():
+                rows, flips = (records[name][pairs].astype(np.int64) for name in ("rows", "flips"))
+                window.pairs(seconds[pairs], rows, flips)
+
+    # ------------------------------------------------------------ output
+
+    @property
+    def loss_ratio(self) -> float:
+        """Share of the records of the last minute that were dropped."""
+        if len(self._losses) < 2:
+            return 0.0
+        (_, written, dropped), (_, written_now, dropped_now) = self._losses[0], self._losses[-1]
+        return min(1.0, (dropped_now - dropped) / max(1, written_now - written))
+
+    @property
+    def degraded(self) -> str:
+        """Why statistics cannot be trusted now, or ""."""
+        loss = self.loss_ratio
+        if loss <= LOSS_LIMIT:
+            return ""
+        return f"{loss * 100:.1f} % of the last minute's records were lost, over {LOSS_LIMIT * 100:g} %"
+
+    @property
+    def lag_s(self) -> float:
+        """Age of the newest record read while others wait, seconds; 0 when everything is read."""
+        if self.ingest.flow().pending <= 0 or not self.last_record_mono_ns:
+            return 0.0
+        return max(0.0, (self.clock.monotonic_ns() - self.last_record_mono_ns) / 1e9)
+
+    def flow(self) -> Flow:
+        return self.ingest.flow()
+
+    def totals(self) -> dict[Key, Totals]:
+        return self.ingest.totals()
+
+    def verdicts(self) -> dict[str, list[Verdict]]:
+        """Verdicts by model: the statistical guards of each candidate, then the objectives by variant."""
+        now_ns, degraded = self.clock.wall_ns(), self.degraded
+        return {
+            name: [
+                *model.guards.verdicts(degraded),
+                *(slo_verdict(status, now_ns) for status in model.objectives.status()),
+            ]
+            for name, model in self.models.items()
+        }
+
+    def series(self, name: str, seconds: int) -> dict[str, Any] | None:
+        """The console's charts of one model (`/v1/series`); None for an unknown model."""
+        model = self.models.get(name)
+        if model is None:
+            return None
+        now_s = self.clock.wall_ns() // 1_000_000_000
+        return {
+            "model": name,
+            "step_s": 1,
+            "at": list(range(now_s - seconds, now_s)),
+            "variants": {variant: window.series(now_s, seconds) for variant, window in sorted(model.windows.items())},
+            "slo": [status for status in model.objectives.status() if status.variant == "*"],
+        }
+
+    # ------------------------------------------------------------ storage
+
+    def state(self, actuator: dict[str, Any]) -> bytes:
+        """Everything, encoded at one moment."""
+        return msgspec.msgpack.encode(
+            Committed(
+                version=VERSION,
+                ingest=msgspec.to_builtins(self.ingest.state()),
+                models={name: model.state() for name, model in self.models.items()},
+                actuator=actuator,
+                snapshot=msgspec.json.encode(self.snapshot) if self.snapshot is not None else b"",
+            )
+        )
+
+    def restore(self, stored: Committed) -> None:
+        """Continue from a commit. Raises `KeyError`, `TypeError` or `ValueError` if it is damaged."""
+        ingest = Ingest(self.config.spool_dir, self.clock, msgspec.convert(stored.ingest, IngestState, strict=False))
+        for name, state in stored.models.items():
+            if name in self.models:
+                self.models[name].load(state)
+        self.ingest = ingest
+        self.ingest.remove_folded(self.ingest.folded_files)
+        if stored.snapshot:
+            self.snapshot = msgspec.json.decode(stored.snapshot, type=Snapshot)
+            for model in self.models.values():
+                model.guards.configure(self.snapshot)
