@@ -1,0 +1,470 @@
+"""The Grafana dashboard, made from the rows declared below.
+
+    python deployments/grafana/generate.py            # writes canarium.json
+    python deployments/grafana/generate.py --check    # exit 1 if it is out of date
+
+Import canarium.json into Grafana 10 or newer and choose the Prometheus data source.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TARGET = Path(__file__).resolve().parent / "canarium.json"
+SCHEMA_VERSION = 39
+DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+WIDTH = 24
+M = 'model="$model"'
+RATE = "[$__rate_interval]"
+
+
+@dataclass(frozen=True)
+class Query:
+    """One PromQL expression and how its series are named."""
+
+    expr: str
+    legend: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel. `unit` is a Grafana unit; `kind` is timeseries or stat; widths add up to 24 in a row."""
+
+    title: str
+    queries: tuple[Query, ...]
+    unit: str = "short"
+    description: str = ""
+    kind: str = "timeseries"
+    width: int = 8
+    stacked: bool = False
+    maximum: float | None = None
+    #: Values of a stat and what they are called and coloured.
+    states: tuple[tuple[int, str, str], ...] = ()
+    #: Series whose names match are drawn as dashed lines.
+    dashed: str = ""
+
+
+def by_variant(function: str) -> str:
+    return f"sum by (variant) ({function})"
+
+
+def quantile(q: float) -> str:
+    buckets = f"sum by (variant, le) (rate(canarium_request_duration_seconds_bucket{{{M}}}{RATE}))"
+    return f"histogram_quantile({q}, {buckets})"
+
+
+REQUESTS = f"rate(canarium_requests_total{{{M}}}{RATE})"
+ON_OFF = ((0, "off", "green"), (1, "ON", "red"))
+
+ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
+    (
+        "Kill-switch",
+        (
+            Panel(
+                "Kill-switch",
+                (Query(f"max(canarium_killswitch_state{{{M}}})", ""),),
+                kind="stat",
+                width=4,
+                states=ON_OFF,
+                description="On: every request is answered by the baseline until a human re-arms it.",
+            ),
+            Panel(
+                "Monitor heartbeat",
+                (Query("time() - max(canarium_monitor_heartbeat_timestamp_seconds)", ""),),
+                unit="s",
+                kind="stat",
+                width=4,
+                description="Ramps freeze after 10 s of silence.",
+            ),
+            Panel(
+                "Actuation time, p99",
+                (
+                    Query(
+                        "histogram_quantile(0.99, sum by (le) (canarium_killswitch_actuation_seconds_bucket))",
+                        "",
+                    ),
+                ),
+                unit="s",
+                kind="stat",
+                width=4,
+                description="From the decision of a guard to its rollback or kill in force.",
+            ),
+            Panel(
+                "Rollback headroom",
+                (Query(f"min(canarium_rollback_headroom_ratio{{{M}}})", ""),),
+                unit="percentunit",
+                kind="stat",
+                width=4,
+                description="Capacity of the baseline over present traffic; under 1 a kill sheds load.",
+            ),
+            Panel(
+                "Build",
+                (Query("canarium_build_info", "{{version}}"),),
+                kind="stat",
+                width=8,
+            ),
+        ),
+    ),
+    (
+        "Traffic",
+        (
+            Panel(
+                "Traffic split, measured",
+                (
+                    Query(
+                        f"{by_variant(REQUESTS)} / scalar(sum({REQUESTS}) > 0)",
+                        "{{variant}}",
+                    ),
+                ),
+                unit="percentunit",
+                stacked=True,
+                maximum=1,
+            ),
+            Panel(
+                "Traffic weight, configured",
+                (Query(f"max by (variant) (canarium_traffic_weight{{{M}}})", "{{variant}}"),),
+                unit="percentunit",
+                stacked=True,
+                maximum=1,
+            ),
+            Panel("Requests per second", (Query(by_variant(REQUESTS), "{{variant}}"),), unit="reqps"),
+        ),
+    ),
+    (
+        "Latency",
+        (
+            Panel("p50 by variant", (Query(quantile(0.5), "{{variant}}"),), unit="s"),
+            Panel("p99 by variant", (Query(quantile(0.99), "{{variant}}"),), unit="s"),
+            Panel(
+                "Mean time by stage",
+                (
+                    Query(
+                        f"sum by (stage) (rate(canarium_request_stage_duration_seconds_sum{{{M}}}{RATE})) / "
+                        f"sum by (stage) (rate(canarium_request_stage_duration_seconds_count{{{M}}}{RATE}))",
+                        "{{stage}}",
+                    ),
+                ),
+                unit="s",
+                stacked=True,
+            ),
+        ),
+    ),
+    (
+        "Load",
+        (
+            Panel(
+                "Rows queued",
+                (Query(f"sum by (variant) (canarium_queue_rows{{{M}}})", "{{variant}}"),),
+                width=12,
+            ),
+            Panel(
+                "Mean rows per batch",
+                (
+                    Query(
+                        f"sum by (variant) (rate(canarium_batch_rows_sum{{{M}}}{RATE})) / "
+                        f"sum by (variant) (rate(canarium_batch_rows_count{{{M}}}{RATE}))",
+                        "{{variant}}",
+                    ),
+                ),
+                width=12,
+            ),
+        ),
+    ),
+    (
+        "Errors and fallbacks",
+        (
+            Panel(
+                "Refused or failed requests by code",
+                (
+                    Query(
+                        f'sum by (variant, code) (rate(canarium_requests_total{{{M},code!~"2.."}}{RATE}))',
+                        "{{variant}} {{code}}",
+                    ),
+                ),
+                unit="reqps",
+            ),
+            Panel(
+                "Fallbacks by cause",
+                (
+                    Query(
+                        f"sum by (variant, cause) (rate(canarium_fallbacks_total{{{M}}}{RATE}))",
+                        "{{variant}} {{cause}}",
+                    ),
+                ),
+                unit="reqps",
+                description="Failures of a candidate that no client saw: the baseline answered.",
+            ),
+            Panel(
+                "Shadow requests",
+                (
+                    Query(
+                        f"sum by (variant, result) (rate(canarium_shadow_total{{{M}}}{RATE}))",
+                        "{{variant}} {{result}}",
+                    ),
+                ),
+                unit="reqps",
+                description="Shed shadows are counted: dropping slow ones silently would flatter the candidate.",
+            ),
+        ),
+    ),
+    (
+        "Agreement with the teacher",
+        (
+            Panel(
+                "Agreement, with its confidence sequence",
+                (
+                    Query(f"max by (variant) (canarium_agreement_ratio{{{M}}})", "{{variant}}"),
+                    Query(f"max by (variant) (canarium_agreement_ratio_lower{{{M}}})", "{{variant}} lower"),
+                    Query(f"max by (variant) (canarium_agreement_ratio_upper{{{M}}})", "{{variant}} upper"),
+                ),
+                unit="percentunit",
+                width=24,
+                maximum=1,
+                dashed=".* (lower|upper)",
+            ),
+        ),
+    ),
+    (
+        "Guards",
+        (
+            Panel(
+                "Evidence and threshold",
+                (
+                    Query(
+                        f"max by (variant, guard) (canarium_detector_log_evidence{{{M}}})",
+                        "{{variant}} {{guard}}",
+                    ),
+                    Query(
+                        f"max by (variant, guard) (canarium_detector_log_threshold{{{M}}})",
+                        "{{variant}} {{guard}} threshold",
+                    ),
+                ),
+                width=12,
+                dashed=".* threshold",
+                description="Natural logarithms. A guard trips when its evidence reaches its threshold.",
+            ),
+            Panel(
+                "Verdicts",
+                (
+                    Query(
+                        f"max by (variant, guard) (canarium_guard_verdict{{{M}}})",
+                        "{{variant}} {{guard}}",
+                    ),
+                ),
+                width=12,
+            ),
+        ),
+    ),
+    (
+        "Service level objectives",
+        (
+            Panel(
+                "Burn rate",
+                (
+                    Query(
+                        f"max by (variant, slo, window) (canarium_slo_burn_rate{{{M}}})",
+                        "{{variant}} {{slo}} {{window}}",
+                    ),
+                ),
+                width=12,
+                description="1 spends the error budget in exactly the SLO's window; 14.4 over an hour pages.",
+            ),
+            Panel(
+                "Error budget remaining",
+                (
+                    Query(
+                        f"min by (variant, slo) (canarium_slo_error_budget_remaining_ratio{{{M}}})",
+                        "{{variant}} {{slo}}",
+                    ),
+                ),
+                unit="percentunit",
+                width=12,
+                maximum=1,
+            ),
+        ),
+    ),
+    (
+        "Events",
+        (
+            Panel(
+                "Events per second",
+                (
+                    Query(f"sum(rate(canarium_events_written_total{RATE}))", "written"),
+                    Query(f"sum(rate(canarium_events_consumed_total{RATE}))", "consumed"),
+                    Query(f"sum(rate(canarium_events_dropped_total{RATE}))", "dropped"),
+                ),
+                unit="ops",
+            ),
+            Panel(
+                "Events lost",
+                (
+                    Query(
+                        f"sum(rate(canarium_events_dropped_total{RATE})) / "
+                        f"(sum(rate(canarium_events_written_total{RATE})) > 0)",
+                        "lost",
+                    ),
+                ),
+                unit="percentunit",
+                description="Over 1 % the statistical guards are degraded and ramps freeze.",
+            ),
+            Panel("Event lag", (Query("max(canarium_event_lag_seconds)", "lag"),), unit="s"),
+        ),
+    ),
+)
+
+
+def expressions() -> list[str]:
+    """Every PromQL expression, as declared."""
+    return [query.expr for _, panels in ROWS for panel in panels for query in panel.queries]
+
+
+def concrete(expr: str, model: str, rate_interval: str) -> str:
+    """`expr` as Grafana would send it, with its variables filled in."""
+    return expr.replace("$model", model).replace("$__rate_interval", rate_interval)
+
+
+def build() -> dict[str, Any]:
+    """The dashboard as Grafana imports it."""
+    panels: list[dict[str, Any]] = []
+    y = 0
+    for title, row in ROWS:
+        panels.append(
+            {
+                "id": len(panels) + 1,
+                "type": "row",
+                "title": title,
+                "collapsed": False,
+                "gridPos": {"h": 1, "w": WIDTH, "x": 0, "y": y},
+                "panels": [],
+            }
+        )
+        y, x = y + 1, 0
+        height = 4 if all(panel.kind == "stat" for panel in row) else 8
+        for panel in row:
+            grid = {"h": height, "w": panel.width, "x": x, "y": y}
+            panels.append({"id": len(panels) + 1} | _panel(panel, grid))
+            x += panel.width
+        y += height
+    return {
+        "uid": "canarium",
+        "title": "Canarium",
+        "description": "A model, its cheaper variants and what guards them.",
+        "tags": ["canarium"],
+        "schemaVersion": SCHEMA_VERSION,
+        "version": 1,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "10s",
+        "time": {"from": "now-30m", "to": "now"},
+        "timezone": "browser",
+        "annotations": {"list": []},
+        "templating": {"list": _variables()},
+        "panels": panels,
+    }
+
+
+def _variables() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": "datasource",
+            "label": "Data source",
+            "type": "datasource",
+            "query": "prometheus",
+            "current": {},
+            "hide": 0,
+            "includeAll": False,
+            "multi": False,
+        },
+        {
+            "name": "model",
+            "label": "Model",
+            "type": "query",
+            "datasource": DATASOURCE,
+            "query": {"query": "label_values(canarium_requests_total, model)", "refId": "model"},
+            "definition": "label_values(canarium_requests_total, model)",
+            "refresh": 2,
+            "sort": 1,
+            "current": {},
+            "hide": 0,
+            "includeAll": False,
+            "multi": False,
+        },
+    ]
+
+
+def _panel(panel: Panel, grid: dict[str, int]) -> dict[str, Any]:
+    defaults: dict[str, Any] = {"unit": panel.unit, "min": 0}
+    if panel.maximum is not None:
+        defaults["max"] = panel.maximum
+    if panel.title == "Evidence and threshold":
+        del defaults["min"]  # evidence for the candidate is negative
+    if panel.kind == "stat":
+        options: dict[str, Any] = {
+            "colorMode": "background" if panel.states else "value",
+            "graphMode": "none",
+            "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+            "textMode": "name" if panel.title == "Build" else "auto",
+        }
+    else:
+        options = {
+            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
+            "tooltip": {"mode": "multi", "sort": "desc"},
+        }
+        defaults["custom"] = {
+            "drawStyle": "line",
+            "lineWidth": 1,
+            "fillOpacity": 20 if panel.stacked else 0,
+            "showPoints": "never",
+            "stacking": {"mode": "normal" if panel.stacked else "none", "group": "A"},
+        }
+    if panel.states:
+        defaults["mappings"] = [
+            {
+                "type": "value",
+                "options": {
+                    str(value): {"text": text, "color": color, "index": index}
+                    for index, (value, text, color) in enumerate(panel.states)
+                },
+            }
+        ]
+    overrides = []
+    if panel.dashed:
+        dashes = {"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [8, 8]}}
+        overrides.append({"matcher": {"id": "byRegexp", "options": f"/{panel.dashed}/"}, "properties": [dashes]})
+    return {
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.description,
+        "datasource": DATASOURCE,
+        "gridPos": grid,
+        "fieldConfig": {"defaults": defaults, "overrides": overrides},
+        "options": options,
+        "targets": [
+            {
+                "refId": chr(ord("A") + index),
+                "datasource": DATASOURCE,
+                "editorMode": "code",
+                "expr": query.expr,
+                "legendFormat": query.legend or "__auto",
+                "range": panel.kind != "stat",
+                "instant": panel.kind == "stat",
+            }
+            for index, query in enumerate(panel.queries)
+        ],
+    }
+
+
+def main() -> int:
+    text = json.dumps(build(), indent=2) + "\n"
+    if "--check" in sys.argv[1:]:
+        return 0 if TARGET.exists() and TARGET.read_text(encoding="utf-8") == text else 1
+    TARGET.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
