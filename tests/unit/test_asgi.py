@@ -1,0 +1,253 @@
+"""The HTTP surface, driven as an ASGI server would: routes, headers, bad input. No network."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+import pytest
+
+from serving.control.auth import Auth
+from serving.gateway.asgi import HttpGateway
+from tests.support.gateway import InProcessGateway
+
+INFER = "/v2/models/tiny/infer"
+GOOD = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["spam"]}]}
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+
+class Client:
+    """Calls an ASGI application directly."""
+
+    def __init__(self, app: HttpGateway) -> None:
+        self.app = app
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Any = b"",
+        headers: dict[str, str] | None = None,
+        chunk: int = 1 << 20,
+    ) -> Answer:
+        raw = body if isinstance(body, bytes) else orjson.dumps(body)
+        pieces = [raw[at : at + chunk] for at in range(0, len(raw), chunk)] or [b""]
+        waiting = [
+            {"type": "http.request", "body": piece, "more_body": index < len(pieces) - 1}
+            for index, piece in enumerate(pieces)
+        ]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return waiting.pop(0) if waiting else {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "headers": [(key.lower().encode(), value.encode("latin-1")) for key, value in (headers or {}).items()],
+        }
+        await self.app(scope, receive, send)
+        assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+        found = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
+        return Answer(sent[0]["status"], found, sent[1]["body"])
+
+    async def infer(self, body: bytes | Any, **headers: str) -> Answer:
+        return await self.request("POST", INFER, body, {key.replace("_", "-"): value for key, value in headers.items()})
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[InProcessGateway]:
+    running = InProcessGateway(tmp_path, {"candidate": ""})
+    await running.publish()
+    yield running
+    await running.plane.close()
+
+
+@pytest.fixture
+def client(gateway: InProcessGateway) -> Client:
+    return Client(HttpGateway(gateway.config, gateway.plane, Auth.from_config("none", None), gateway.clock))
+
+
+async def test_json_in_and_out(client: Client) -> None:
+    answer = await client.infer({**GOOD, "id": "r-1"}, x_user_id="u")
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-canarium-variant"] == "teacher"
+    assert answer.headers["x-canarium-reason"] == "baseline"
+    assert answer.headers["x-canarium-epoch"] == "1"
+    assert answer.headers["x-request-id"]
+    document = answer.json()
+    assert (document["model_name"], document["model_version"], document["id"]) == ("tiny", "1", "r-1")
+    outputs = {output["name"]: output for output in document["outputs"]}
+    assert outputs["label"]["data"] == ["spam"]
+    assert sum(outputs["probabilities"]["data"]) == pytest.approx(1)
+    assert all("parameters" not in output for output in document["outputs"])
+
+
+async def test_binary_in_and_out(client: Client) -> None:
+    tensor = struct.pack("<I", 4) + b"spam"
+    header = orjson.dumps(
+        {
+            "inputs": [
+                {"name": "text", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(tensor)}}
+            ],
+            "outputs": [{"name": "probabilities", "parameters": {"binary_data": True}}],
+        }
+    )
+    answer = await client.infer(header + tensor, inference_header_content_length=str(len(header)))
+    length = int(answer.headers["inference-header-content-length"])
+    assert answer.status == 200
+    assert struct.unpack("<2f", answer.body[length:])[1] > 0.9
+
+
+async def test_a_gzip_body_is_read_and_a_gzip_answer_given(client: Client) -> None:
+    many = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [200], "data": ["spam"] * 200}]}
+    answer = await client.infer(gzip.compress(orjson.dumps(many)), content_encoding="gzip", accept_encoding="gzip")
+    assert answer.status == 200
+    assert answer.headers["content-encoding"] == "gzip"
+    assert json.loads(gzip.decompress(answer.body))["outputs"][0]["shape"] == [200, 2]
+
+
+def _with(**changes: Any) -> dict[str, Any]:
+    return {"inputs": [{**GOOD["inputs"][0], **changes}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"{nope", 400, "JSON"),
+        (b"[" * 10_000 + b"]" * 10_000, 400, "JSON"),
+        (b"[]", 400, "object"),
+        ({}, 400, "inputs"),
+        (_with(datatype="FP32", data=[1.0]), 400, "expected BYTES [-1], got FP32 [1]"),
+        (_with(shape=[2]), 400, "2"),
+        (_with(shape=[1, 1]), 400, "expected BYTES [-1], got BYTES [1, 1]"),
+        (_with(name="texts"), 400, "'text' is missing"),
+        (_with(data=[7]), 400, "inputs[0].data"),
+        ({"inputs": [GOOD["inputs"][0], GOOD["inputs"][0]]}, 400, "twice"),
+        ({**GOOD, "outputs": [{"name": "nope"}]}, 400, "nope"),
+        ({**GOOD, "id": 7}, 400, "id"),
+        ({**GOOD, "parameters": {"timeout_ms": -5}}, 400, "x-canarium-timeout-ms"),
+        (_with(shape=[0], data=[]), 400, "at least one row"),
+    ],
+)
+async def test_bad_input_is_named(client: Client, body: Any, status: int, words: str) -> None:
+    answer = await client.infer(body)
+    assert answer.status == status
+    assert words in answer.json()["error"]
+    assert (await client.infer(GOOD)).status == 200  # the server goes on
+
+
+async def test_invalid_utf8_names_row_and_byte(client: Client) -> None:
+    tensor = struct.pack("<I", 2) + b"ok" + struct.pack("<I", 2) + b"\xff\xfe"
+    header = orjson.dumps(
+        {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": 12}}]}
+    )
+    answer = await client.infer(header + tensor, inference_header_content_length=str(len(header)))
+    assert answer.status == 400
+    assert 'input "text" row 1' in answer.json()["error"]
+
+
+async def test_truncated_binary_says_what_came(client: Client) -> None:
+    header = orjson.dumps(
+        {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 8}}]}
+    )
+    answer = await client.infer(header + b"\x04\x00\x00\x00sp", inference_header_content_length=str(len(header)))
+    assert answer.status == 400
+    assert "inputs[0]" in answer.json()["error"]
+
+
+async def test_a_gzip_bomb_is_refused_without_being_unpacked(gateway: InProcessGateway) -> None:
+    config = gateway.config.model_copy(update={"server": gateway.config.server.model_copy(update={"max_body_mib": 1})})
+    client = Client(HttpGateway(config, gateway.plane, Auth.from_config("none", None), gateway.clock))
+    answer = await client.infer(gzip.compress(bytes(64 << 20)), content_encoding="gzip")
+    assert answer.status == 413
+    answer = await client.infer(bytes(2 << 20))
+    assert (answer.status, "1 MiB" in answer.json()["error"]) == (413, True)
+    assert (await client.infer(GOOD)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2/health/live", 200),
+        ("GET", "/v2/health/ready", 200),
+        ("GET", "/v2", 200),
+        ("GET", "/v2/models/tiny", 200),
+        ("GET", "/v2/models/tiny/ready", 200),
+        ("GET", "/v2/models/tiny/versions/2/ready", 200),
+        ("GET", "/v2/models/tiny/config", 200),
+        ("GET", "/v2/models/tiny/stats", 200),
+        ("GET", "/v2/models/tiny/versions/2/stats", 200),
+        ("GET", "/v2/models/stats", 200),
+        ("POST", "/v2/repository/index", 200),
+        ("GET", "/v2/models/nope", 404),
+        ("GET", "/v2/models/tiny/versions/9", 404),
+        ("GET", "/v2/models/tiny/nothing", 404),
+        ("GET", "/elsewhere", 404),
+        ("GET", INFER, 404),
+    ],
+)
+async def test_every_route_of_the_protocol(client: Client, method: str, path: str, status: int) -> None:
+    answer = await client.request(method, path)
+    assert answer.status == status
+    if status == 404:
+        assert answer.json()["error"]
+
+
+async def test_statistics_count_and_have_all_eight_keys(client: Client) -> None:
+    for _ in range(3):
+        await client.infer(GOOD)
+    (stats,) = (await client.request("GET", "/v2/models/tiny/versions/1/stats")).json()["model_stats"]
+    assert stats["inference_count"] == 3
+    assert set(stats["inference_stats"]) == {
+        "success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss",
+    }  # fmt: skip
+    assert stats["inference_stats"]["queue"]["count"] == 3
+
+
+async def test_pinned_and_overridden_variants_answer(client: Client) -> None:
+    pinned = await client.request("POST", "/v2/models/tiny/versions/2/infer", GOOD)
+    assert (pinned.headers["x-canarium-variant"], pinned.headers["x-canarium-reason"]) == ("candidate", "pinned")
+    override = await client.infer(GOOD, x_canarium_variant="candidate")
+    assert (override.headers["x-canarium-variant"], override.headers["x-canarium-reason"]) == ("candidate", "override")
+
+
+async def test_a_repeated_request_id_is_answered_each_time(client: Client) -> None:
+    first, second = [await client.infer({**GOOD, "id": "same"}) for _ in range(2)]
+    assert (first.status, second.status) == (200, 200)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"id": "r", "label": "spam"}, 202, ""),
+        ({"id": "r", "label": 0, "kpi": {"clicks": 1}}, 202, ""),
+        ({"id": "r", "label": "eggs"}, 400, "ham, spam"),
+        ({"label": "spam"}, 400, "id"),
+        ({"id": "r"}, 400, "label or kpi"),
+        ({"id": "r", "label": [1]}, 400, "label"),
+        ({"id": "r", "kpi": {"clicks": "many"}}, 400, "kpi"),
+    ],
+)
+async def test_feedback(client: Client, body: Any, status: int, words: str) -> None:
+    answer = await client.request("POST", "/v2/models/tiny/feedback", body)
+    assert answer.status == status
+    assert words in answer.json().get("error", "")
