@@ -1,0 +1,220 @@
+"""The control plane as one actor: its plane, its HTTP server, and the long-poll of the gateways.
+
+A plain class; `serving.app` makes it a detached Ray actor with unlimited restarts. It comes
+back from a crash with its state, because everything it needs is in the settings it was
+created with and in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+
+from serving.clock import SystemClock
+from serving.config import Config
+from serving.contract import ControlWord
+from serving.control.api import create_app
+from serving.control.auth import Auth
+from serving.control.gateways import GatewayInfo
+from serving.control.monitor_link import MonitorLink
+from serving.control.plane import Plane
+from serving.control.seed import VariantFacts, specs
+from serving.control.store import SqliteStore, StoreError
+from serving.control.word import WordLink
+from serving.errors import StartError
+
+__all__ = ["ControlActor", "ControlSettings", "VariantFacts"]
+
+log = logging.getLogger("canarium.control")
+
+DATABASE_FILE = "canarium.db"
+BACKLOG = 128
+START_TIMEOUT_S = 20.0
+SHUTDOWN_S = 3.0
+
+
+class ControlSettings(msgspec.Struct, frozen=True):
+    """All that a control plane is created with; JSON-able, paths absolute.
+
+    `config` is the JSON of `Config`. `variants` holds the facts of every configured variant,
+    by model and name. `urls` is shown by the status as it is.
+    """
+
+    instance: str
+    config: str
+    variants: dict[str, dict[str, VariantFacts]]
+    state_dir: str
+    word_path: str
+    host: str
+    port: int
+    monitor_url: str
+    console_dir: str = ""
+    urls: dict[str, str] = {}
+    version: str = "0.1.0"
+
+
+class ControlActor:
+    """Starts at once inside a running loop (a Ray actor's), else with the first call."""
+
+    def __init__(self, settings: ControlSettings) -> None:
+        self._settings = settings
+        self._plane: Plane | None = None
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._differences: tuple[str, ...] = ()
+        self._starting: asyncio.Task[Plane] | None = None
+        self._closed = False
+        with contextlib.suppress(RuntimeError):
+            self._starting = asyncio.get_running_loop().create_task(self._start())
+
+    async def ready(self) -> dict[str, Any]:
+        """Wait until it serves.
+
+        Returns:
+            `rev`, `lease`, `url`, and `differences`: lines that say where file and store differ.
+
+        Raises:
+            StartError: the port is taken, or the state or the control word cannot be used.
+        """
+        plane = await self.start()
+        url = f"http://{self._settings.host}:{self._settings.port}"
+        state = plane.state
+        return {"rev": state.rev, "lease": state.lease, "url": url, "differences": list(self._differences)}
+
+    async def poll(self, rev: int, gateway: dict[str, Any], timeout_s: float = 20.0) -> bytes:
+        """The snapshot as JSON (`contract.Snapshot`), for one gateway.
+
+        Args:
+            rev: what the gateway has in force; the call parks while that is the newest.
+            gateway: `id`, `node`, `pid` and `rev` of the gateway, for the status.
+            timeout_s: after this many seconds the same snapshot is returned again; at most 60.
+        """
+        plane = await self.start()
+        info = msgspec.convert(gateway, GatewayInfo)
+        plane.gateways.see(info)
+        encoded = await plane.wait(rev, timeout_s)
+        plane.gateways.see(info)
+        return encoded
+
+    async def shutdown(self) -> None:
+        """Stop serving, save what is unsaved, release the port and the files."""
+        self._closed = True
+        if self._starting is not None:
+            await asyncio.gather(self._starting, return_exceptions=True)
+        await self._stop()
+
+    async def start(self) -> Plane:
+        """Start unless started; a failed start is tried again by the next call. Raises `StartError`."""
+        if self._closed:
+            raise StartError("the control plane is shutting down")
+        if self._starting is None or (self._starting.done() and self._starting.exception() is not None):
+            self._starting = asyncio.get_running_loop().create_task(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> Plane:
+        settings, clock = self._settings, SystemClock()
+        listener = _listen(settings.host, settings.port)
+        try:
+            config = Config.model_validate_json(settings.config)
+            models = specs(config, settings.variants)
+            auth = Auth.from_config(config.auth.mode, config.auth.tokens_file, clock)
+            try:
+                word = ControlWord.open(settings.word_path)
+            except OSError as error:
+                raise StartError(f"the control word {settings.word_path} cannot be opened: {error}") from error
+            plane = self._plane = Plane(
+                store=SqliteStore(Path(settings.state_dir) / DATABASE_FILE),
+                word=WordLink(word),
+                clock=clock,
+                monitor=MonitorLink(settings.monitor_url, clock),
+                facts=settings.variants,
+                about={"version": settings.version, "instance": settings.instance, "urls": settings.urls},
+            )
+            try:
+                self._differences = await plane.start(models)
+            except StoreError as error:
+                raise StartError(str(error)) from error
+            for line in self._differences:
+                log.warning("%s", line)
+            plane.run_background()
+            app = create_app(
+                plane, auth, clock=clock, host=settings.host, port=settings.port, console_dir=settings.console_dir
+            )
+            self._server = _Server(uvicorn_config(app))
+            self._serving = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listener]))
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._server.up.wait()
+            return plane
+        except BaseException:
+            listener.close()
+            await self._stop()
+            raise
+
+    async def _stop(self) -> None:
+        server, serving, plane = self._server, self._serving, self._plane
+        self._server = self._serving = self._plane = None
+        if plane is not None:
+            plane.events.close()
+        if server is not None and serving is not None:
+            server.should_exit = True
+            await asyncio.wait([serving], timeout=SHUTDOWN_S)
+            serving.cancel()
+        if plane is not None:
+            await plane.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says when it is up and leaves the process's signals alone: they are Ray's."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def uvicorn_config(app: Any) -> uvicorn.Config:
+    """How the admin API is served."""
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=1,
+        log_config=None,
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise StartError(
+            f"server.control_port: {host}:{port} cannot be used: {error.strerror or error}; "
+            "end what listens there ('canarium down') or choose another port"
+        ) from error
+    return listener

@@ -1,0 +1,294 @@
+"""The admin API (`/admin/v1`) and the console's files, over one `Plane`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from serving.clock import Clock
+from serving.control import http
+from serving.control.auth import Action, Auth, Principal
+from serving.control.events import KEEP_ALIVE_S
+from serving.control.idempotency import Answers
+from serving.control.monitor_link import Heartbeat
+from serving.control.plane import Plane
+from serving.control.seed import fresh_salt
+from serving.control.state import table_of
+from serving.core.commands import ALL, By, Kill, Rearm, Rollback, SetTraffic
+from serving.errors import ErrorKind, RequestError, bad_request
+
+REASON_MAX = 1000
+ACTOR_MAX = 100
+#: Seqs stay exact in clients that read JSON numbers as doubles.
+SEQ_MAX = 2**53 - 1
+#: Snapshot long-polls parked over HTTP at a time.
+PARKED_MAX = 256
+
+Handler = Callable[[Request, Principal], Awaitable[Response]]
+Body = TypeVar("Body")
+
+
+class _Mutation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    reason: str
+    actor: str | None = None
+
+
+class TrafficBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    weights: dict[str, float] = {}
+    shadow: dict[str, float] = {}
+    reference_percent: float | None = None
+
+
+class RollbackBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    variant: str | None = None
+    evidence: dict[str, Any] = {}
+
+
+class KillBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    evidence: dict[str, Any] = {}
+    kill_seq: int | None = None
+
+
+class RearmBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    kill_seq: int
+
+
+class Admin:
+    """The handlers; each gets an authenticated principal that may do what it asks for."""
+
+    def __init__(self, plane: Plane, auth: Auth, clock: Clock, keep_alive_s: float = KEEP_ALIVE_S) -> None:
+        self._plane, self._auth, self._keep_alive_s = plane, auth, keep_alive_s
+        self._answers = Answers(clock)
+        self._parked = 0
+
+    def routes(self) -> list[BaseRoute]:
+        """Everything below `/admin/v1`."""
+        one = "/models/{model}"
+        return [
+            self._route("GET", "/status", Action.READ, self._status),
+            self._route("GET", "/models", Action.READ, self._models),
+            self._route("GET", "/snapshot", Action.READ, self._snapshot),
+            self._route("GET", "/events", Action.READ, self._events),
+            self._route("GET", "/audit", Action.READ, self._audit),
+            self._route("GET", "/audit/verify", Action.READ, self._verify),
+            self._route("POST", "/monitor/heartbeat", Action.HEARTBEAT, self._heartbeat),
+            self._route("POST", "/kill-switch", Action.KILL, self._kill),
+            self._route("POST", "/kill-switch:rearm", Action.REARM, self._rearm),
+            self._route("GET", f"{one}/verdicts", Action.READ, self._verdicts),
+            self._route("GET", f"{one}/series", Action.READ, self._series),
+            self._route("PUT", f"{one}/traffic", Action.TRAFFIC, self._traffic),
+            self._route("POST", f"{one}:rollback", Action.ROLLBACK, self._rollback),
+            self._route("POST", f"{one}:kill", Action.KILL, self._kill),
+            self._route("POST", f"{one}:rearm", Action.REARM, self._rearm),
+            self._route("GET", one, Action.READ, self._model),
+        ]
+
+    def _route(self, method: str, path: str, action: Action, handler: Handler) -> Route:
+        async def endpoint(request: Request) -> Response:
+            try:
+                client = request.client.host if request.client else ""
+                principal = self._auth.identify(request.headers.get("authorization"), client)
+                principal.permit(action)
+                key = request.headers.get("idempotency-key")
+                if key is None or request.method in http.SAFE_METHODS:
+                    return await handler(request, principal)
+                request.state.body = await http.read_body(request)
+                where = (principal.name, request.method, request.url.path, key)
+                return await self._answers.once(where, request.state.body, lambda: handler(request, principal))
+            except Exception as error:
+                return http.of_error(error)
+
+        return Route(path, endpoint, methods=[method])
+
+    # ------------------------------------------------------------ reading
+
+    async def _status(self, _request: Request, _principal: Principal) -> Response:
+        return http.answer(self._plane.status())
+
+    async def _models(self, _request: Request, _principal: Principal) -> Response:
+        return http.answer({"models": [self._plane.view(model) for model in self._plane.state.tables]})
+
+    async def _model(self, request: Request, _principal: Principal) -> Response:
+        return http.answer(self._plane.view(request.path_params["model"]))
+
+    async def _verdicts(self, request: Request, _principal: Principal) -> Response:
+        return http.answer(self._plane.monitor.verdicts(self._known(request)))
+
+    async def _series(self, request: Request, _principal: Principal) -> Response:
+        seconds = http.integer(request, "seconds", 600, 1, 86_400) or 600
+        return http.answer(await self._plane.monitor.series(self._known(request), seconds))
+
+    async def _audit(self, request: Request, _principal: Principal) -> Response:
+        limit = http.integer(request, "limit", 100, 1, 1000) or 100
+        before = http.integer(request, "before", None, 1, SEQ_MAX)
+        entries = await self._plane.audit(request.query_params.get("model") or None, limit, before)
+        return http.answer({"entries": entries})
+
+    async def _verify(self, _request: Request, _principal: Principal) -> Response:
+        return http.answer(await self._plane.verify())
+
+    async def _snapshot(self, request: Request, _principal: Principal) -> Response:
+        rev = http.integer(request, "rev", None, -1, SEQ_MAX)
+        wait_s = http.integer(request, "wait_s", 10, 0, 60) or 0
+        if rev is None or not wait_s:
+            return http.answer(self._plane.snapshot)
+        with self._parking():
+            return http.answer(await self._plane.wait(rev, wait_s))
+
+    @contextmanager
+    def _parking(self) -> Iterator[None]:
+        if self._parked >= PARKED_MAX:
+            raise RequestError(ErrorKind.OVERLOADED, f"{PARKED_MAX} clients wait for a snapshot already", 1)
+        self._parked += 1
+        try:
+            yield
+        finally:
+            self._parked -= 1
+
+    async def _events(self, _request: Request, _principal: Principal) -> Response:
+        if self._plane.events.full:
+            raise RequestError(ErrorKind.OVERLOADED, "too many clients follow the events already", 5)
+        headers = {"x-accel-buffering": "no"}
+        return StreamingResponse(self._stream(), headers=headers, media_type="text/event-stream")
+
+    async def _stream(self) -> AsyncIterator[bytes]:
+        events = self._plane.events
+        if (watcher := events.join()) is None:
+            return
+        try:
+            events.greet(watcher, "snapshot", self._plane.snapshot)
+            async for frame in watcher.frames(self._keep_alive_s):
+                yield frame
+        finally:
+            events.leave(watcher)
+
+    # ------------------------------------------------------------ changing
+
+    async def _traffic(self, request: Request, principal: Principal) -> Response:
+        body = await self._body(request, TrafficBody)
+        model = self._known(request)
+        command = SetTraffic(
+            model=model,
+            by=_by(body, principal),
+            salt=fresh_salt(),
+            weights=body.weights,
+            shadow=body.shadow,
+            reference_percent=body.reference_percent,
+            expect_epoch=_if_match(request),
+        )
+        await self._plane.execute(command)
+        return http.answer(self._plane.view(model))
+
+    async def _rollback(self, request: Request, principal: Principal) -> Response:
+        body = await self._body(request, RollbackBody)
+        model = self._known(request)
+        command = Rollback(model, _by(body, principal, body.evidence), body.variant)
+        outcome = await self._plane.execute(command)
+        epoch = table_of(self._plane.state, model).epoch
+        return http.answer({"model": model, "epoch": epoch, "rolled_back": [row.variant for row in outcome.audit]})
+
+    async def _kill(self, request: Request, principal: Principal) -> Response:
+        body = await self._body(request, KillBody)
+        model = self._known(request)
+        seq = body.kill_seq or 0
+        if not 0 <= seq <= SEQ_MAX:
+            raise bad_request(f"kill_seq: {seq} is not between 1 and {SEQ_MAX}")
+        await self._plane.execute(Kill(model, _by(body, principal, body.evidence), seq))
+        return http.answer({"model": model, "kill_seq": self._plane.state.kills[model].seq})
+
+    async def _rearm(self, request: Request, principal: Principal) -> Response:
+        body = await self._body(request, RearmBody)
+        model = self._known(request)
+        await self._plane.execute(Rearm(model, _by(body, principal), body.kill_seq))
+        if model == ALL:
+            return http.answer(self._plane.status()["kill_switch"])
+        return http.answer(self._plane.view(model))
+
+    async def _heartbeat(self, request: Request, _principal: Principal) -> Response:
+        self._plane.heartbeat(await self._body(request, Heartbeat))
+        return http.answer({"rev": self._plane.state.rev, "lease": self._plane.state.lease})
+
+    def _known(self, request: Request) -> str:
+        """The model in the path ("*" for the kill-switch of all). Raises `RequestError` NOT_FOUND."""
+        model: str = request.path_params.get("model", ALL)
+        if model != ALL or "model" in request.path_params:
+            table_of(self._plane.state, model)
+        return model
+
+    async def _body(self, request: Request, kind: type[Body]) -> Body:
+        content = getattr(request.state, "body", None)
+        if content is None:
+            content = await http.read_body(request)
+        try:
+            return msgspec.json.decode(content, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise bad_request(f"the body cannot be used: {error}") from None
+
+
+def create_app(
+    plane: Plane, auth: Auth, *, clock: Clock, host: str, port: int, console_dir: str | Path | None = None
+) -> Starlette:
+    """The control plane's HTTP application.
+
+    Args:
+        plane: a started plane.
+        auth: who may do what.
+        clock: for the lifetime of idempotency keys.
+        host: the configured address, which `Host` may name beside the loopback names.
+        port: the port that `Host` must name.
+        console_dir: the console's static files, served at `/`; None or absent: no console.
+    """
+
+    async def healthz(_request: Request) -> Response:
+        return http.answer({"status": "ok"})
+
+    routes: list[BaseRoute] = [
+        Route("/healthz", healthz, methods=["GET"]),
+        Mount("/admin/v1", routes=Admin(plane, auth, clock).routes()),
+    ]
+    if console_dir is not None and Path(console_dir).is_dir():
+        routes.append(Mount("/", StaticFiles(directory=console_dir, html=True)))
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(http.Guard, hosts=http.allowed_hosts(host, port))],
+        exception_handlers={HTTPException: http.on_http_exception, Exception: http.on_exception},
+    )
+
+
+def _by(body: _Mutation, principal: Principal, evidence: dict[str, Any] | None = None) -> By:
+    """Who asks, as the trail records it: a name that was proved, or else the one that was claimed."""
+    reason = body.reason.strip()
+    if not reason:
+        raise bad_request("reason: say why, it goes into the audit trail")
+    if len(reason) > REASON_MAX:
+        raise bad_request(f"reason: is longer than {REASON_MAX} characters")
+    claimed = (body.actor or "").strip()
+    if len(claimed) > ACTOR_MAX or not claimed.isprintable():
+        raise bad_request(f"actor: is longer than {ACTOR_MAX} characters or not printable")
+    facts = dict(evidence or {})
+    if not principal.verified:
+        return By(claimed or principal.name, reason, facts)
+    if claimed and claimed != principal.name:
+        facts["claimed"] = claimed
+    return By(principal.name, reason, facts)
+
+
+def _if_match(request: Request) -> int | None:
+    text = request.headers.get("if-match")
+    if text is None or text.strip() == "*":
+        return None
+    digits = text.strip().strip('"')
+    if not digits.isdecimal() or len(digits) > 15:
+        raise bad_request(f'If-Match: {text!r} is not an epoch such as "7"')
+    return int(digits)

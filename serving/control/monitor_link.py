@@ -1,0 +1,97 @@
+"""What the control plane knows of the monitor: its last heartbeat, its verdicts, its series by proxy."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import httpx
+import msgspec
+
+from serving.clock import Clock
+from serving.errors import ErrorKind, RequestError
+
+ALIVE_S = 5.0
+PROXY_TIMEOUT_S = 3.0
+
+
+class Heartbeat(msgspec.Struct, frozen=True):
+    """What the monitor posts every second. `loss_ratio` is the share of spool records lost, 0..1."""
+
+    at: float | str
+    mode: Literal["ok", "degraded"]
+    verdicts: dict[str, list[dict[str, Any]]] = {}
+    loss_ratio: float | None = None
+    instance: str = ""
+    #: Baseline capacity over present traffic, a model, if the monitor knows it.
+    headroom: dict[str, float | None] = {}
+
+
+class MonitorLink:
+    """The monitor as seen from here. The dead-man's switch itself is the gateways' to apply.
+
+    Args:
+        url: the monitor's address, such as http://127.0.0.1:8002.
+        clock: for the age of the heartbeat (monotonic).
+        transport: an httpx transport, for tests.
+    """
+
+    def __init__(self, url: str, clock: Clock, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._url = url.rstrip("/")
+        self._clock = clock
+        self._beat: Heartbeat | None = None
+        self._beat_ns = 0
+        self._http = httpx.AsyncClient(timeout=PROXY_TIMEOUT_S, trust_env=False, transport=transport)
+
+    def beat(self, heartbeat: Heartbeat) -> None:
+        self._beat, self._beat_ns = heartbeat, self._clock.monotonic_ns()
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since the last heartbeat; None if there was none."""
+        return None if self._beat is None else (self._clock.monotonic_ns() - self._beat_ns) / 1e9
+
+    @property
+    def alive(self) -> bool:
+        age = self.age_s
+        return age is not None and age < ALIVE_S
+
+    def view(self) -> dict[str, Any]:
+        """The `monitor` part of the status."""
+        age, beat = self.age_s, self._beat
+        return {
+            "alive": self.alive,
+            "heartbeat_age_s": None if age is None else round(age, 3),
+            "mode": beat.mode if beat else None,
+            "loss_ratio": beat.loss_ratio if beat else None,
+        }
+
+    def verdicts(self, model: str) -> dict[str, Any]:
+        """The model's verdicts as last heard; `stale` once the monitor has fallen silent."""
+        beat = self._beat
+        return {
+            "model": model,
+            "at": beat.at if beat else None,
+            "stale": not self.alive,
+            "verdicts": beat.verdicts.get(model, []) if beat else [],
+        }
+
+    def headroom(self, model: str) -> float | None:
+        return self._beat.headroom.get(model) if self._beat and self.alive else None
+
+    async def series(self, model: str, seconds: int) -> bytes:
+        """The monitor's time series of a model, as JSON. Raises `RequestError` UNAVAILABLE."""
+        try:
+            answer = await self._http.get(f"{self._url}/v1/series", params={"model": model, "seconds": seconds})
+        except httpx.HTTPError as error:
+            what = str(error) or type(error).__name__
+            raise RequestError(
+                ErrorKind.UNAVAILABLE, f"the monitor at {self._url} does not answer: {what}", 2
+            ) from error
+        if answer.status_code != 200:
+            raise RequestError(
+                ErrorKind.UNAVAILABLE, f"the monitor at {self._url} answered {answer.status_code} for the series", 2
+            )
+        return answer.content
+
+    async def close(self) -> None:
+        await self._http.aclose()

@@ -1,0 +1,422 @@
+"""The control plane: one immutable state in force, persisted and published; every change goes through here.
+
+Most commands persist, then act. Kill and rollback act first: the snapshot is published and the
+control word written before any disk is touched, and the state is saved with retry behind them.
+All methods belong to one event loop; the database is called from threads of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import msgspec
+
+from serving.clock import Clock
+from serving.control.audit import AuditEntry, Verification, iso
+from serving.control.events import EventHub
+from serving.control.gateways import Gateways
+from serving.control.monitor_link import Heartbeat, MonitorLink
+from serving.control.seed import Facts
+from serving.control.state import step, table_of
+from serving.control.store import StaleLease, Store, StoreError
+from serving.control.views import kill_switch_view, model_view
+from serving.control.word import Look, WordLink
+from serving.core.commands import (
+    ApplyModels,
+    AuditDraft,
+    By,
+    Command,
+    ControlState,
+    Kill,
+    ModelSpec,
+    Outcome,
+    Rollback,
+    SetTraffic,
+)
+from serving.core.killswitch import OFF, engage
+from serving.errors import ErrorKind, RequestError
+
+log = logging.getLogger("canarium.control")
+T = TypeVar("T")
+
+#: Each lease numbers its snapshots from here on, so that no rev ever names two values.
+REVS_PER_LEASE = 1_000_000
+WORD_POLL_S = 0.5
+LEASE_CHECK_S = 5.0
+RETRY_MIN_S, RETRY_MAX_S = 0.1, 5.0
+#: Audit rows that wait for a database which does not answer; beyond it the oldest are lost and counted.
+PENDING_MAX = 10_000
+WAIT_MAX_S = 60.0
+
+
+class Plane:
+    """Executes commands, publishes snapshots, keeps the trail.
+
+    Args:
+        store: where the state survives.
+        word: the control word of this node.
+        clock: wall time for the trail, monotonic time for ages.
+        monitor: what is known of the monitor.
+        facts: the variants' manifests, for the views.
+        about: what the status says of this deployment (`version`, `instance`, `urls`).
+        sleep: how to wait, in seconds; tests bring their own.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        word: WordLink,
+        clock: Clock,
+        monitor: MonitorLink,
+        facts: Facts,
+        about: Mapping[str, Any],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.monitor = monitor
+        self.events = EventHub()
+        self.gateways = Gateways(clock)
+        self.audit_lost = 0
+        self._store, self._word, self._clock, self._sleep = store, word, clock, sleep
+        self._facts, self._about = facts, about
+        self._started_at = iso(clock.wall_ns())
+        self._state = ControlState()
+        self._encoded = b""
+        self._changed = asyncio.Event()
+        self._mutations = asyncio.Lock()
+        self._saving = asyncio.Lock()
+        self._pending: deque[AuditDraft] = deque()
+        self._unsaved = asyncio.Event()
+        self._fault: str | None = None
+        self._fenced = False
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="control-store")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="control-audit")
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ------------------------------------------------------------ life
+
+    async def start(self, models: Mapping[str, ModelSpec]) -> tuple[str, ...]:
+        """Take over: stored state, then the configuration, then the control word; then publish.
+
+        Returns:
+            Lines that say where the configuration and the store differ.
+
+        Raises:
+            StoreError: the database cannot be written.
+        """
+        state = await self._in(self._writer, self._store.acquire)
+        state = msgspec.structs.replace(state, rev=max(state.rev, state.lease * REVS_PER_LEASE))
+        by = By("canarium up", "the configuration at start")
+        applied = step(state, ApplyModels(dict(models), by), self._clock.wall_ns())
+        look = self._word.look(applied.state, judge=True, starting=True)
+        if look.doubtful:
+            await self._sleep(0.05)
+            look = self._word.look(applied.state, judge=True, starting=True)
+        imported = step(applied.state, look.found, self._clock.wall_ns())
+        self._state = msgspec.structs.replace(imported.state, rev=imported.state.rev + 1)
+        await self._save((*applied.audit, *imported.audit))
+        self._publish()
+        await self._word.write([*applied.effects, *imported.effects])
+        await self.poll_word()
+        return applied.notes
+
+    def run_background(self) -> None:
+        """Start the watchers of the word and of the lease, and the writer that retries."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(work(), name=f"control-{work.__name__}")
+            for work in (self._watch_word, self._watch_lease, self._keep_saving)
+        ]
+
+    async def close(self) -> None:
+        """Save what is still unsaved, if the database answers, and let go of everything."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._unsaved.is_set():
+            await self.save_pending()
+        self.events.close()
+        self._changed.set()
+        await self.monitor.close()
+        await self._in(self._writer, self._store.close)
+        self._writer.shutdown(wait=False)
+        self._reader.shutdown(wait=False)
+        self._word.close()
+
+    # ------------------------------------------------------------ reading
+
+    @property
+    def state(self) -> ControlState:
+        """What is in force now."""
+        return self._state
+
+    @property
+    def snapshot(self) -> bytes:
+        """The snapshot in force, as JSON."""
+        return self._encoded
+
+    async def wait(self, rev: int | None, timeout_s: float) -> bytes:
+        """The snapshot, as JSON: at once if its rev is not `rev`, else when it changes or time is up."""
+        if rev == self._state.rev and timeout_s > 0:
+            changed = self._changed
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), min(timeout_s, WAIT_MAX_S))
+        return self._encoded
+
+    def view(self, model: str) -> dict[str, Any]:
+        """One model as the API shows it. Raises `RequestError` NOT_FOUND."""
+        table_of(self._state, model)
+        return model_view(self._state, model, self._facts, self.monitor.headroom(model))
+
+    def status(self) -> dict[str, Any]:
+        """The whole deployment as the API shows it."""
+        return {
+            **self._about,
+            "started_at": self._started_at,
+            "rev": self._state.rev,
+            "lease": self._state.lease,
+            "monitor": self.monitor.view(),
+            "gateways": self.gateways.view(),
+            "control": {
+                "database": "ok" if self._fault is None else f"error: {self._fault}",
+                "audit_rows_pending": len(self._pending),
+                "audit_rows_lost": self.audit_lost,
+                "watchers": self.events.watchers,
+                "watchers_dropped": self.events.dropped,
+            },
+            "kill_switch": kill_switch_view(self._state),
+            "models": [self.view(model) for model in self._state.tables],
+        }
+
+    async def audit(self, model: str | None, limit: int, before: int | None) -> list[AuditEntry]:
+        """A page of the trail, newest first. Raises `RequestError` UNAVAILABLE."""
+        return await self._read(lambda: self._store.audit(model, limit, before))
+
+    async def verify(self) -> Verification:
+        """Check the whole trail. Raises `RequestError` UNAVAILABLE."""
+        return await self._read(self._store.verify)
+
+    def heartbeat(self, beat: Heartbeat) -> None:
+        """Take a heartbeat of the monitor and pass its verdicts on to the watchers."""
+        self.monitor.beat(beat)
+        if self.events.watchers:
+            for model in beat.verdicts:
+                self.events.publish("verdicts", msgspec.json.encode(self.monitor.verdicts(model)))
+
+    # ------------------------------------------------------------ changing
+
+    async def execute(self, command: Command) -> Outcome:
+        """Carry out one command, wholly or not at all, even if the caller goes away.
+
+        Raises:
+            RequestError: refused (see `step`), or UNAVAILABLE because it could not be persisted.
+        """
+        if isinstance(command, Kill | Rollback):
+            return await asyncio.shield(asyncio.ensure_future(self._act_then_persist(command)))
+        return await asyncio.shield(asyncio.ensure_future(self._persist_then_act(command)))
+
+    async def _act_then_persist(self, command: Kill | Rollback) -> Outcome:
+        # Up to the publication nothing is awaited: no lock, thread or disk can delay it.
+        look = self._word.look(self._state)
+        command, rest = _claimed(self._state, command, look)
+        self._take_word(rest)
+        outcome = step(self._state, command, self._clock.wall_ns())
+        self._adopt(outcome)
+        self._queue(outcome.audit)
+        await self._word.write(outcome.effects)
+        self._take_word(self._word.look(self._state))  # the monitor may have been a seq ahead
+        return outcome
+
+    async def _persist_then_act(self, command: Command) -> Outcome:
+        async with self._mutations:
+            if self._fenced:
+                raise RequestError(ErrorKind.UNAVAILABLE, f"nothing was changed: {self._fault}")
+            imported = self._take_word(self._word.look(self._state))
+            _refuse_if_just_rolled_back(command, imported)
+            base = self._state
+            outcome = step(base, command, self._clock.wall_ns())
+            if outcome.state is base:
+                return outcome
+            try:
+                await self._save(outcome.audit, outcome.state)
+            except StoreError as error:
+                self._unsaved.set()
+                raise RequestError(ErrorKind.UNAVAILABLE, f"nothing was changed: {error}", 2) from error
+            if self._state is not base:
+                outcome = self._again(command, outcome)
+            self._adopt(outcome)
+            await self._word.write(outcome.effects)
+            return outcome
+
+    def _again(self, command: Command, saved: Outcome) -> Outcome:
+        """The command upon what a kill or rollback made of the state while it was being saved."""
+        self._unsaved.set()
+        try:
+            return step(self._state, command, self._clock.wall_ns())
+        except RequestError as error:
+            self._queue(
+                [
+                    msgspec.structs.replace(
+                        draft,
+                        at_ns=self._clock.wall_ns(),
+                        action=f"{draft.action}-undone",
+                        reason=error.message,
+                        before=draft.after,
+                        after=draft.before,
+                    )
+                    for draft in saved.audit
+                ]
+            )
+            raise
+
+    async def poll_word(self) -> None:
+        """Take over what others wrote into the control word, and write what it lacks."""
+        look = self._word.look(self._state, judge=True)
+        imported = self._take_word(look)
+        writes = [*imported.effects, *self._word.behind(self._state, look)]
+        await self._word.write(writes)
+
+    def _take_word(self, look: Look) -> Outcome:
+        outcome = step(self._state, look.found, self._clock.wall_ns())
+        self._adopt(outcome)
+        if outcome.audit:
+            log.warning("taken over from the control word: %s", [(row.action, row.model) for row in outcome.audit])
+            self._queue(outcome.audit)
+        return outcome
+
+    # ------------------------------------------------------------ publishing and saving
+
+    def _adopt(self, outcome: Outcome) -> None:
+        if outcome.state is not self._state:
+            self._state = outcome.state
+            self._publish()
+
+    def _publish(self) -> None:
+        self._encoded = msgspec.json.encode(self._state.snapshot())
+        waiting, self._changed = self._changed, asyncio.Event()
+        waiting.set()
+        self.events.publish("snapshot", self._encoded)
+
+    def _queue(self, drafts: tuple[AuditDraft, ...] | list[AuditDraft]) -> None:
+        """Rows (and a state) to be saved behind the act."""
+        self._pending.extend(drafts)
+        while len(self._pending) > PENDING_MAX:
+            self._pending.popleft()
+            self.audit_lost += 1
+        if drafts:
+            self._unsaved.set()
+
+    async def save_pending(self) -> bool:
+        """One attempt to save what acts left behind; False if it has to be tried again."""
+        self._unsaved.clear()
+        try:
+            await self._save()
+        except StaleLease:
+            return True  # this plane's view no longer counts: what it did is in the control word
+        except StoreError as error:
+            log.error("not saved yet, trying again: %s", error)
+            self._unsaved.set()
+            return False
+        return True
+
+    async def _save(self, drafts: tuple[AuditDraft, ...] = (), state: ControlState | None = None) -> None:
+        """Write `state` (None: what is in force by then) with the rows that wait and `drafts`."""
+        async with self._saving:
+            saved = state or self._state
+            earlier, lost = list(self._pending), self.audit_lost
+            try:
+                entries = await self._in(self._writer, lambda: self._store.write(saved, [*earlier, *drafts]))
+            except StaleLease as error:
+                self._fence(error)
+                raise
+            except StoreError as error:
+                self._fault = str(error)
+                raise
+            self._fault = None
+            for _ in range(len(earlier) - (self.audit_lost - lost)):
+                self._pending.popleft()
+        for entry in entries:
+            self.events.publish("audit", msgspec.json.encode(entry))
+
+    def _fence(self, error: StaleLease) -> None:
+        if not self._fenced:
+            log.error("this control plane stops acting: %s", error)
+        self._fenced, self._fault = True, str(error)
+
+    async def _read(self, call: Callable[[], T]) -> T:
+        try:
+            return await self._in(self._reader, call)
+        except StoreError as error:
+            raise RequestError(ErrorKind.UNAVAILABLE, str(error), 2) from error
+
+    async def _in(self, thread: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(thread, call)
+
+    # ------------------------------------------------------------ background
+
+    async def _watch_word(self) -> None:
+        while not self._fenced:
+            await self._sleep(WORD_POLL_S)
+            try:
+                await self.poll_word()
+            except Exception:  # whatever it was, the next look must come
+                log.exception("a look at the control word failed")
+
+    async def _watch_lease(self) -> None:
+        while not self._fenced:
+            await self._sleep(LEASE_CHECK_S)
+            try:
+                await self._in(self._reader, self._store.check)
+            except StaleLease as error:
+                self._fence(error)
+            except StoreError as error:
+                self._fault = str(error)
+
+    async def _keep_saving(self) -> None:
+        pause = RETRY_MIN_S
+        while not self._fenced:
+            await self._unsaved.wait()
+            if await self.save_pending():
+                pause = RETRY_MIN_S
+                continue
+            await self._sleep(pause)
+            pause = min(pause * 2, RETRY_MAX_S)
+
+
+def _claimed(state: ControlState, command: Kill | Rollback, look: Look) -> tuple[Kill | Rollback, Look]:
+    """The command with the seqs that the word gave its latches, and the look without those latches.
+
+    The monitor writes the word first and then asks here: that is one act, and its own words
+    belong in the trail, not "found in the control word".
+    """
+    kills, vetoes = dict(look.found.kills), dict(look.found.vetoes)
+    if isinstance(command, Kill):
+        seq = engage(kills.pop(command.model, OFF)).seq
+        command = msgspec.structs.replace(command, at_least=max(command.at_least, seq))
+    elif (table := state.tables.get(command.model)) is not None:
+        names = {command.variant} if command.variant else table.candidates.keys() | table.shadow.keys()
+        seqs = {name: engage(vetoes.pop(f"{command.model}/{name}", OFF)).seq for name in names}
+        command = msgspec.structs.replace(command, at_least=seqs)
+    found = msgspec.structs.replace(look.found, kills=kills, vetoes=vetoes)
+    return command, Look(found, look.doubtful)
+
+
+def _refuse_if_just_rolled_back(command: Command, imported: Outcome) -> None:
+    """Traffic may not clear a rollback that its author cannot have known of."""
+    if not isinstance(command, SetTraffic):
+        return
+    for row in imported.audit:
+        wanted = command.weights.get(row.variant or "") or command.shadow.get(row.variant or "")
+        if row.action == "rollback" and row.model == command.model and wanted:
+            latch = imported.state.vetoes.get(f"{row.model}/{row.variant}", OFF)
+            raise RequestError(
+                ErrorKind.CONFLICT,
+                f"{row.variant} was rolled back in the meantime (veto {latch.seq}, {row.reason}): "
+                "nothing was changed; ask again if it is to have traffic all the same",
+            )

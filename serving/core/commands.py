@@ -1,0 +1,176 @@
+"""What the control plane keeps, what may be asked of it, and what comes of it. Values only.
+
+`serving.control.state.step` turns a (state, command, time) into an `Outcome`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from serving.contract import Latch, RouteTable, Snapshot, VariantEntry
+
+#: The model name that stands for all models in a kill.
+ALL = "*"
+#: The actor of changes that were found in the control word.
+CONTROL_WORD = "control-word"
+
+
+class By(msgspec.Struct, frozen=True):
+    """Who asks for a change, why, and on what evidence."""
+
+    actor: str
+    reason: str
+    evidence: dict[str, Any] = {}
+
+
+class Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When, by whom and why a latch was put in force. `at_ns`: nanoseconds since the Unix epoch."""
+
+    at_ns: int
+    actor: str
+    reason: str
+
+
+class ControlState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything the control plane must not forget; immutable, kept as one JSON document.
+
+    `kills` and `killed` are keyed by model name ("*" for all models), `vetoes` and
+    `rolled_back` by "model/variant".
+    """
+
+    lease: int = 0
+    rev: int = 0
+    tables: dict[str, RouteTable] = {}
+    kills: dict[str, Latch] = {}
+    vetoes: dict[str, Latch] = {}
+    killed: dict[str, Mark] = {}
+    rolled_back: dict[str, Mark] = {}
+
+    def snapshot(self) -> Snapshot:
+        """The part that gateways obey."""
+        return Snapshot(self.rev, self.lease, self.tables, self.kills, self.vetoes)
+
+
+# ---------------------------------------------------------------- commands
+
+
+class SetTraffic(msgspec.Struct, frozen=True):
+    """Set shares of live traffic, of shadow copies and of reference scoring; what is not named stays.
+
+    Args:
+        weights: percent of live traffic of each named candidate, 0..100 in steps of 0.01.
+        shadow: percent of requests copied to each named variant.
+        reference_percent: percent of candidate answers that the teacher scores again.
+        salt: the routing salt to use if the model goes from no candidate to some.
+        expect_epoch: refuse unless the table still has this epoch.
+    """
+
+    model: str
+    by: By
+    salt: str
+    weights: dict[str, float] = {}
+    shadow: dict[str, float] = {}
+    reference_percent: float | None = None
+    expect_epoch: int | None = None
+
+
+class Rollback(msgspec.Struct, frozen=True):
+    """Take a variant (None: every candidate and shadow) out of traffic and latch its veto.
+
+    `at_least`: lowest veto seq of each variant.
+    """
+
+    model: str
+    by: By
+    variant: str | None = None
+    at_least: dict[str, int] = {}
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """Put a model ("*": all models) on its baseline until re-armed. `at_least`: lowest kill seq."""
+
+    model: str
+    by: By
+    at_least: int = 0
+
+
+class Rearm(msgspec.Struct, frozen=True):
+    """Clear the kill that `kill_seq` names, and no other."""
+
+    model: str
+    by: By
+    kill_seq: int
+
+
+class ImportWord(msgspec.Struct, frozen=True):
+    """Take over the latches found in the control word, keyed as in `ControlState`.
+
+    An unreadable latch counts as in force. With `starting`, a latch that the word holds in
+    force is taken over even if the store has seen a higher seq: the word may have been made
+    anew, and counted from one again, while no control plane ran.
+    """
+
+    kills: dict[str, Latch] = {}
+    vetoes: dict[str, Latch] = {}
+    unreadable: frozenset[str] = frozenset()
+    starting: bool = False
+
+
+class ModelSpec(msgspec.Struct, frozen=True):
+    """What the configuration says of one model. Shares are in basis points."""
+
+    baseline: str
+    teacher: str
+    variants: dict[str, VariantEntry]
+    salt: str
+    weights: dict[str, int] = {}
+    shadow: dict[str, int] = {}
+    reference_bp: int = 0
+
+
+class ApplyModels(msgspec.Struct, frozen=True):
+    """Make the tables follow the configuration; shares are taken from it for unknown models only."""
+
+    models: dict[str, ModelSpec]
+    by: By
+
+
+Command = SetTraffic | Rollback | Kill | Rearm | ImportWord | ApplyModels
+
+
+# ---------------------------------------------------------------- outcomes
+
+
+class AuditDraft(msgspec.Struct, frozen=True):
+    """An audit row before it has its place in the chain. `at_ns`: nanoseconds since the Unix epoch."""
+
+    at_ns: int
+    actor: str
+    action: str
+    model: str
+    variant: str | None
+    reason: str
+    before: dict[str, Any]
+    after: dict[str, Any]
+    evidence: dict[str, Any] = {}
+
+
+class WordWrite(msgspec.Struct, frozen=True):
+    """Effect on one slot of the control word: put in force with at least `seq`, or clear up to it."""
+
+    model: str
+    variant: str
+    seq: int
+    on: bool
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a command came to. `state` is the very same object if nothing changed."""
+
+    state: ControlState
+    audit: tuple[AuditDraft, ...] = ()
+    effects: tuple[WordWrite, ...] = ()
+    #: Lines for the operator: where configuration and store differ.
+    notes: tuple[str, ...] = ()
