@@ -17,8 +17,10 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from serving import processes
 from serving.commands.render import plain_table
 from serving.config import Config, ServerConfig
+from serving.paths import Paths
 
 Json = dict[str, Any]
 
@@ -41,7 +43,7 @@ LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
 def report(config: Config | None, state_dir: Path) -> Json:
     """Everything `doctor` says, as plain values. `ok` is False if something must be mended."""
     running = up_file(state_dir)
-    pids = process_tree(_pids(running)) if running else set()
+    pids = instance_pids(state_dir)
     server = config.server if config is not None else ServerConfig()
     checks = [_python(), _torch(), _haproxy(), _cores(), _memory(), *_ports(server, pids)]
     return {
@@ -75,10 +77,17 @@ def render(found: Json) -> RenderableType:
 def up_file(state_dir: Path) -> Json | None:
     """What `canarium up` wrote about itself, or None if nothing was started there."""
     try:
-        value = json.loads((state_dir / "run" / "up.json").read_text(encoding="utf-8"))
+        value = json.loads(Paths.of(state_dir).up_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def instance_pids(state_dir: Path) -> set[int]:
+    """The living processes of the deployment with this state directory."""
+    running = up_file(state_dir)
+    marked = set(processes.members(Paths.of(state_dir).instance))
+    return process_tree(recorded_pids(running) | marked if running else marked)
 
 
 def process_tree(roots: set[int]) -> set[int]:
@@ -159,7 +168,7 @@ def _socket_inodes(pid: int) -> set[str]:
     return found
 
 
-def _pids(up: Json) -> set[int]:
+def recorded_pids(up: Json) -> set[int]:
     """Every process id that the file names: under `pid`, or in a mapping or list `pids`."""
     named = up.get("pids", [])
     values = list(named.values()) if isinstance(named, dict) else list(named)

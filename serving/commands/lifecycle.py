@@ -37,7 +37,9 @@ def down(path: Path | None, overrides: tuple[str, ...], state_dir: Path) -> int:
         raise click.UsageError("--set needs --file: it overrides keys of that file")
     from serving.supervisor import down as stop
 
-    return stop(state_dir)
+    ended = stop(state_dir)
+    click.echo(f"{state_dir}: {f'ended {ended} processes' if ended else 'nothing was running'}")
+    return OK
 
 
 @click.command()

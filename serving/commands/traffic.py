@@ -44,7 +44,8 @@ def traffic(
 ) -> int:
     """Set the share of MODEL's traffic that variants get.
 
-    The baseline gets what is left. Only the variants that are named change: `canarium traffic moderation int8=10 --reason "first step"`.
+    The baseline gets what is left. Only the variants that are named change:
+    `canarium traffic moderation int8=10 --reason "first step"`.
     """
     shares, copies = percentages(weights, "VARIANT=PERCENT"), percentages(shadow, "--shadow")
     if not shares and not copies and reference is None:
