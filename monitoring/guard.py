@@ -179,8 +179,8 @@ class ModelGuards:
             self.candidates.clear()
         shares = table_weights(table)
         self._weights[table.epoch] = shares
-        for epoch in sorted(self._weights)[:-EPOCHS_KEPT]:
-            del self._weights[epoch]
+        kept = [epoch for epoch in sorted(self._weights) if epoch <= table.epoch][-EPOCHS_KEPT:]
+        self._weights = {epoch: self._weights[epoch] for epoch in kept}
         kills = tuple(snapshot.kills.get(name, Latch()).cleared for name in (self.name, "*"))
         for variant in table.variants:
             if variant == self.baseline:
@@ -330,9 +330,13 @@ class ModelGuards:
             wall_ns=candidate.last_ns,
         )
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of live traffic of each variant by the newest table; empty before the first one."""
+        return self._weights[max(self._weights)] if self._weights else {}
+
     def _share(self, candidate: Candidate) -> float:
-        newest = self._weights[max(self._weights)] if self._weights else {}
-        total = candidate.weight + newest.get(self.baseline, 0.0)
+        total = candidate.weight + self.shares.get(self.baseline, 0.0)
         return candidate.weight / total if total else 0.0
 
     # ------------------------------------------------------------ storage

@@ -1,4 +1,4 @@
-"""Good and bad events of each objective, counted from the lossless aggregates. Pure."""
+"""Good and bad events of each objective, counted from the lossless aggregates."""
 
 from __future__ import annotations
 

@@ -36,12 +36,13 @@ const COMBINE = {
   mean: (a, b, n) => a + (b - a) / n,
 };
 
-/** The path of one series; points that share a pixel are combined (never hiding a spike), nulls leave a gap. */
-export function linePath(at, values, x, y, keep) {
+/** The path of one series; points that share a pixel are combined (never hiding a spike), nulls leave a gap; nothing before `from` is drawn. */
+export function linePath(at, values, x, y, keep, from) {
   const points = [];
   let column = null, value = 0, n = 0;
   const flush = () => { if (n) points.push([column, value]); n = 0; };
   for (let i = 0; i < at.length; i++) {
+    if (at[i] < from) continue;
     const pixel = Math.round(x(at[i]));
     if (typeof values[i] !== "number") { flush(); points.push(null); column = null; continue; }
     if (pixel !== column) { flush(); column = pixel; value = values[i]; n = 1; continue; }
@@ -89,7 +90,7 @@ export function LineChart({ title, hint, at, lines, format, keep = "max", scale,
     const range = axis(lines.map(({ values }) => values), scale);
     if (!range) return null;
     const y = (value) => PAD.top + (1 - (value - range.low) / (range.high - range.low)) * (HEIGHT - PAD.top - PAD.bottom);
-    return { ...range, y, paths: lines.map(({ values }) => linePath(at, values, x, y, keep)) };
+    return { ...range, y, paths: lines.map(({ values }) => linePath(at, values, x, y, keep, end - windowS)) };
   }, [at, lines, width, end, windowS]);
   const index = cursor === null || !at.length ? null : nearest(at, cursor);
   const shown = (values) => { const value = index === null ? lastOf(values) : values[index]; return typeof value === "number" ? format(value) : MISSING; };

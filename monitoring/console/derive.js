@@ -84,9 +84,13 @@ export function health(model, slot, killedEverywhere, now) {
   if (!usable) return { level: "warn", icon: "warning", word: "Not watched", text: why };
   const unwatched = live.find(({ name }) => !verdicts.some(({ variant }) => variant === name));
   if (unwatched) return { level: "warn", icon: "empty", word: "No data", text: `There is no verdict on ${unwatched.name}, which takes traffic. No data is not a pass.` };
-  const look = verdictLook(worst.verdict);
   if (worst.verdict === "pass") return { level: "good", icon: "check", word: "Passing", text: "Every guard of every live candidate passes." };
-  return { level: look.level, icon: look.icon, word: look.word, text: worst.sentence };
+  if (worst.verdict === "degraded") return { level: "warn", icon: "warning", word: "Degraded", text: worst.sentence };
+  const tally = (word) => verdicts.filter(({ verdict }) => verdict === word).length;
+  const [passes, open, blind] = [tally("pass"), tally("inconclusive"), tally("no_data")];
+  if (!passes && !open) return { level: "warn", icon: "empty", word: "No data", text: `None of ${verdicts.length} verdicts has data. No data is not a pass.` };
+  const parts = [`${passes} pass`, open && `${open} inconclusive`, blind && `${blind} without data`].filter(Boolean).join(", ");
+  return { level: "info", icon: "half", word: "Undecided", text: `No guard fails, not all have enough evidence: ${parts}.` };
 }
 
 /** The state of one variant: {level, icon, word}. */

@@ -70,7 +70,8 @@ export const sameDay = (a, b) => new Date(a).toDateString() === new Date(b).toDa
 export function evidence(log) {
   if (!isNumber(log)) return MISSING;
   if (Math.abs(log) > 13.8) return `1e${Math.round(log / Math.LN10)}×`;
-  return `${number(Math.exp(log), 2)}×`;
+  const value = Number(Math.exp(log).toPrecision(2));
+  return `${value >= 1000 ? count(value) : number(value, 2)}×`;
 }
 
 /** Any JSON value on one line, for before → after lists. */

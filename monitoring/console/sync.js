@@ -28,7 +28,9 @@ function coalesce(work, gapMs) {
 }
 
 function failed(error) {
-  if (error.status === 401) set({ needToken: error.message });
+  if (error.status !== 401) return;
+  set({ needToken: error.message });
+  stop?.(); // until a token is entered, asking again is pointless
 }
 
 const refreshStatus = coalesce(async () => {

@@ -17,8 +17,9 @@ function LinkBanner({ state }) {
   if (!state.status && !state.statusError) return html`<p class="loading" role="status">Asking the control plane…</p>`;
   if (!state.statusError && !link.stale) return null;
   return html`<div class="banner down" role="alert"><${Icon} name="cross" />
-    <div><b>${state.status ? "This page is out of date." : "Nothing is known yet."}</b> <span>${state.statusError ?? "No update has arrived."}</span>
+    <div><b>${state.status ? "This page is out of date." : "Nothing is known yet."}</b>
       ${state.status && html` <span>What you see is ${duration(link.ageMs / 1000)} old, from <${Time} at=${state.statusAt} />.</span>`}
+      <p>${state.statusError ?? "No update has arrived."}</p>
       <p>Inference does not depend on the control plane. To kill without it, on the machine of the gateways: <code>canarium kill MODEL --reason "…"</code></p></div></div>`;
 }
 

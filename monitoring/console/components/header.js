@@ -32,24 +32,28 @@ function controlLook(control) {
   return database === "ok" ? { level: "good", word: "ok" } : { level: "bad", word: "database error", title: database };
 }
 
+/** The facts of the last status; once the page is stale they are told as what was, without colour. */
 function Facts({ state }) {
   const { status } = state;
   const monitor = monitorLook(status.monitor);
   const control = controlLook(status.control);
   const gateways = status.gateways ?? [];
   const behind = gateways.filter(({ rev }) => rev !== status.rev);
+  const { stale } = connection(state, useNow());
+  const look = (level, icon = ICON[level]) => (stale ? { level: "idle", icon: "empty" } : { level, icon });
+  const was = stale ? "was " : "";
   const kill = globalKill(state);
   const gatewayLevel = !gateways.length ? "warn" : behind.length ? "warn" : "good";
   const gatewayTitle = gateways.map(({ id, node, rev, seen_age_s }) => `${id} on ${node}: rev ${rev}, seen ${duration(seen_age_s)} ago`).join("\n");
   return html`
-    <${Pill} level=${monitor.level} icon=${ICON[monitor.level]} title="The monitor's last heartbeat: ${duration(status.monitor?.heartbeat_age_s)} ago">
-      <span class="pill-key">Monitor</span> ${monitor.word}<//>
-    <${Pill} level=${control.level} icon=${ICON[control.level]} title=${control.title ?? `rev ${status.rev}, lease ${status.lease}`}>
-      <span class="pill-key">Control</span> ${control.word}<//>
-    <${Pill} level=${gatewayLevel} icon=${ICON[gatewayLevel]} title=${gatewayTitle || "No gateway has reported"}>
-      <span class="pill-key">Gateways</span> ${count(gateways.length)}${behind.length ? `, ${behind.length} behind` : ""}<//>
-    <${Pill} level=${kill.on ? "bad" : "idle"} icon=${kill.on ? "stop" : "check"} title="Global kill-switch over all models">
-      <span class="pill-key">Kill-switch</span> <span data-testid="global-kill">${kill.on ? `ON, all models (seq ${kill.seq})` : "off"}</span><//>`;
+    <${Pill} ...${look(monitor.level)} title="The monitor's last heartbeat: ${duration(status.monitor?.heartbeat_age_s)} ago">
+      <span class="pill-key">Monitor</span> ${was}${monitor.word}<//>
+    <${Pill} ...${look(control.level)} title=${control.title ?? `rev ${status.rev}, lease ${status.lease}`}>
+      <span class="pill-key">Control</span> ${was}${control.word}<//>
+    <${Pill} ...${look(gatewayLevel)} title=${gatewayTitle || "No gateway has reported"}>
+      <span class="pill-key">Gateways</span> ${was}${count(gateways.length)}${behind.length ? `, ${behind.length} behind` : ""}<//>
+    <${Pill} ...${kill.on ? { level: "bad", icon: "stop" } : look("idle", "check")} title="Global kill-switch over all models">
+      <span class="pill-key">Kill-switch</span> <span data-testid="global-kill">${kill.on ? `ON, all models (seq ${kill.seq})` : `${was}off`}</span><//>`;
 }
 
 function signOut() {
@@ -62,7 +66,7 @@ export function Header({ state }) {
   const kill = globalKill(state);
   return html`<header class="top">
     <div class="brand">
-      <svg class="mark" viewBox="0 0 20 20" aria-hidden="true"><path class="mark-a" d="M2 4h7l3 6-3 6H2l3-6Z" /><path class="mark-b" d="M11 4h3l4 6-4 6h-3l3-6Z" /></svg>
+      <svg class="logo" viewBox="0 0 20 20" aria-hidden="true"><path class="logo-a" d="M2 4h7l3 6-3 6H2l3-6Z" /><path class="logo-b" d="M11 4h3l4 6-4 6h-3l3-6Z" /></svg>
       <span class="brand-name">Canarium</span>
       ${status && html`<span class="instance" title="version ${status.version}">${status.instance}</span>`}
     </div>

@@ -34,8 +34,7 @@ function Entry({ entry, showModel }) {
       <div class="entry-head"><b>${words(entry.action)}</b>${entry.model === ALL && html` <span>all models</span>`}${target && html` <span>${target}</span>`}
         <span class="muted entry-when"><${Time} at=${entry.at} /> · <span title="audit row ${entry.seq}, hash ${entry.hash}">#${entry.seq}</span></span></div>
       <p class="entry-reason">${entry.reason || html`<span class="muted">no reason given</span>`} <span class="muted">(${entry.actor})</span></p>
-      ${told(entry).length > 0 && html`<ul class="diff">${told(entry).map(([path, before, after]) => html`<li key=${path}>${words(path)}
-        <span class="was">${brief(before)}</span> <span aria-label="became">→</span> <b>${brief(after)}</b></li>`)}</ul>`}
+      ${told(entry).length > 0 && html`<ul class="diff">${told(entry).map(([path, before, after]) => html`<li key=${path}>${words(path)}: <span class="was">${brief(before)}</span> <span aria-label="became">→</span> <b>${brief(after)}</b></li>`)}</ul>`}
       ${hasEvidence(entry) && html`<${Evidence} evidence=${entry.evidence} />`}
     </div></li>`;
 }

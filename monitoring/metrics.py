@@ -1,0 +1,346 @@
+"""All metrics of the monitor, in one place: name, unit, labels, buckets, help.
+
+Counters come from the spools' lossless aggregates, live and finished ones together, so that they
+never fall when a gateway goes. Labels are `model`, `variant` and enumerated ones; the variant "*"
+is the whole model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    SummaryMetricFamily,
+)
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from monitoring.actuate import SECONDS_BOUNDS, Actuator
+from monitoring.ingest import Key, Totals
+from monitoring.verdicts import VERDICTS, Verdict
+from monitoring.watch import Watch
+from serving.contract import (
+    BATCH_SIZE_BOUNDS,
+    C_BATCH_ROWS,
+    C_BATCH_SIZE,
+    C_BATCHES,
+    C_DROPPED_CANCELLED,
+    C_DURATION_NS,
+    C_FALLBACK,
+    C_INFER_NS,
+    C_LIVE_ERROR,
+    C_LIVE_OK,
+    C_PAIR_FLIPS,
+    C_PAIRS,
+    C_POSTPROCESS_NS,
+    C_PREPROCESS_NS,
+    C_QUEUE_NS,
+    C_QUEUE_ROWS,
+    C_REFERENCE_ERROR,
+    C_REFERENCE_OK,
+    C_REFERENCE_SHED,
+    C_ROWS,
+    C_SHADOW_ERROR,
+    C_SHADOW_OK,
+    C_SHADOW_SHED,
+    C_SHADOW_TIMEOUT,
+    C_SHED,
+    C_STATUS,
+    C_WORKERS,
+    CAUSE_WORDS,
+    STATUS_CODES,
+    Cause,
+    Latch,
+)
+
+MV = ("model", "variant")
+CODES = {**{str(code): C_STATUS + at for at, code in enumerate(STATUS_CODES)}, "other": C_STATUS + len(STATUS_CODES)}
+CAUSES = {CAUSE_WORDS[cause]: C_FALLBACK + cause for cause in Cause if cause is not Cause.NONE}
+SHADOW = {"ok": C_SHADOW_OK, "error": C_SHADOW_ERROR, "shed": C_SHADOW_SHED, "timeout": C_SHADOW_TIMEOUT}
+REFERENCE = {"ok": C_REFERENCE_OK, "error": C_REFERENCE_ERROR, "shed": C_REFERENCE_SHED}
+STAGES = {
+    "preprocess": C_PREPROCESS_NS,
+    "queue": C_QUEUE_NS,
+    "infer": C_INFER_NS,
+    "postprocess": C_POSTPROCESS_NS,
+}
+
+#: (name, help, label, cell of each label value): counters straight from the aggregates.
+LABELLED = (
+    ("canarium_requests", "Requests by the variant they were routed to and by HTTP status.", "code", CODES),
+    ("canarium_fallbacks", "Requests that the baseline answered in a candidate's place.", "cause", CAUSES),
+    ("canarium_shadow", "Shadow copies by what became of them.", "result", SHADOW),
+    ("canarium_reference", "Teacher re-scorings by what became of them.", "result", REFERENCE),
+    ("canarium_live_requests", "Live requests by whether the variant failed them.", "result",
+     {"ok": C_LIVE_OK, "error": C_LIVE_ERROR}),
+)  # fmt: skip
+PLAIN = (
+    ("canarium_rows", "Rows asked for.", C_ROWS),
+    ("canarium_pairs", "Rows answered by both the variant and the teacher.", C_PAIRS),
+    ("canarium_pair_flips", "Rows among those on which the top class differs.", C_PAIR_FLIPS),
+    ("canarium_shed_requests", "Requests refused because the queue was full.", C_SHED),
+    ("canarium_cancelled_requests", "Queued requests dropped because their client went away.", C_DROPPED_CANCELLED),
+)
+GAUGE_CELLS = (
+    ("canarium_queue_rows", "Rows waiting for a worker now.", C_QUEUE_ROWS),
+    ("canarium_workers", "Workers that can take a batch.", C_WORKERS),
+)
+
+
+def package_version() -> str:
+    """The installed version, or 0 from a bare checkout."""
+    try:
+        return version("canarium")
+    except PackageNotFoundError:
+        return "0"
+
+
+class MonitorCollector(Collector):
+    """Reads everything anew at each scrape.
+
+    Args:
+        loop_errors: failures of each of the monitor's loops, by name.
+    """
+
+    def __init__(self, watch: Watch, actuator: Actuator, loop_errors: dict[str, int]) -> None:
+        self._watch = watch
+        self._actuator = actuator
+        self._loop_errors = loop_errors
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        totals = {key: item for key, item in self._watch.totals().items() if key[0] in self._watch.models}
+        yield from _counters(totals)
+        yield from _distributions(totals)
+        yield from self._agreement()
+        yield from self._labels()
+        verdicts = self._watch.verdicts()
+        yield from _guards(verdicts)
+        yield from self._objectives()
+        yield from self._routing()
+        yield from self._actuation()
+        yield from self._self()
+
+    def _agreement(self) -> Iterator[Metric]:
+        ratio = _gauge(
+            "canarium_agreement_ratio",
+            "Share of scored rows on which the top class is the teacher's, since the candidate got its traffic.",
+            MV,
+        )
+        lower = _gauge("canarium_agreement_ratio_lower", "Lower end of the 95 % Wilson interval of that share.", MV)
+        upper = _gauge("canarium_agreement_ratio_upper", "Upper end of the 95 % Wilson interval of that share.", MV)
+        for name, model in self._watch.models.items():
+            for candidate in model.guards.candidates.values():
+                if candidate.agreement.rows:
+                    rows, agreed = candidate.agreement.rows, candidate.agreement.rows - candidate.agreement.events
+                    low, high = wilson(agreed, rows)
+                    for family, value in ((ratio, agreed / rows), (lower, low), (upper, high)):
+                        family.add_metric((name, candidate.name), value)
+        yield from (ratio, lower, upper)
+
+    def _labels(self) -> Iterator[Metric]:
+        joined = _counter("canarium_labels_joined", "Labels joined to an answered request.", MV)
+        lost = _counter("canarium_labels_unjoined", "Labels that were not used, by why.", ("model", "reason"))
+        evicted = _counter(
+            "canarium_join_evictions", "Requests forgotten before their time for want of room.", ("model",)
+        )
+        for name, model in self._watch.models.items():
+            counts = model.joiner.counts
+            for variant, number in counts.joined.items():
+                joined.add_metric((name, variant), number)
+            lost.add_metric((name, "unknown"), counts.unknown)
+            lost.add_metric((name, "duplicate"), counts.duplicate)
+            evicted.add_metric((name,), counts.evicted)
+        yield from (joined, lost, evicted)
+
+    def _objectives(self) -> Iterator[Metric]:
+        objective = _gauge("canarium_slo_objective_ratio", "Share of good events that is aimed at.", (*MV, "slo"))
+        burn = _gauge(
+            "canarium_slo_burn_rate",
+            "Share of bad events over the allowed share, over a window.",
+            (*MV, "slo", "window"),
+        )
+        budget = _gauge(
+            "canarium_slo_error_budget_remaining_ratio",
+            "Share of the error budget that is left; negative when overdrawn.",
+            (*MV, "slo"),
+        )
+        for name, model in self._watch.models.items():
+            for status in model.objectives.status():
+                labels = (name, status.variant, status.name)
+                objective.add_metric(labels, status.objective)
+                budget.add_metric(labels, status.budget_remaining)
+                for window, rate in status.burn_rates.items():
+                    burn.add_metric((*labels, window), rate)
+        yield from (objective, burn, budget)
+
+    def _routing(self) -> Iterator[Metric]:
+        weight = _gauge(
+            "canarium_traffic_weight", "Share of live traffic that a variant is configured to get, 0 to 1.", MV
+        )
+        killed = _gauge(
+            "canarium_killswitch_state", '1 while the kill-switch of a model ("*": of all) is in force.', ("model",)
+        )
+        snapshot = self._watch.snapshot
+        for name, model in self._watch.models.items():
+            for variant, share in model.guards.shares.items():
+                weight.add_metric((name, variant), share)
+        for name in (*self._watch.models, "*"):
+            latch = self._actuator.kill_latch(name)
+            published = (snapshot.kills.get(name) if snapshot is not None else None) or Latch()
+            on = latch is None or max(latch.seq, published.seq) > max(latch.cleared, published.cleared)
+            killed.add_metric((name,), float(on))
+        yield from (weight, killed)
+
+    def _actuation(self) -> Iterator[Metric]:
+        seconds = HistogramMetricFamily(
+            "canarium_killswitch_actuation_seconds", "From the record that tripped a guard to the control word."
+        )
+        seconds.add_metric([], _cumulative(SECONDS_BOUNDS, self._actuator.seconds_buckets), self._actuator.seconds_sum)
+        yield seconds
+        yield _single(
+            _gauge("canarium_actuations_waiting", "Rollbacks and kills that the control plane has not acknowledged."),
+            self._actuator.waiting,
+        )
+        yield _single(
+            _counter("canarium_actuation_failures", "Attempts that the control plane did not acknowledge."),
+            self._actuator.failures,
+        )
+
+    def _self(self) -> Iterator[Metric]:
+        flow = self._watch.flow()
+        yield _single(_counter("canarium_events_written", "Records written to the spools."), flow.written)
+        yield _single(_counter("canarium_events_consumed", "Records read by the monitor."), flow.consumed)
+        dropped = _counter("canarium_events_dropped", "Records that were not read, by why.", ("reason",))
+        dropped.add_metric(("overwritten",), flow.lost)
+        dropped.add_metric(("corrupt",), flow.corrupt)
+        yield dropped
+        yield _single(_gauge("canarium_events_pending", "Records waiting to be read."), flow.pending)
+        yield _single(
+            _gauge("canarium_event_lag_seconds", "Age of the newest record read while others wait."), self._watch.lag_s
+        )
+        yield _single(_gauge("canarium_spool_files", "Spools being read."), len(self._watch.ingest.gateways))
+        yield _single(
+            _counter("canarium_spool_files_refused", "Files that were no readable spool."), self._watch.ingest.bad_files
+        )
+        errors = _counter(
+            "canarium_monitor_loop_errors", "Failures of the monitor's loops, each of which goes on.", ("loop",)
+        )
+        for loop, number in sorted(self._loop_errors.items()):
+            errors.add_metric((loop,), number)
+        yield errors
+        heartbeat = _gauge(
+            "canarium_monitor_heartbeat_timestamp_seconds", "When this was collected, seconds since the epoch."
+        )
+        yield _single(heartbeat, self._watch.clock.wall_ns() / 1e9)
+        build = _gauge("canarium_build_info", "1, with the version.", ("version",))
+        build.add_metric((package_version(),), 1)
+        yield build
+
+
+def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927); for display, the guards have their own evidence.
+
+    >>> [round(bound, 3) for bound in wilson(63, 97)]
+    [0.55, 0.737]
+    """
+    share, square = successes / trials, z * z
+    centre = (share + square / (2 * trials)) / (1 + square / trials)
+    half = z / (1 + square / trials) * math.sqrt(share * (1 - share) / trials + square / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _counters(totals: dict[Key, Totals]) -> Iterator[Metric]:
+    for name, text, label, cells in LABELLED:
+        family = _counter(name, text, (*MV, label))
+        for key, item in totals.items():
+            for value, cell in cells.items():
+                family.add_metric((*key, value), int(item.cells[cell]))
+        yield family
+    for name, text, cell in PLAIN:
+        family = _counter(name, text, MV)
+        for key, item in totals.items():
+            family.add_metric(key, int(item.cells[cell]))
+        yield family
+    for name, text, cell in GAUGE_CELLS:
+        gauge = _gauge(name, text, MV)
+        for key, item in totals.items():
+            gauge.add_metric(key, int(item.cells[cell]))
+        yield gauge
+
+
+def _distributions(totals: dict[Key, Totals]) -> Iterator[Metric]:
+    duration = HistogramMetricFamily(
+        "canarium_request_duration_seconds",
+        "Duration of live requests; buckets include every SLO threshold.",
+        labels=MV,
+    )
+    batch = HistogramMetricFamily("canarium_batch_rows", "Rows of the batches that workers were given.", labels=MV)
+    stage = SummaryMetricFamily(
+        "canarium_request_stage_duration_seconds",
+        "Time that answered requests spent in each stage.",
+        labels=(*MV, "stage"),
+    )
+    for key, item in totals.items():
+        cells = item.cells
+        bounds = sorted(bound for bound in item.latency if math.isfinite(bound))
+        counts = [item.latency[bound] for bound in bounds] + [item.latency.get(math.inf, 0)]
+        buckets = _cumulative([bound / 1000 for bound in bounds], counts)
+        duration.add_metric(key, buckets, int(cells[C_DURATION_NS]) / 1e9)
+        sizes = [int(cells[C_BATCH_SIZE + at]) for at in range(len(BATCH_SIZE_BOUNDS) + 1)]
+        batch.add_metric(key, _cumulative(BATCH_SIZE_BOUNDS, sizes), int(cells[C_BATCH_ROWS]))
+        for name, cell in STAGES.items():
+            stage.add_metric((*key, name), int(cells[C_STATUS + STATUS_CODES.index(200)]), int(cells[cell]) / 1e9)
+    batches = _counter("canarium_batches", "Batches that workers were given.", MV)
+    for key, item in totals.items():
+        batches.add_metric(key, int(item.cells[C_BATCHES]))
+    yield from (duration, batch, stage, batches)
+
+
+def _guards(verdicts: dict[str, list[Verdict]]) -> Iterator[Metric]:
+    evidence = _gauge(
+        "canarium_detector_log_evidence", "Natural logarithm of the evidence against a variant.", (*MV, "guard")
+    )
+    threshold = _gauge("canarium_detector_log_threshold", "Log evidence at which the guard fails.", (*MV, "guard"))
+    state = _gauge(
+        "canarium_guard_verdict", "1 for the verdict that holds, 0 for the others.", (*MV, "guard", "verdict")
+    )
+    for model, items in verdicts.items():
+        for item in items:
+            labels = (model, item.variant, item.guard)
+            if "log_evidence" in item.statistic:
+                evidence.add_metric(labels, item.statistic["log_evidence"])
+                threshold.add_metric(labels, item.statistic["log_threshold"])
+            for word in VERDICTS:
+                state.add_metric((*labels, word), float(item.verdict == word))
+    yield from (evidence, threshold, state)
+
+
+def _counter(name: str, text: str, labels: Sequence[str] = ()) -> CounterMetricFamily:
+    return CounterMetricFamily(name, text, labels=labels)
+
+
+def _gauge(name: str, text: str, labels: Sequence[str] = ()) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, labels=labels)
+
+
+def _single(family: Any, value: float) -> Metric:
+    family.add_metric((), value)
+    result: Metric = family
+    return result
+
+
+def _cumulative(bounds: Iterable[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    total, result = 0, []
+    for bound, number in zip([*bounds, math.inf], counts, strict=True):
+        total += number
+        result.append(("+Inf" if math.isinf(bound) else repr(float(bound)), float(total)))
+    return result
