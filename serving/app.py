@@ -107,7 +107,8 @@ class Gateway:
     def _remote(self, model: str, entry: VariantEntry, config: VariantConfig) -> FrameCall | None:
         if entry.placement != "isolated":
             return None
-        if config.transport == "auto" and sum(1 for node in ray.nodes() if node["Alive"]) < 2:
+        alone = len([node for node in ray.nodes() if node["Alive"]]) < 2  # type: ignore[no-untyped-call]
+        if config.transport == "auto" and alone:
             return None
         app = variant_app_name(model, entry.name)
 
@@ -119,12 +120,13 @@ class Gateway:
 
     async def _follow(self) -> None:
         """Long-poll the control plane; while it is silent the last snapshot stays in force."""
-        rev, actor = 0, None
+        rev = 0
+        actor: Any = None
         me = {"id": self._id, "node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}
         while True:
             try:
                 actor = actor or ray.get_actor(CONTROL_NAME, namespace=NAMESPACE)
-                encoded = await asyncio.wait_for(actor.poll.remote(rev, {**me, "rev": rev}), 60)
+                encoded: bytes = await asyncio.wait_for(actor.poll.remote(rev, {**me, "rev": rev}), 60)
                 snapshot = msgspec.json.decode(encoded, type=Snapshot)
                 if snapshot.rev != rev:
                     await self._plane.apply(snapshot)
@@ -189,7 +191,9 @@ class Gateway:
 class VariantReplica:
     """One process of an isolated variant: a session behind a Unix socket, health-checked by Serve."""
 
-    async def __init__(self, settings: GatewaySettings, model: str, entry: VariantEntry) -> None:
+    async def __init__(  # type: ignore[misc]
+        self, settings: GatewaySettings, model: str, entry: VariantEntry
+    ) -> None:
         config = settings.parsed()
         variant = config.models[model].variants[entry.name]
         manifest, folder = Registry(config.registry.dir).open(entry.artifact)
@@ -218,7 +222,7 @@ class VariantReplica:
 def gateway_deployment(settings: GatewaySettings) -> Any:
     """The ingress application."""
     config = settings.parsed()
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         serve.ingress()(Gateway),
         name="Gateway",
         num_replicas=config.server.gateways,
@@ -235,7 +239,7 @@ def gateway_deployment(settings: GatewaySettings) -> Any:
 
 def variant_deployment(settings: GatewaySettings, model: str, entry: VariantEntry) -> Any:
     """The application of one isolated variant. It has no route: only gateways talk to it."""
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         VariantReplica,
         name=entry.name,
         num_replicas=entry.replicas,
@@ -257,21 +261,18 @@ def start_control(settings: ControlSettings) -> Any:
         CanariumError: the actor did not start; carries its own words.
     """
     node = ray.get_runtime_context().get_node_id()
-    actor = (
-        ray.remote(ControlActor)
-        .options(
-            name=CONTROL_NAME,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_task_retries=0,
-            max_concurrency=1000,
-            num_cpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-        )
-        .remote(settings)
-    )
+    remote: Any = ray.remote(ControlActor)
+    actor = remote.options(
+        name=CONTROL_NAME,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=0,
+        max_concurrency=1000,
+        num_cpus=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+    ).remote(settings)
     try:
         ray.get(actor.ready.remote(), timeout=60)
     except ray.exceptions.RayError as error:

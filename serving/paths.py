@@ -36,6 +36,11 @@ class Paths:
         return self.run_dir / "up.json"
 
     @property
+    def lock_file(self) -> Path:
+        """Locked by `up` while it lives."""
+        return self.run_dir / "up.lock"
+
+    @property
     def word_path(self) -> Path:
         return self.run_dir / WORD_FILE
 

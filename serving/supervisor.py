@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import signal
@@ -43,11 +44,9 @@ def down(state_dir: str | Path, grace_s: float = 40.0) -> int:
     """End the instance of a state directory and everything it left behind; returns the number of processes ended."""
     paths = Paths.of(state_dir)
     ended = 0
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        pid = json.loads(paths.up_file.read_text())["pid"]
-        if pid in processes.members(paths.instance):
-            ended += 1
-            processes.end([pid], grace_s)
+    if (pid := processes.InstanceLock(paths.lock_file).holder) is not None:
+        ended += 1
+        processes.end([pid], grace_s)
     stray = processes.members(paths.instance)
     processes.end(stray, 3.0)
     paths.up_file.unlink(missing_ok=True)
@@ -72,7 +71,13 @@ class _Instance:
         for model in self._config.models.values():
             for variant in model.variants.values():
                 registry.open(variant.artifact)  # a missing or damaged artifact is refused before anything starts
-        self._refuse_second_instance()
+        paths.create()
+        lock = processes.InstanceLock(paths.lock_file)
+        if not lock.acquire():
+            raise StartError(
+                f"state.dir: {paths.state_dir} is in use by process {lock.holder}; `canarium down` ends it"
+            )
+        processes.end(processes.members(paths.instance), 2.0)  # what a crash left behind
         processes.require_free(
             server.host,
             {
@@ -82,7 +87,6 @@ class _Instance:
                 "control_port": server.control_port,
             },
         )
-        paths.create()
         for leftover in paths.socket_dir.glob("*/*.sock"):
             leftover.unlink(missing_ok=True)
         self._write_up_file("starting")
@@ -101,6 +105,7 @@ class _Instance:
             for number in handlers:
                 signal.signal(number, signal.SIG_IGN)
             self._stop()
+            lock.release()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
@@ -136,8 +141,6 @@ class _Instance:
         os.environ[INSTANCE_VARIABLE] = paths.instance
         if self._joined:
             return
-        if processes.members(paths.instance):
-            processes.end(processes.members(paths.instance), 2.0)
         extra = dict(zip(("stats", "metrics", "fallback_http", "fallback_grpc"), processes.free_ports(4), strict=True))
         os.environ.update(local_environment(paths.instance, paths.haproxy_dir, extra, secrets.token_hex(32)))
 
@@ -245,7 +248,7 @@ class _Instance:
 
             if ray.is_initialized():
                 self._stop_serve()
-                ray.shutdown()
+                ray.shutdown()  # type: ignore[no-untyped-call]
         if self._monitor is not None:
             processes.end([self._monitor.pid], 5.0)
             self._monitor.wait()
@@ -272,14 +275,6 @@ class _Instance:
         raise KeyboardInterrupt
 
     # ------------------------------------------------------------ words
-
-    def _refuse_second_instance(self) -> None:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            pid = json.loads(self._paths.up_file.read_text())["pid"]
-            if pid != os.getpid() and pid in processes.members(self._paths.instance):
-                raise StartError(
-                    f"state.dir: {self._paths.state_dir} is in use by process {pid}; `canarium down` ends it"
-                )
 
     def _write_up_file(self, status: str) -> None:
         document = {"pid": os.getpid(), "status": status, "config": str(self._config_path.resolve()), **self._urls()}
@@ -308,9 +303,9 @@ class _Instance:
 
 
 def _start_ray(joined: bool) -> None:
-    import logging
-
     import ray
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
     if joined:
         ray.init(namespace="canarium", log_to_driver=False, logging_level=logging.WARNING)
@@ -336,7 +331,7 @@ def _check_nodes() -> None:
     def settings(names: list[str]) -> dict[str, str]:
         return {name: os.environ[name] for name in names if name in os.environ}
 
-    for node in ray.nodes():
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
         if node["Alive"]:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             found = ray.get(settings.options(scheduling_strategy=strategy).remote(list(REQUIRED)), timeout=60)

@@ -134,6 +134,7 @@ class Batcher:
         self._due = False
         self._key = secrets.randbits(64)
         self._ns_per_row = 0.0
+        self._outage_key = 0
         self._closed = False
 
     # ------------------------------------------------------------ state
@@ -358,7 +359,9 @@ class Batcher:
             self._timer = None
 
     def _workers_changed(self) -> None:
-        if not self.workers_available:
+        if self.workers_available:
+            self._outage_key = 0
+        else:
             self.fail_queued(self._no_worker())
         for slot in self._slots.values():
             if slot.worker.available and slot not in self._idle:
@@ -455,9 +458,12 @@ class Batcher:
         return self._key
 
     def _no_worker(self) -> WorkerFailure:
+        # One key for all that one outage costs: a worker that dies is one event, however many ask for it meanwhile.
+        key = self._outage_key = self._outage_key or self._next_key()
         if any(slot.worker.hung for slot in self._slots.values()):
-            return WorkerFailure(Cause.TIMEOUT, f"{self.name} is quarantined: its workers are overdue with a batch")
-        return WorkerFailure(Cause.DIED, f"{self.name} has no worker: none is connected")
+            message = f"{self.name} is quarantined: its workers are overdue with a batch"
+            return WorkerFailure(Cause.TIMEOUT, message, key)
+        return WorkerFailure(Cause.DIED, f"{self.name} has no worker: none is connected", key)
 
     def _overloaded(self) -> RequestError:
         wait_s = self._queue.rows * self._ns_per_row / 1e9 / max(1, self.workers_available)
