@@ -248,7 +248,7 @@ class _Instance:
 
             if ray.is_initialized():
                 self._stop_serve()
-                ray.shutdown()  # type: ignore[no-untyped-call]
+                ray.shutdown()
         if self._monitor is not None:
             processes.end([self._monitor.pid], 5.0)
             self._monitor.wait()
@@ -266,7 +266,7 @@ class _Instance:
             ray.get(actor.shutdown.remote(), timeout=5)
             ray.kill(actor)
         if self._joined:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self._stopping:

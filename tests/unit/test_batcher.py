@@ -249,6 +249,8 @@ def test_a_request_that_can_never_fit_is_told_the_limit() -> None:
         with pytest.raises(RequestError, match=r"17 rows is more than the queue of v holds \(16 rows\)") as caught:
             await at.send(1, rows=17)
         assert caught.value.kind is ErrorKind.TOO_LARGE
+        with pytest.raises(RequestError, match="send at least one"):
+            await at.send(1, rows=0)
         await at.batcher.close()
 
     simulate(main)
@@ -389,7 +391,7 @@ def test_a_death_fails_the_whole_batch_as_one_event_and_what_is_queued_for_want_
         assert {first.cause, second.cause, queued.cause} == {Cause.DIED}
         assert first.batch_key == second.batch_key != 0
         assert first is not second  # each caller has a traceback of its own
-        assert queued.batch_key == 0
+        assert queued.batch_key not in (0, first.batch_key)  # the outage is one event of its own
         with pytest.raises(WorkerFailure, match="v has no worker"):
             await at.send(4)
         await at.batcher.close()
@@ -589,6 +591,7 @@ def test_every_caller_gets_its_own_rows_or_a_reason_whatever_happens(
                 assert len(batch) <= 4
                 lanes = {next(value for value in reversed(row) if value) for row in np.abs(batch).tolist()}
                 assert len(lanes) == 1  # live and shadow never share a batch
+        await pause(10)
         for worker in fleet:  # whatever happened, it works again
             worker.script.clear()
             worker.recover()
