@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from serving.commands.common import (
     json_option,
     registry_option,
 )
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @click.command()
@@ -82,14 +85,44 @@ def feedback(model: str, request_id: str, label: str, url: str, token_file: Path
 @click.command()
 @click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @registry_option
-def build(recipe: Path, registry_dir: Path) -> int:
+@click.option(
+    "--cache",
+    "cache_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory of finished steps.  [default: build, beside the registry]",
+)
+@json_option
+def build(recipe: Path, registry_dir: Path, cache_dir: Path | None, as_json: bool) -> int:
     """Make and register the variants of RECIPE.
 
-    Finished steps are not repeated.
+    Finished steps are not repeated. A variant that misses a requirement of the recipe is not registered.
     """
-    from serving.build.runner import build as run
+    from rich.console import Console
 
-    run(recipe, registry_dir)
+    from serving.build.runner import build as run
+    from serving.registry.store import Registry
+
+    made = run(
+        recipe,
+        Registry(registry_dir),
+        cache_dir=cache_dir or registry_dir.parent / "build",
+        console=None if as_json else Console(stderr=True),
+    )
+    if as_json:
+        emit_json(
+            {
+                "artifacts": [_plain(manifest) for manifest in made.manifests],
+                "refused": made.refused,
+                "seconds": made.seconds,
+                "cached": made.cached,
+                "report": str(made.report_path),
+            }
+        )
+        return OK
+    console().print(_artifacts([_plain(manifest) for manifest in made.manifests]))
+    for name, why in made.refused.items():
+        click.echo(f"not registered: {name}: {why}")
+    click.echo(f"{'nothing to do' if made.cached else 'done'} after {made.seconds:.1f} s; report: {made.report_path}")
     return OK
 
 
@@ -107,21 +140,7 @@ def list_(registry_dir: Path, as_json: bool) -> int:
     if as_json:
         emit_json(manifests)
         return OK
-    from serving.commands.render import plain_table
-
-    table = plain_table("artifact", "version>", "relation", "format", "MB>", "accuracy>", "created")
-    for found in manifests:
-        accuracy = found["evaluation"].get("accuracy")
-        table.add_row(
-            f"{found['model']}/{found['variant']}:{found['revision']}",
-            str(found["version"]),
-            found["lineage"]["relation"],
-            found["format"],
-            f"{sum(file['bytes'] for file in found['files'].values()) / 1e6:.1f}",
-            f"{accuracy:.4f}" if isinstance(accuracy, float) else "",
-            found["created_at"],
-        )
-    console().print(table)
+    console().print(_artifacts(manifests))
     return OK
 
 
@@ -151,6 +170,25 @@ def verify(registry_dir: Path) -> int:
             click.echo(f"canarium: {error}", err=True)
     click.echo(f"{manifests - bad} of {manifests} artifacts are whole")
     return ERROR if bad else OK
+
+
+def _artifacts(manifests: list[dict[str, Any]]) -> Table:
+    """One artifact a line."""
+    from serving.commands.render import plain_table
+
+    table = plain_table("artifact", "version>", "relation", "format", "MB>", "accuracy>", "created")
+    for found in manifests:
+        accuracy = found["evaluation"].get("accuracy")
+        table.add_row(
+            f"{found['model']}/{found['variant']}:{found['revision']}",
+            str(found["version"]),
+            found["lineage"]["relation"],
+            found["format"],
+            f"{sum(file['bytes'] for file in found['files'].values()) / 1e6:.1f}",
+            f"{accuracy:.4f}" if isinstance(accuracy, float) else "",
+            found["created_at"],
+        )
+    return table
 
 
 def _read(text: str) -> str:

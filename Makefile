@@ -1,0 +1,68 @@
+# Tasks. Everything is installed into .venv, from pyproject.toml alone; nothing outside this folder changes
+# except that `make test` installs three Debian packages if it is root and they are missing.
+
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+STATE := .canarium
+# Inside the registry, so that the variants are made again when that is removed.
+BUILT := $(STATE)/registry/.quickstart
+QUICKSTART := deployments/quickstart
+
+# python3.11 if there is one, else any python3 from 3.11 on.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Further options for the task, such as ARGS=--exit for demo or ARGS="-k routing" for test.
+ARGS ?=
+# Fast tests first: what is broken shows early.
+TESTS := $(wildcard tests/unit tests/contract tests/console tests/helm tests/docs tests/integration tests/e2e)
+
+.PHONY: help
+help: ## list the tasks
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP) ## make .venv and install Canarium and its development tools into it
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Canarium needs Python 3.11 or newer; set PYTHON=" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' 'torch==2.13.0'
+	@touch $@
+
+.PHONY: quickstart
+quickstart: $(BUILT) ## make the quickstart's variants (minutes the first time)
+
+$(BUILT): $(STAMP) $(QUICKSTART)/recipe.yaml $(wildcard $(QUICKSTART)/data/*.gz)
+	$(BIN)/canarium build $(QUICKSTART)/recipe.yaml --registry $(STATE)/registry
+	@touch $@
+
+.PHONY: demo
+demo: $(BUILT) ## watch a canary that is good and one that is broken (ARGS=--exit to leave afterwards)
+	$(BIN)/python -m deployments.quickstart.demo $(ARGS)
+
+.PHONY: check
+check: $(STAMP) ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: system-packages
+system-packages: ## install Prometheus, Alertmanager and Chromium for the tests (Debian, as root)
+	@./.ci/system-packages
+
+.PHONY: test
+test: check system-packages $(BUILT) ## every check and every test, the fast ones first (ARGS="-k …" to choose)
+	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+.PHONY: bench
+bench: $(BUILT) ## load the quickstart and print latencies (ARGS="--url http://host:port" for a running one)
+	$(BIN)/python -m loadtests.bench $(ARGS)
+
+.PHONY: clean
+clean: ## remove what was built here, the virtual environment included
+	rm -rf $(VENV) $(STATE) build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
