@@ -19,7 +19,7 @@ import numpy as np
 from serving.clock import Clock
 from serving.contract import Cause
 from serving.core.batching import Arrays, BatchQueue, Entry, chunk_rows, merge, shape_of, split
-from serving.errors import ErrorKind, RequestError
+from serving.errors import ErrorKind, RequestError, bad_request
 from serving.gateway.threads import short_message
 from serving.gateway.worker_base import Worker, WorkerFailure
 
@@ -252,6 +252,8 @@ class Batcher:
         ]
 
     def _admit(self, request: _Request, rows: int, live: bool, now: int) -> None:
+        if rows < 1:
+            raise bad_request(f"a request to {self.name} has {rows} rows: send at least one")
         if rows > self._queue.max_rows:
             raise RequestError(
                 ErrorKind.TOO_LARGE,
@@ -336,6 +338,7 @@ class Batcher:
             return ()
         wait = self._queue.wait_ns(now)
         if wait is None:
+            self._disarm()
             return ()
         if wait and not self._due:
             if self._timer is None:

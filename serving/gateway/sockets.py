@@ -216,8 +216,10 @@ class SocketPool:
     async def start(self) -> None:
         """Connect to what is there and begin to watch."""
         if self._task is None:
-            await self._scan()
             self._wake = asyncio.Event()
+            await self._scan()
+            if not self._workers:
+                self._tell()
             self._task = asyncio.get_running_loop().create_task(self._watch(), name=f"sockets-{self.name}")
 
     async def close(self) -> None:

@@ -108,7 +108,7 @@ class HandleWorker(WorkerBase):
             request = b"".join(encode(FrameKind.RUN, self._last_id, inputs, self._max_frame))
         except FrameError as error:
             raise WorkerFailure(Cause.ERROR, f"the batch cannot be sent to {self.name}: {error}") from error
-        answer: asyncio.Future[bytes] = asyncio.ensure_future(self._call(request))
+        answer: asyncio.Future[bytes] = asyncio.ensure_future(self._ask(request))
         self._calls.add(answer)
         answer.add_done_callback(self._calls.discard)
         try:
@@ -137,6 +137,9 @@ class HandleWorker(WorkerBase):
             self._resting.cancel()
         for answer in tuple(self._calls):
             answer.cancel()
+
+    async def _ask(self, request: bytes) -> bytes:
+        return await self._call(request)
 
     def _answered_late(self, answer: asyncio.Future[bytes]) -> None:
         self._overdue -= 1

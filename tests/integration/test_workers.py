@@ -1,0 +1,489 @@
+"""Workers over real Unix sockets between real processes: answers, deaths, hangs, overload, shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvloop
+
+from serving.clock import SystemClock
+from serving.contract import Cause
+from serving.errors import StartError
+from serving.gateway.batcher import Batcher
+from serving.gateway.frames import HEADER, FrameKind, decode, encode, encode_text
+from serving.gateway.worker_server import WorkerServer
+from serving.gateway.workers import HandleWorker, LocalWorker, SocketPool, SocketWorker, Worker, WorkerFailure
+
+pytestmark = pytest.mark.integration
+
+PROGRAM = Path(__file__).with_name("worker_process.py")
+CLOCK = SystemClock()
+
+
+class Fleet:
+    """Replica processes of one test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def path(self, name: str = "a") -> str:
+        return str(self.directory / f"{name}.sock")
+
+    def start(self, name: str = "a", max_queue: int = 32) -> None:
+        before = _inode(self.path(name))
+        process = subprocess.Popen([sys.executable, str(PROGRAM), self.path(name), str(max_queue)])
+        self.processes[name] = process
+        deadline = time.monotonic() + 30
+        while _inode(self.path(name)) in (None, before):
+            assert process.poll() is None, "the replica did not start"
+            assert time.monotonic() < deadline, "the replica's socket did not appear"
+            time.sleep(0.01)
+
+    def signal(self, number: int, name: str = "a") -> None:
+        self.processes[name].send_signal(number)
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait(10)
+
+
+def _inode(path: str) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return None
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="cnr-"))  # pytest's own paths are too long for a socket
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def fleet(sockets: Path) -> Iterator[Fleet]:
+    fleet = Fleet(sockets / "v")
+    yield fleet
+    fleet.stop()
+
+
+def batcher(*workers: Worker, **options: object) -> Batcher:
+    settings = {"max_batch": 8, "max_rows": 1000, "max_queue_delay_ms": 0, "hang_timeout_s": 10.0} | options
+    made = Batcher("v", clock=CLOCK, **settings)  # type: ignore[arg-type]
+    made.set_workers(workers)
+    return made
+
+
+def soon(seconds: float = 30) -> int:
+    return CLOCK.monotonic_ns() + int(seconds * 1e9)
+
+
+def sleep_ms(value: float) -> dict[str, np.ndarray]:
+    return {"x": np.ones((1, 2)), "sleep_ms": np.array([value])}
+
+
+async def until(condition: Callable[[], bool], what: str, seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("run", [uvloop.run, asyncio.run], ids=["uvloop", "asyncio"])
+def test_everybody_gets_their_own_rows_over_several_connections(fleet: Fleet, run: Callable[..., None]) -> None:
+    async def main() -> None:
+        fleet.start()
+        workers = [await SocketWorker.connect(fleet.path(), f"w{number}") for number in range(3)]
+        target = batcher(*workers)
+
+        async def caller(number: int) -> None:
+            rows, width = 1 + number % 3, 1 + number % 4
+            x = np.full((rows, width), number, np.int64)
+            text = np.array([b"%d" % number] * rows, object)
+            result = await target.submit({"x": x, "text": text}, rows, soon())
+            assert result.outputs["x"].tolist() == (x * 2).tolist()
+            assert result.outputs["text"].tolist() == text.tolist()
+
+        await asyncio.gather(*(caller(number) for number in range(300)))
+        large = np.arange(3_000_000, dtype=np.float64).reshape(2, -1)  # 24 MB: many reads and writes
+        outputs = await workers[0].run({"x": large, "empty": np.zeros((2, 0), np.float32)})
+        assert np.array_equal(outputs["x"], large * 2)
+        assert outputs["empty"].shape == (2, 0)
+        await target.close()
+        for worker in workers:
+            await worker.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("run", [uvloop.run, asyncio.run], ids=["uvloop", "asyncio"])
+def test_kill_9_fails_the_running_batch_at_once_and_the_pool_finds_the_next_replica(
+    fleet: Fleet, run: Callable[..., None]
+) -> None:
+    async def main() -> None:
+        fleet.start()
+        target = batcher()
+        changes: list[int] = []
+        pool = SocketPool(
+            fleet.directory,
+            clock=CLOCK,
+            on_change=lambda workers: (changes.append(len(workers)), target.set_workers(workers))[1],
+        )
+        await pool.start()
+        assert changes == [1]  # known before start() returns
+        batch = [asyncio.create_task(target.submit(sleep_ms(60_000), 1, soon())) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        killed_at = time.monotonic()
+        fleet.signal(signal.SIGKILL)
+        failures = await asyncio.gather(*batch, return_exceptions=True)
+        assert time.monotonic() - killed_at < 1
+        for failure in failures:
+            assert isinstance(failure, WorkerFailure)
+            assert failure.cause is Cause.DIED
+            assert failure.message.startswith("v/a was lost") or "no worker" in failure.message
+        assert target.workers_available == 0
+        assert pool.workers == []
+
+        fleet.processes["a"].wait(10)
+        fleet.start()  # over the stale socket file of the killed one
+        await until(lambda: target.workers_available == 1, "the pool connects to the new replica")
+        assert (await target.submit({"x": np.ones((1, 2))}, 1, soon())).outputs["x"].tolist() == [[2, 2]]
+        fleet.start("b")
+        await until(lambda: target.workers_available == 2, "the pool connects to a second replica")
+        assert changes == [1, 0, 1, 2]
+        await pool.close()
+        await target.close()
+
+    run(main())
+
+
+def test_a_hung_replica_is_quarantined_answers_pings_and_comes_back(fleet: Fleet) -> None:
+    async def main() -> None:
+        fleet.start()
+        worker = await SocketWorker.connect(fleet.path(), "w")
+        target = batcher(worker, hang_timeout_s=0.2)
+        with pytest.raises(WorkerFailure, match="has not answered a batch") as caught:
+            await target.submit(sleep_ms(1000), 1, soon())
+        assert caught.value.cause is Cause.TIMEOUT
+        assert target.workers_available == 0
+        state = await worker.ping()
+        assert state["busy_ns"] > 100_000_000
+        assert state["queued"] == 1
+        with pytest.raises(WorkerFailure, match="quarantined"):
+            await target.submit(sleep_ms(0), 1, soon())
+        await until(lambda: target.workers_available == 1, "the late answer ends the quarantine")
+        await target.submit(sleep_ms(0), 1, soon())
+        assert (await worker.ping())["busy_ns"] == 0
+        await target.close()
+        await worker.close()
+
+    uvloop.run(main())
+
+
+def test_a_failing_session_answers_one_line_and_goes_on(fleet: Fleet) -> None:
+    async def main() -> None:
+        fleet.start()
+        worker = await SocketWorker.connect(fleet.path(), "w")
+        with pytest.raises(WorkerFailure) as caught:
+            await worker.run({"x": np.ones(1), "fail": np.array([b"no such kernel"], object)})
+        assert caught.value.cause is Cause.ERROR
+        assert caught.value.message == "RuntimeError: no such kernel"
+        with pytest.raises(WorkerFailure, match="dtype complex128 cannot be sent"):
+            await worker.run({"unfit": np.ones(1)})
+        with pytest.raises(WorkerFailure, match="the batch cannot be sent"):
+            await worker.run({"x": np.ones(1, complex)})
+        assert (await worker.run({"x": np.ones(1)}))["x"].tolist() == [2]
+        about = await worker.describe()
+        assert about == {"variant": "obedient", "pid": fleet.processes["a"].pid}
+        await worker.close()
+        with pytest.raises(WorkerFailure, match=r"w (was lost|is not connected)"):
+            await worker.run({"x": np.ones(1)})
+
+    uvloop.run(main())
+
+
+def test_a_malformed_frame_costs_its_sender_the_connection_and_nobody_else(fleet: Fleet) -> None:
+    fleet.start()
+    good = b"".join(encode(FrameKind.RUN, 5, {"x": np.ones(3)}))
+    bad_tensor = bytearray(good)
+    bad_tensor[17] = 99  # the dtype code
+    for sent, number, reason in (
+        (b"GET / HTTP/1.1\r\n\r\n", 0, "frame version"),
+        (HEADER.pack(1 << 31, FrameKind.RUN, 1, 1, 5), 0, "expected 16 to"),
+        (bytes(bad_tensor), 5, "unknown dtype code 99"),
+        (encode_text(FrameKind.PONG, 5), 5, "takes RUN, PING and DESCRIBE, not PONG"),
+    ):
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.settimeout(10)
+            raw.connect(fleet.path())
+            raw.sendall(sent)
+            answer = b""
+            while data := raw.recv(4096):
+                answer += data
+        frame = decode(answer)
+        assert (frame.kind, frame.request_id) == (FrameKind.ERROR, number)
+        assert reason in frame.text
+
+    async def main() -> None:
+        worker = await SocketWorker.connect(fleet.path(), "w")
+        assert (await worker.run({"x": np.ones(1)}))["x"].tolist() == [2]
+        await worker.close()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"garbage, garbage, garbage",
+        encode_text(FrameKind.PONG, 999),
+        b"".join(encode(FrameKind.OK, 1, {}))[:-1] + b"\1",
+    ],
+)
+def test_a_replica_that_answers_nonsense_is_dropped(sockets: Path, answer: bytes) -> None:
+    async def main() -> None:
+        async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1)
+            writer.write(answer)
+
+        path = str(sockets / "n.sock")
+        server = await asyncio.start_unix_server(nonsense, path)
+        worker = await SocketWorker.connect(path, "w")
+        with pytest.raises(WorkerFailure) as caught:
+            await worker.run({"x": np.ones(1)})
+        assert caught.value.cause is Cause.DIED
+        assert not worker.available
+        server.close()
+
+    asyncio.run(main())
+
+
+def test_more_batches_than_the_replica_queues_are_refused_as_overload(fleet: Fleet) -> None:
+    async def main() -> None:
+        fleet.start(max_queue=2)
+        workers = [await SocketWorker.connect(fleet.path(), f"w{number}") for number in range(4)]
+        outcomes = await asyncio.gather(*(worker.run(sleep_ms(200)) for worker in workers), return_exceptions=True)
+        refused = [outcome for outcome in outcomes if isinstance(outcome, WorkerFailure)]
+        assert [failure.cause for failure in refused] == [Cause.OVERLOADED] * 2
+        assert "queue is full (2 batches)" in refused[0].message
+        assert all(worker.available for worker in workers)
+
+    uvloop.run(main())
+
+
+def test_a_batch_whose_gateway_hung_up_is_not_run(fleet: Fleet) -> None:
+    async def main() -> None:
+        fleet.start()
+        busy, gone, last = [await SocketWorker.connect(fleet.path(), name) for name in "abc"]
+        first = asyncio.create_task(busy.run(sleep_ms(300)))
+        await asyncio.sleep(0.1)
+        dropped = asyncio.create_task(gone.run(sleep_ms(30_000)))
+        await asyncio.sleep(0.1)
+        await gone.close()
+        with pytest.raises(WorkerFailure):
+            await dropped
+        async with asyncio.timeout(5):
+            await first
+            await last.run(sleep_ms(0))
+
+    uvloop.run(main())
+
+
+def test_a_replica_that_shuts_down_loses_no_batch(fleet: Fleet) -> None:
+    async def main() -> None:
+        fleet.start("a")
+        fleet.start("b")
+        target = batcher()
+        pool = SocketPool(fleet.directory, clock=CLOCK, on_change=target.set_workers)
+        await pool.start()
+        stop = asyncio.Event()
+
+        async def caller() -> int:
+            answered = 0
+            while not stop.is_set():
+                await target.submit(sleep_ms(2), 1, soon())
+                answered += 1
+            return answered
+
+        callers = [asyncio.create_task(caller()) for _ in range(8)]
+        await asyncio.sleep(0.2)
+        fleet.signal(signal.SIGTERM, "a")
+        await until(lambda: fleet.processes["a"].poll() is not None, "the replica ends")
+        assert fleet.processes["a"].returncode == 0
+        assert not os.path.exists(fleet.path("a"))
+        await asyncio.sleep(0.1)
+        stop.set()
+        assert sum(await asyncio.gather(*callers)) > 50  # a failure of any would raise here
+        assert [worker.name for worker in pool.workers] == ["v/b"]
+        await pool.close()
+        await target.close()
+
+    uvloop.run(main())
+
+
+def test_sockets_are_private_stale_ones_replaced_and_long_paths_refused(sockets: Path) -> None:
+    class Nothing:
+        def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {}
+
+        def close(self) -> None:
+            pass
+
+    async def main() -> None:
+        directory = sockets / "open"
+        directory.mkdir(mode=0o755)
+        path = directory / "s.sock"
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(path))
+        server = WorkerServer(Nothing(), path)
+        await server.start()
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        worker = await SocketWorker.connect(str(path), "w")
+        assert (await worker.ping())["queued"] == 0
+        await server.close()
+        assert list(directory.iterdir()) == []
+        assert not worker.available
+        with pytest.raises(StartError, match="longer than the 107 bytes"):
+            await WorkerServer(Nothing(), sockets / ("x" * 100) / "s.sock").start()
+
+    uvloop.run(main())
+
+
+def test_the_pool_retries_with_a_pause_and_clears_sockets_nobody_listens_on(sockets: Path) -> None:
+    async def main() -> None:
+        path = sockets / "stale.sock"
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(path))
+        (sockets / "not-a-socket.sock").write_text("")
+        told: list[int] = []
+        pool = SocketPool(
+            sockets, clock=CLOCK, on_change=lambda found: told.append(len(found)), poll_s=0.01, max_backoff_s=0.05
+        )
+        await pool.start()
+        assert told == [0]  # also when there is nobody yet
+        await until(lambda: not path.exists(), "the stale socket is removed")
+        assert pool.workers == []
+        assert (sockets / "not-a-socket.sock").exists()
+        await pool.close()
+
+    uvloop.run(main())
+
+
+class Doubling:
+    """A session that runs until `release` is set, when told to hang."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+        self.terminated = False
+        self.threads: set[str] = set()
+        self.closed = threading.Event()
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.threads.add(threading.current_thread().name)
+        x = inputs["x"]
+        if (x == 13).any():
+            self.release.wait(10)
+            raise RuntimeError("terminated")
+        if (x < 0).any():
+            raise ValueError("negative")
+        return {"y": x * 2}
+
+    def terminate(self) -> None:
+        self.terminated = True
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def test_a_colocated_session_runs_in_one_thread_and_a_hung_run_is_terminated() -> None:
+    async def main() -> None:
+        session = Doubling()
+        worker = LocalWorker("local", session)
+        target = batcher(worker, hang_timeout_s=0.1)
+        results = await asyncio.gather(*(target.submit({"x": np.full((1, 1), i)}, 1, soon()) for i in range(20, 40)))
+        assert [int(result.outputs["y"][0, 0]) for result in results] == list(range(40, 80, 2))
+        assert session.threads == {"canarium-local"}
+        with pytest.raises(WorkerFailure, match="ValueError: negative"):
+            await target.submit({"x": np.full((1, 1), -1)}, 1, soon())
+        with pytest.raises(WorkerFailure) as caught:
+            await target.submit({"x": np.full((1, 1), 13)}, 1, soon())
+        assert caught.value.cause is Cause.TIMEOUT
+        assert session.terminated
+        assert not worker.available
+        session.release.set()
+        await until(lambda: worker.available, "the run ends and the worker is back")
+        assert (await target.submit({"x": np.ones((1, 1))}, 1, soon())).outputs["y"].tolist() == [[2]]
+        await target.close()
+        await worker.close()
+        assert await asyncio.to_thread(session.closed.wait, 5)
+
+    uvloop.run(main())
+
+
+def test_the_handle_path_speaks_the_same_frames() -> None:
+    async def main() -> None:
+        session = Doubling()
+        server = WorkerServer(session, None)
+        worker = HandleWorker("far", server.handle_frame)
+        target = batcher(worker)
+        assert (await target.submit({"x": np.ones((2, 1))}, 2, soon())).outputs["y"].tolist() == [[2], [2]]
+        with pytest.raises(WorkerFailure, match="ValueError: negative"):
+            await target.submit({"x": np.full((1, 1), -1)}, 1, soon())
+        refused = decode(await server.handle_frame(b"nonsense of some length"))
+        assert refused.kind is FrameKind.ERROR
+        assert "malformed frame" in refused.text
+        await target.close()
+        await server.close()
+
+    uvloop.run(main())
+
+
+def test_a_handle_that_fails_rests_and_one_that_hangs_is_quarantined() -> None:
+    async def main() -> None:
+        session = Doubling()
+        server = WorkerServer(session, None)
+        broken = True
+
+        def call(frame: bytes) -> Awaitable[bytes]:
+            if broken:
+                raise ConnectionError("the replica is gone")
+            return server.handle_frame(frame)
+
+        worker = HandleWorker("far", call, retry_s=0.05)
+        target = batcher(worker, hang_timeout_s=0.1)
+        with pytest.raises(WorkerFailure, match="ConnectionError: the replica is gone") as caught:
+            await target.submit({"x": np.ones((1, 1))}, 1, soon())
+        assert caught.value.cause is Cause.DIED
+        assert not worker.available
+        broken = False
+        await until(lambda: worker.available, "it is tried again")
+        with pytest.raises(WorkerFailure) as caught:
+            await target.submit({"x": np.full((1, 1), 13)}, 1, soon())
+        assert caught.value.cause is Cause.TIMEOUT
+        assert worker.hung
+        session.release.set()
+        await until(lambda: worker.available, "the late answer ends the quarantine")
+        await target.submit({"x": np.ones((1, 1))}, 1, soon())
+        await target.close()
+        await worker.close()
+        await server.close()
+
+    uvloop.run(main())
