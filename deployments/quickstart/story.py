@@ -229,7 +229,7 @@ class Story:
             if (
                 int(entry["seq"]) > newest
                 and str(entry.get("actor", "")).startswith("monitor")
-                and ("rollback" in action or "kill" in action)
+                and action in ("rollback", "kill")
                 and about in (self.plan.damaged, None, "", "*")
             ):
                 return entry
