@@ -263,7 +263,7 @@ class Story:
         self._narrator.say(_shares(answers))
         if self._example is not None:
             (_, row), one = self._example.request.tag, self._example
-            text = " ".join(row.text.split())[:60]
+            text = " ".join(row.text.split())[:40]
             self._narrator.say(f"for example “{text}…” is {_answer(one)}, says {one.variant}; the truth is {row.label}")
 
     def _observe(self, beat: str, seen: bool, complaint: str) -> bool:
