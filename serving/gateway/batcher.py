@@ -13,53 +13,20 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-import msgspec
-import numpy as np
-
 from serving.clock import Clock
 from serving.contract import Cause
 from serving.core.batching import Arrays, BatchQueue, Entry, chunk_rows, merge, shape_of, split
 from serving.errors import ErrorKind, RequestError, bad_request
+from serving.gateway.requests import BatchResult, Request
 from serving.gateway.threads import short_message
 from serving.gateway.worker_base import Worker, WorkerFailure
+
+__all__ = ["BatchResult", "Batcher"]
 
 log = logging.getLogger(__name__)
 
 _KEY_MASK = (1 << 64) - 1
 _MAX_RETRY_AFTER_S = 30
-
-
-class BatchResult(msgspec.Struct):
-    """What one caller gets.
-
-    Attributes:
-        outputs: this caller's rows only, as views of the batch's outputs.
-        queue_ns: time from `submit` to the close of its (first) batch.
-        infer_ns: time from then to its (last) answer, the hop to the worker included.
-        batch_rows: rows of the batch it ran in (the largest one of a split request).
-        batch_key: the same for all requests of one batch.
-    """
-
-    outputs: dict[str, np.ndarray]
-    queue_ns: int
-    infer_ns: int
-    batch_rows: int
-    batch_key: int
-
-
-class _Request:
-    """One caller: its future, its entries and, of a split request, the parts that have come back."""
-
-    __slots__ = ("batch_rows", "entries", "first_ns", "future", "left", "parts", "submitted_ns")
-
-    def __init__(self, future: asyncio.Future[BatchResult], submitted_ns: int) -> None:
-        self.future = future
-        self.submitted_ns = submitted_ns
-        self.entries: list[Entry] = []
-        self.parts: dict[int, dict[str, np.ndarray]] = {}
-        self.left = 0
-        self.first_ns = 0
-        self.batch_rows = 0
 
 
 class _Slot:
@@ -189,9 +156,8 @@ class Batcher:
         if not self.workers_available:
             raise self._no_worker()
         now = self._clock.monotonic_ns()
-        request = _Request(asyncio.get_running_loop().create_future(), now)
+        request = Request(asyncio.get_running_loop().create_future(), now)
         request.entries = self._entries(request, inputs, rows, deadline_ns, live)
-        request.left = len(request.entries)
         self._admit(request, rows, live, now)
         if self._idle and (not self._queue.max_queue_delay_ns or self._timer is None or not self._queue.wait_ns(now)):
             self._wake()
@@ -230,7 +196,7 @@ class Batcher:
 
     # ------------------------------------------------------------ admission
 
-    def _entries(self, request: _Request, inputs: Arrays, rows: int, deadline_ns: int, live: bool) -> list[Entry]:
+    def _entries(self, request: Request, inputs: Arrays, rows: int, deadline_ns: int, live: bool) -> list[Entry]:
         shape = shape_of(inputs, rows, self._pad_inputs)
         if shape.signature is None:
             return [Entry(request, inputs, rows, shape.bytes, object(), deadline_ns, live)]
@@ -251,7 +217,7 @@ class Batcher:
             for at in range(0, rows, step)
         ]
 
-    def _admit(self, request: _Request, rows: int, live: bool, now: int) -> None:
+    def _admit(self, request: Request, rows: int, live: bool, now: int) -> None:
         if rows < 1:
             raise bad_request(f"a request to {self.name} has {rows} rows: send at least one")
         if rows > self._queue.max_rows:
@@ -273,17 +239,16 @@ class Batcher:
                 self.shadow_shed += 1
             raise self._overloaded()
 
-    def _withdraw(self, request: _Request) -> bool:
+    def _withdraw(self, request: Request) -> bool:
         """Take a request's queued entries out; whether there were any."""
         removed = False
         for entry in request.entries:
             removed |= self._queue.remove(entry)
         return removed
 
-    def _fail(self, request: _Request, error: Exception) -> None:
+    def _fail(self, request: Request, error: Exception) -> None:
         self._withdraw(request)
-        if not request.future.done():
-            request.future.set_exception(_own(error))
+        request.fail(error)
 
     def _expire(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -418,41 +383,10 @@ class Batcher:
         total = sum(rows)
         self._ns_per_row += 0.1 * (infer_ns / total - self._ns_per_row) if self._ns_per_row else infer_ns / total
         for entry, share in zip(batch, shares, strict=True):
-            self._deliver(entry, share, closed_ns, infer_ns, total, key)
+            entry.owner.deliver(entry, share, closed_ns, infer_ns, total, key)
         if self._on_batch is not None:
             self._on_batch(total, infer_ns)
         return None
-
-    def _deliver(
-        self, entry: Entry, share: dict[str, np.ndarray], closed_ns: int, infer_ns: int, total: int, key: int
-    ) -> None:
-        request: _Request = entry.owner
-        if request.future.done():
-            return
-        if len(request.entries) == 1:
-            request.future.set_result(BatchResult(share, closed_ns - request.submitted_ns, infer_ns, total, key))
-            return
-        request.parts[entry.seq] = share
-        request.batch_rows = max(request.batch_rows, total)
-        request.first_ns = min(request.first_ns or closed_ns, closed_ns)
-        request.left -= 1
-        if request.left:
-            return
-        parts = [request.parts[mine.seq] for mine in request.entries]
-        try:
-            outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        except (KeyError, ValueError) as error:
-            self._fail(request, WorkerFailure(Cause.ERROR, f"the parts of the answer do not fit: {error}", key))
-            return
-        request.future.set_result(
-            BatchResult(
-                outputs,
-                request.first_ns - request.submitted_ns,
-                closed_ns + infer_ns - request.first_ns,
-                request.batch_rows,
-                key,
-            )
-        )
 
     # ------------------------------------------------------------ errors
 
@@ -482,12 +416,3 @@ class Batcher:
 
 def _rank(slot: _Slot) -> int:
     return slot.worker.rank
-
-
-def _own(error: Exception) -> Exception:
-    """An instance for one caller: a raised exception collects that caller's traceback."""
-    if isinstance(error, WorkerFailure):
-        return WorkerFailure(error.cause, error.message, error.batch_key)
-    if isinstance(error, RequestError):
-        return RequestError(error.kind, error.message, error.retry_after_s)
-    return error
