@@ -58,6 +58,8 @@ def quantile(q: float) -> str:
 
 
 REQUESTS = f"rate(canarium_requests_total{{{M}}}{RATE})"
+#: Stats whose labels say it all.
+NAMED = ("Build", "Verdicts")
 ON_OFF = ((0, "off", "green"), (1, "ON", "red"))
 
 ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
@@ -66,7 +68,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             Panel(
                 "Kill-switch",
-                (Query(f"max(canarium_killswitch_state{{{M}}})", ""),),
+                (Query('max(canarium_killswitch_state{model=~"$model|[*]"})', ""),),
                 kind="stat",
                 width=4,
                 states=ON_OFF,
@@ -91,15 +93,14 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 unit="s",
                 kind="stat",
                 width=4,
-                description="From the decision of a guard to its rollback or kill in force.",
+                description="From the record that tripped a guard to the control word.",
             ),
             Panel(
-                "Rollback headroom",
-                (Query(f"min(canarium_rollback_headroom_ratio{{{M}}})", ""),),
-                unit="percentunit",
+                "Actuations waiting",
+                (Query("sum(canarium_actuations_waiting)", ""),),
                 kind="stat",
                 width=4,
-                description="Capacity of the baseline over present traffic; under 1 a kill sheds load.",
+                description="Rollbacks and kills in the control word that the control plane has not acknowledged.",
             ),
             Panel(
                 "Build",
@@ -215,16 +216,27 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         "Agreement with the teacher",
         (
             Panel(
-                "Agreement, with its confidence sequence",
+                "Agreement since traffic began, 95 % interval",
                 (
                     Query(f"max by (variant) (canarium_agreement_ratio{{{M}}})", "{{variant}}"),
                     Query(f"max by (variant) (canarium_agreement_ratio_lower{{{M}}})", "{{variant}} lower"),
                     Query(f"max by (variant) (canarium_agreement_ratio_upper{{{M}}})", "{{variant}} upper"),
                 ),
                 unit="percentunit",
-                width=24,
+                width=16,
                 maximum=1,
                 dashed=".* (lower|upper)",
+            ),
+            Panel(
+                "Reference answers",
+                (
+                    Query(
+                        f"sum by (variant, result) (rate(canarium_reference_total{{{M}}}{RATE}))",
+                        "{{variant}} {{result}}",
+                    ),
+                ),
+                unit="reqps",
+                description="Answers scored again by the teacher, off the request path.",
             ),
         ),
     ),
@@ -251,11 +263,13 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Verdicts",
                 (
                     Query(
-                        f"max by (variant, guard) (canarium_guard_verdict{{{M}}})",
-                        "{{variant}} {{guard}}",
+                        f"max by (variant, guard, verdict) (canarium_guard_verdict{{{M}}}) == 1",
+                        "{{variant}} {{guard}}: {{verdict}}",
                     ),
                 ),
+                kind="stat",
                 width=12,
+                description="The verdict that each guard holds now.",
             ),
         ),
     ),
@@ -374,7 +388,6 @@ def _variables() -> list[dict[str, Any]]:
             "label": "Data source",
             "type": "datasource",
             "query": "prometheus",
-            "current": {},
             "hide": 0,
             "includeAll": False,
             "multi": False,
@@ -388,7 +401,6 @@ def _variables() -> list[dict[str, Any]]:
             "definition": "label_values(canarium_requests_total, model)",
             "refresh": 2,
             "sort": 1,
-            "current": {},
             "hide": 0,
             "includeAll": False,
             "multi": False,
@@ -407,7 +419,7 @@ def _panel(panel: Panel, grid: dict[str, int]) -> dict[str, Any]:
             "colorMode": "background" if panel.states else "value",
             "graphMode": "none",
             "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
-            "textMode": "name" if panel.title == "Build" else "auto",
+            "textMode": "name" if panel.title in NAMED else "auto",
         }
     else:
         options = {

@@ -79,6 +79,7 @@ class Alert:
         }
 
 
+HEARTBEAT = "canarium_monitor_heartbeat_timestamp_seconds"
 ALERTS = (
     Alert(
         "CanariumKillSwitchOn",
@@ -86,11 +87,12 @@ ALERTS = (
         "0s",
         "page",
         "{{ $labels.model }}: the kill-switch is on",
-        "Every request of {{ $labels.model }} is answered by the baseline until a human re-arms it with a reason.",
+        'Every request of {{ if eq $labels.model "*" }}all models{{ else }}{{ $labels.model }}{{ end }} is answered by '
+        "the baseline until a human re-arms it with a reason.",
     ),
     Alert(
         "CanariumGuardTripped",
-        "max by (model, variant, guard) (canarium_detector_log_evidence - canarium_detector_log_threshold) >= 0",
+        'max by (model, variant, guard) (canarium_guard_verdict{verdict="fail",guard!~".*_slo"}) == 1',
         "0s",
         "ticket",
         "{{ $labels.model }}/{{ $labels.variant }}: guard {{ $labels.guard }} tripped",
@@ -98,21 +100,32 @@ ALERTS = (
         "`canarium audit` says what was done.",
     ),
     Alert(
+        "CanariumActuationWaiting",
+        "max by (instance) (canarium_actuations_waiting) > 0",
+        "1m",
+        "page",
+        "a rollback or kill waits for the control plane",
+        "The control word of the monitor's own node is written, so gateways there obey it. The control plane does not "
+        "answer, so other nodes and the audit log do not know.",
+    ),
+    Alert(
         "CanariumMonitorSilent",
-        "time() - max by (instance) (canarium_monitor_heartbeat_timestamp_seconds) > 10",
+        # By the sample's own time: the same whatever the scrape interval.
+        f"max by (instance) (timestamp({HEARTBEAT}) - {HEARTBEAT}) > 10",
         "0s",
         "page",
-        "the monitor of {{ $labels.instance }} is silent",
+        "the monitor {{ $labels.instance }} is silent",
         "No heartbeat for {{ $value | humanizeDuration }}. Ramps freeze after 10 s; gateways apply "
         "guards.monitor_loss after monitor_loss_s.",
     ),
     Alert(
         "CanariumMonitorGone",
-        "absent(canarium_monitor_heartbeat_timestamp_seconds)",
+        f"absent({HEARTBEAT}) or (up == 0 and on (instance) max_over_time({HEARTBEAT}[1h]))",
         "30s",
         "page",
-        "no monitor can be scraped",
-        "Prometheus has no heartbeat of any monitor: the process, its port or the scrape configuration is broken.",
+        "a monitor cannot be scraped{{ with $labels.instance }} ({{ . }}){{ end }}",
+        "The process, its port or the scrape configuration is broken. If the process is gone, gateways apply "
+        "guards.monitor_loss after monitor_loss_s.",
     ),
     Alert(
         "CanariumEventLoss",
@@ -153,13 +166,12 @@ def _bad_and_total(model: str, slo: SloConfig, by: str, of: str) -> tuple[str, s
         total = _sum(by, of, f'canarium_request_duration_seconds_count{{model="{model}"}}')
         good = _sum(by, of, f'canarium_request_duration_seconds_bucket{{model="{model}",le="{bound}"}}')
         return f"({total} - {good})", total
-    # What the client did wrong (4xx but 429) says nothing about us.
-    total = _sum(by, of, f'canarium_requests_total{{model="{model}",code=~"2..|429|5.."}}')
-    bad = [f'canarium_requests_total{{model="{model}",code=~"429|5.."}}']
-    if "variant" in by:  # users were spared these, the variant is to blame
-        bad.append(f'canarium_fallbacks_total{{model="{model}",cause!~"none|killed"}}')
-    # A code or cause that never occurred has no series: nothing plus something would be nothing.
-    return "(" + " + ".join(f"({_sum(by, of, one)} or 0 * {total})" for one in bad) + ")", total
+    if "variant" in by:  # who was to blame, also for what the baseline answered in its place
+        selector = f'canarium_live_requests_total{{model="{model}"%s}}'
+        return _sum(by, of, selector % ',result="error"'), _sum(by, of, selector % "")
+    # What clients got. What they did wrong themselves (4xx but 429) says nothing about us.
+    selector = f'canarium_requests_total{{model="{model}",code=~"%s"}}'
+    return _sum(by, of, selector % "429|5.."), _sum(by, of, selector % "2..|429|5..")
 
 
 def _sum(by: str, of: str, selector: str) -> str:
