@@ -398,7 +398,6 @@ def _variables() -> list[dict[str, Any]]:
             "type": "query",
             "datasource": DATASOURCE,
             "query": {"query": "label_values(canarium_requests_total, model)", "refId": "model"},
-            "definition": "label_values(canarium_requests_total, model)",
             "refresh": 2,
             "sort": 1,
             "hide": 0,
