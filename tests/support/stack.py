@@ -107,7 +107,7 @@ class Stack:
     def traffic(self, model: str, reason: str = "test", **change: Any) -> dict[str, Any]:
         """PUT traffic; returns the model's view."""
         answer = self.admin.put(f"/models/{model}/traffic", json={"reason": reason, "actor": "test", **change})
-        answer.raise_for_status()
+        assert answer.status_code == 200, answer.text
         view: dict[str, Any] = answer.json()
         return view
 

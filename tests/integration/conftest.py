@@ -1,0 +1,66 @@
+"""Two whole instances, each started once: the quickstart, and tiny models with real faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import tiny
+from tests.support.stack import ROOT, Stack, running
+
+QUICKSTART = ROOT / "deployments" / "quickstart" / "canarium.yaml"
+REGISTRY = ROOT / ".canarium" / "registry"
+
+
+def tiny_document(registry: Path, faults: dict[str, str], **variant: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of the model `tiny` over freshly registered artifacts; `name?` faults need the word "boom"."""
+    graphs = {"teacher": tiny.graph()}
+    graphs |= {name: tiny.graph(fault.rstrip("?"), always=not fault.endswith("?")) for name, fault in faults.items()}
+    tiny.build(registry, graphs)
+    return {
+        "apiVersion": "canarium/v1",
+        "registry": {"dir": str(registry)},
+        "models": {
+            "tiny": {
+                "baseline": "teacher",
+                "variants": {name: {"artifact": f"tiny/{name}:1", **variant.get(name, {})} for name in graphs},
+                "routing": {"reference_percent": 100},
+                "slo": [
+                    {"name": "latency", "objective": 0.99, "threshold_ms": 100},
+                    {"name": "availability", "objective": 0.999},
+                ],
+            }
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def tiny_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The model `tiny`: a healthy candidate in each placement and transport, and one of each fault."""
+    folder = tmp_path_factory.mktemp("tiny")
+    document = tiny_document(
+        folder / "registry",
+        {"good": "", "near": "", "far": "", "raises": "raises", "nan": "nan", "hangs": "hangs?", "slow": "slow"},
+        near={"placement": "colocated"},
+        far={"transport": "handle"},
+        hangs={"hang_timeout_s": 3},
+    )
+    with running(document, folder) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The quickstart as shipped, over the registry that `make test` has built, on free ports."""
+    if not (REGISTRY / "models" / "moderation").is_dir():
+        pytest.fail(
+            "the quickstart is not built: run `canarium build deployments/quickstart/recipe.yaml` (`make test` does)"
+        )
+    document = yaml.safe_load(QUICKSTART.read_text())
+    document["registry"] = {"dir": str(REGISTRY)}
+    with running(document, tmp_path_factory.mktemp("quickstart")) as stack:
+        yield stack

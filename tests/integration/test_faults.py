@@ -1,0 +1,196 @@
+"""Candidates that raise, hang, give NaN or die, and processes that are killed: no client notices."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.support.load import Background, send_all, text_request
+from tests.support.stack import Stack, wait_for
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(autouse=True)
+def calm(tiny_stack: Stack) -> Iterator[None]:
+    """Every test starts and ends with all traffic on the baseline and no kill in force."""
+    _reset(tiny_stack)
+    yield
+    _reset(tiny_stack)
+
+
+def _reset(stack: Stack) -> None:
+    wait_for(lambda: stack.admin.get("/status").status_code == 200)
+    view = stack.model("tiny")
+    if view["killed"]:
+        stack.post("/models/tiny:rearm", kill_seq=view["kill_seq"]).raise_for_status()
+    live = [v["name"] for v in view["variants"] if v["role"] == "candidate" and v["weight"]]
+    if live:
+        stack.traffic("tiny", weights=dict.fromkeys(live, 0))
+
+
+def _ramp(stack: Stack, **weights: float) -> None:
+    epoch = stack.traffic("tiny", weights=weights)["epoch"]
+    wait_for(lambda: stack.infer("tiny", "ham").headers["x-canarium-epoch"] == str(epoch))
+
+
+def _url(stack: Stack) -> str:
+    return f"http://127.0.0.1:{stack.http_port}"
+
+
+def _metric(stack: Stack, name: str, **labels: str) -> float:
+    """Sum of a metric's samples that carry `labels`."""
+    total = 0.0
+    for line in stack.monitor.get("/metrics").text.splitlines():
+        match = re.fullmatch(rf"{name}\{{(.*)\}} (\S+)", line)
+        if match and all(f'{key}="{value}"' in match[1] for key, value in labels.items()):
+            total += float(match[2])
+    return total
+
+
+@pytest.mark.parametrize(
+    ("variant", "text", "cause"),
+    [("raises", "spam", "error"), ("nan", "spam", "invalid_output"), ("hangs", "boom spam", "timeout")],
+)
+def test_a_faulty_candidate_costs_no_client_anything(tiny_stack: Stack, variant: str, text: str, cause: str) -> None:
+    _ramp(tiny_stack, **{variant: 50})
+    requests = [text_request("tiny", text, f"u{number}") for number in range(64)]
+    outcomes = send_all(_url(tiny_stack), requests, clients=16)
+    assert [outcome.code for outcome in outcomes] == ["200"] * 64
+    assert {outcome.variant for outcome in outcomes} == {"teacher"}
+    assert any(outcome.reason == f"fallback:{cause}" for outcome in outcomes)
+
+
+def test_a_candidate_that_gives_nan_is_killed_by_its_guard(tiny_stack: Stack) -> None:
+    _ramp(tiny_stack, nan=50)
+    send_all(_url(tiny_stack), [text_request("tiny", "spam", f"v{number}") for number in range(40)])
+    view = wait_for(lambda: (seen := tiny_stack.model("tiny"))["killed"] and seen)
+    assert view["kill"]["actor"] == "monitor"
+    assert "nan gave" in view["kill"]["reason"]
+    wait_for(lambda: tiny_stack.infer("tiny", "ham", x_user_id="v1").headers["x-canarium-variant"] == "teacher")
+    pinned = tiny_stack.infer("tiny", "ham", version="5")
+    assert pinned.status_code == 503
+    assert "killed" in pinned.json()["error"]
+
+
+def test_kill_9_of_an_isolated_worker_under_32_clients(tiny_stack: Stack) -> None:
+    _ramp(tiny_stack, good=50)
+    (worker,) = tiny_stack.pids("ServeReplica:canarium-tiny-good")
+    before = _metric(tiny_stack, "canarium_fallbacks_total", variant="good", cause="died")
+    with Background(_url(tiny_stack), "tiny", 32) as load:
+        wait_for(lambda: load.reasons["canary"] > 50)
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: load.reasons["fallback:died"] > 0)
+        wait_for(lambda: set(tiny_stack.pids("ServeReplica:canarium-tiny-good")) - {worker}, 60)
+        wait_for(lambda: tiny_stack.http.get("/v2/models/tiny/versions/2/ready").status_code == 200, 60)
+        time.sleep(1)
+    assert load.failures == []
+    assert wait_for(lambda: _metric(tiny_stack, "canarium_fallbacks_total", variant="good", cause="died") - before) >= 1
+    view = {variant["name"]: variant for variant in tiny_stack.model("tiny")["variants"]}["good"]
+    assert view["weight"] == 50 or view["rolled_back"]["actor"] == "monitor"  # it goes on, or its guard has paused it
+
+
+def test_a_hung_worker_is_replaced(tiny_stack: Stack) -> None:
+    _ramp(tiny_stack, hangs=100)
+    (worker,) = tiny_stack.pids("ServeReplica:canarium-tiny-hangs")
+    assert tiny_stack.infer("tiny", "boom").headers["x-canarium-reason"] == "fallback:timeout"
+    wait_for(lambda: worker not in tiny_stack.pids("ServeReplica:canarium-tiny-hangs"), 60)
+    wait_for(lambda: tiny_stack.http.get("/v2/models/tiny/versions/7/ready").status_code == 200, 60)
+
+
+def test_every_placement_and_transport_answers(tiny_stack: Stack) -> None:
+    for variant in ("good", "near", "far"):
+        answer = tiny_stack.infer("tiny", "spam", x_canarium_variant=variant)
+        assert (answer.status_code, answer.headers.get("x-canarium-variant")) == (200, variant)
+        assert answer.json()["outputs"][1]["data"] == ["spam"]
+
+
+def test_the_monitor_killed_and_back_counts_nothing_twice(tiny_stack: Stack) -> None:
+    def count() -> float:
+        return _metric(tiny_stack, "canarium_requests_total", code="200")
+
+    def settled() -> float:
+        seen = -1.0
+        while seen != (seen := count()):
+            time.sleep(0.5)
+        return seen
+
+    before = settled()
+    sent = 0
+    for _ in range(3):
+        sent += len(send_all(_url(tiny_stack), [text_request("tiny", "ham", f"m{n}") for n in range(50)]))
+        (monitor,) = tiny_stack.pids("monitoring.sidecar")
+        os.kill(monitor, signal.SIGKILL)
+        sent += len(send_all(_url(tiny_stack), [text_request("tiny", "ham", f"n{n}") for n in range(50)]))
+
+        def back(old: int = monitor) -> bool:
+            try:
+                return bool(
+                    set(tiny_stack.pids("monitoring.sidecar")) - {old}
+                    and tiny_stack.monitor.get("/healthz").status_code == 200
+                )
+            except httpx.TransportError:
+                return False
+
+        wait_for(back, 30)
+    assert settled() - before == sent
+    events = tiny_stack.monitor.get("/healthz").json()["events"]
+    assert events["written"] == events["consumed"] + events["lost"] + events["pending"]
+
+
+def test_the_control_plane_killed_and_back_keeps_its_state(tiny_stack: Stack) -> None:
+    _ramp(tiny_stack, good=30)
+    before = tiny_stack.model("tiny")
+    entries = tiny_stack.admin.get("/audit/verify").json()["entries"]
+    (control,) = tiny_stack.pids("ControlActor")
+    with Background(_url(tiny_stack), "tiny", 8) as load:
+        os.kill(control, signal.SIGKILL)
+
+        def back() -> bool:
+            try:
+                return tiny_stack.admin.get("/status").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        time.sleep(0.5)
+        wait_for(back, 60)
+    assert load.failures == []
+    after = tiny_stack.model("tiny")
+    assert after["epoch"] == before["epoch"]
+    assert {v["name"]: v["weight"] for v in after["variants"]} == {v["name"]: v["weight"] for v in before["variants"]}
+    audit = tiny_stack.admin.get("/audit/verify").json()
+    assert audit["ok"]
+    assert audit["entries"] >= entries
+    epoch = tiny_stack.traffic("tiny", weights={"good": 40})["epoch"]
+    wait_for(lambda: tiny_stack.infer("tiny", "ham").headers["x-canarium-epoch"] == str(epoch))
+
+
+def test_the_cli_kills_with_the_control_plane_stopped(tiny_stack: Stack) -> None:
+    _ramp(tiny_stack, good=100)
+    (control,) = tiny_stack.pids("ControlActor")
+    os.kill(control, signal.SIGSTOP)
+    try:
+        tiny_stack.canarium("kill", "tiny", "--reason", "control is frozen", "--state-dir", str(tiny_stack.paths.state_dir))
+        wait_for(lambda: tiny_stack.infer("tiny", "ham").headers["x-canarium-variant"] == "teacher", 5)
+    finally:
+        os.kill(control, signal.SIGCONT)
+    wait_for(lambda: tiny_stack.model("tiny")["killed"])
+    assert any(entry["action"] == "kill" for entry in tiny_stack.admin.get("/audit").json()["entries"])
+
+
+def test_a_full_queue_answers_429_with_retry_after(tiny_stack: Stack) -> None:
+    answers = []
+    with Background(_url(tiny_stack), "tiny", 4) as load:
+        wait_for(lambda: load.outcomes)
+        big = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [300], "data": ["ham"] * 300}]}
+        answers.append(tiny_stack.http.post("/v2/models/tiny/infer", json=big))
+    (refused,) = answers
+    assert refused.status_code in (413, 429)
+    assert "256" in refused.json()["error"]
+    assert load.failures == []

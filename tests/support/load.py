@@ -1,0 +1,82 @@
+"""Closed-loop load for integration tests, over the project's own load generator."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from loadtests.openloop import ClosedLoop, Outcome
+from loadtests.transport import Request
+
+
+def text_request(model: str, text: str, user: str, **headers: str) -> Request:
+    """One JSON inference request of `user`."""
+    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}]}
+    pairs = (("x-user-id", user), *((key.replace("_", "-"), value) for key, value in headers.items()))
+    return Request(f"/v2/models/{model}/infer", json.dumps(body).encode(), pairs, tag=user)
+
+
+def send_all(url: str, requests: Iterable[Request], clients: int = 16) -> list[Outcome]:
+    """Send every request once from `clients` connections; returns the outcomes."""
+    outcomes: list[Outcome] = []
+
+    async def main() -> None:
+        loop = ClosedLoop(url, requests, clients, on_response=outcomes.append, timeout_s=20)
+        loop.start()
+        await loop.wait()
+        await loop.stop()
+
+    asyncio.run(main())
+    return outcomes
+
+
+class Background:
+    """`clients` users in a thread who send until told to stop. Use it as a context manager."""
+
+    def __init__(self, url: str, model: str, clients: int, text: str = "ham spam", users: int = 1000) -> None:
+        self._url, self._clients = url, clients
+        self._requests = self._forever(model, text, users)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
+        self.outcomes: list[Outcome] = []
+
+    def __enter__(self) -> Background:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+    def _forever(self, model: str, text: str, users: int) -> Iterator[Request]:
+        number = 0
+        while not self._stopped.is_set():
+            number += 1
+            yield text_request(model, text, f"user-{number % users}")
+
+    async def _main(self) -> None:
+        loop = ClosedLoop(self._url, self._requests, self._clients, on_response=self.outcomes.append, timeout_s=20)
+        loop.start()
+        await loop.wait()
+        await loop.stop()
+
+    @property
+    def failures(self) -> list[tuple[str, str]]:
+        """Code and body of every request that did not get a 2xx answer."""
+        return [
+            (outcome.code, outcome.response.body.decode(errors="replace")[:200] if outcome.response else "")
+            for outcome in list(self.outcomes)
+            if not outcome.ok
+        ]
+
+    @property
+    def reasons(self) -> Counter[str]:
+        return Counter(outcome.reason for outcome in list(self.outcomes))
+
+    @property
+    def variants(self) -> Counter[str]:
+        return Counter(outcome.variant for outcome in list(self.outcomes))
