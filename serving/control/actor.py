@@ -115,7 +115,7 @@ class ControlActor:
         """Start unless started; a failed start is tried again by the next call. Raises `StartError`."""
         if self._closed:
             raise StartError("the control plane is shutting down")
-        if self._starting is None or (self._starting.done() and self._starting.exception() is not None):
+        if self._starting is None or (self._starting.done() and _failed(self._starting)):
             self._starting = asyncio.get_running_loop().create_task(self._start())
         return await asyncio.shield(self._starting)
 
@@ -169,6 +169,10 @@ class ControlActor:
             serving.cancel()
         if plane is not None:
             await plane.close()
+
+
+def _failed(task: asyncio.Task[Plane]) -> bool:
+    return task.cancelled() or task.exception() is not None
 
 
 class _Server(uvicorn.Server):

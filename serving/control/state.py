@@ -197,13 +197,14 @@ def _rollback(state: ControlState, command: Rollback, now_ns: int) -> Outcome:
             raise bad_request(f"variant: {command.variant} is the baseline: there is nothing to go back to")
         targets = [command.variant]
     vetoes = {
-        name: engage(state.vetoes.get(f"{table.model}/{name}", OFF), command.at_least.get(name, 0)) for name in targets
+        name: (engage(state.vetoes.get(f"{table.model}/{name}", OFF), command.at_least.get(name, 0)), command.by)
+        for name in targets
     }
-    return _take_out(state, table, vetoes, command.by, now_ns)
+    return _take_out(state, table, vetoes, now_ns)
 
 
-def _take_out(state: ControlState, table: RouteTable, targets: dict[str, Latch], by: By, now_ns: int) -> Outcome:
-    """Weight and shadow of each target to 0, and its veto as given."""
+def _take_out(state: ControlState, table: RouteTable, targets: dict[str, tuple[Latch, By]], now_ns: int) -> Outcome:
+    """Weight and shadow of each target to 0 in one epoch, and its veto as given, by whom given."""
     changed = table
     if any(name in table.candidates or name in table.shadow for name in targets):
         changed = replace(
@@ -215,7 +216,7 @@ def _take_out(state: ControlState, table: RouteTable, targets: dict[str, Latch],
         )
     vetoes, marks = dict(state.vetoes), dict(state.rolled_back)
     drafts, effects = [], []
-    for name, latch in sorted(targets.items()):
+    for name, (latch, by) in sorted(targets.items(), key=lambda target: target[0]):
         slot = f"{table.model}/{name}"
         old, mark = vetoes.get(slot, OFF), marks.get(slot)
         vetoes[slot] = latch
@@ -304,8 +305,8 @@ def _import_word(state: ControlState, command: ImportWord, now_ns: int) -> Outco
     outcome = Outcome(state)
     for slot, word in sorted(command.kills.items()):
         outcome = _join(outcome, _import_kill(outcome.state, slot, word, command, now_ns))
-    for slot, word in sorted(command.vetoes.items()):
-        outcome = _join(outcome, _import_veto(outcome.state, slot, word, command, now_ns))
+    for model in sorted({slot.partition("/")[0] for slot in command.vetoes}):
+        outcome = _join(outcome, _import_vetoes(outcome.state, model, command, now_ns))
     return outcome
 
 
@@ -326,19 +327,26 @@ def _import_kill(state: ControlState, model: str, word: Latch, command: ImportWo
     )
 
 
-def _import_veto(state: ControlState, slot: str, word: Latch, command: ImportWord, now_ns: int) -> Outcome:
-    model, _, variant = slot.partition("/")
-    table, old = state.tables[model], state.vetoes.get(slot, OFF)
-    latch, why = _imported(old, word, slot in command.unreadable, command.starting)
-    if latch == old:
-        return Outcome(state)
-    if latch.on and variant == table.baseline:  # where everything else goes back to: nothing to veto
-        after = replace(state, vetoes={**state.vetoes, slot: release(latch)})
-        return Outcome(after, (), (WordWrite(model, variant, latch.seq, on=False),))
-    if latch.on and not old.on:
-        by = By(CONTROL_WORD, why, {"veto_seq": latch.seq})
-        return _take_out(state, table, {variant: latch}, by, now_ns)
-    return Outcome(replace(state, vetoes={**state.vetoes, slot: latch}))
+def _import_vetoes(state: ControlState, model: str, command: ImportWord, now_ns: int) -> Outcome:
+    table, vetoes = state.tables[model], dict(state.vetoes)
+    targets: dict[str, tuple[Latch, By]] = {}
+    effects = []
+    for slot, word in sorted(command.vetoes.items()):
+        owner, _, variant = slot.partition("/")
+        old = state.vetoes.get(slot, OFF)
+        latch, why = _imported(old, word, slot in command.unreadable, command.starting)
+        if owner != model or latch == old:
+            continue
+        if latch.on and variant == table.baseline:  # where everything else goes back to: nothing to veto
+            vetoes[slot] = release(latch)
+            effects.append(WordWrite(model, variant, latch.seq, on=False))
+        elif latch.on and not old.on:
+            targets[variant] = (latch, By(CONTROL_WORD, why, {"veto_seq": latch.seq}))
+        else:
+            vetoes[slot] = latch
+    counted = Outcome(state) if vetoes == state.vetoes else Outcome(replace(state, vetoes=vetoes))
+    counted = replace(counted, effects=tuple(effects))
+    return _join(counted, _take_out(counted.state, table, targets, now_ns)) if targets else counted
 
 
 def _imported(old: Latch, word: Latch, unreadable: bool, starting: bool) -> tuple[Latch, str]:

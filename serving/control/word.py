@@ -95,8 +95,9 @@ class WordLink:
         return True
 
     def close(self) -> None:
-        self._thread.shutdown(wait=True)
-        self._word.close()
+        """Close the word after the writes that are under way, without waiting for them."""
+        self._thread.submit(self._word.close)
+        self._thread.shutdown(wait=False)
 
     def _write(self, writes: list[WordWrite]) -> None:
         for write in writes:
