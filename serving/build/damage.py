@@ -1,0 +1,89 @@
+"""A variant that is damaged on purpose: the weights of its parent plus seeded noise.
+
+It stands for a bad release whose numbers were believed: it loads, answers quickly and looks valid, and is
+wrong far more often than it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from serving.build.cache import BuildError, Tick, write_json
+from serving.build.data import ROWS, read_split
+from serving.build.train import encode, logits_of, prepare_torch
+
+if TYPE_CHECKING:
+    import torch
+
+_SCALES = tuple(float(scale) for scale in np.round(np.geomspace(0.5, 40.0, 32), 4))
+#: A model that always says the same would be caught by anyone: each class must keep this share.
+_LEAST_SHARE = 0.15
+
+
+def damage(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
+    """Write `model.safetensors` and `damage.json`.
+
+    The strength is chosen on the validation split, the nearest to the target; what it does to the test
+    split is measured afterwards, by the evaluation.
+
+    Raises:
+        BuildError: no strength comes near.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    from serving.runtimes.torch import load_module
+
+    recipe = parameters["damage"]
+    prepare_torch(recipe["seed"], parameters["threads"])
+    source = needs["student"] / "model.safetensors"
+    split = read_split(needs["data"] / ROWS, "validation", parameters["labels"])
+    rows = encode(needs["tokenizer"], split.texts, parameters["max_chars"])
+    teacher = logits_of(load_module(needs["teacher"] / "model.safetensors", "teacher"), rows).argmax(axis=1)
+    best: tuple[float, float, float] | None = None
+    for number, scale in enumerate(_SCALES):
+        tick(number, len(_SCALES), f"strength {scale:g}")
+        answers = logits_of(_perturbed(source, scale, recipe["seed"]), rows).argmax(axis=1)
+        shares = np.bincount(answers, minlength=len(parameters["labels"])) / len(answers)
+        disagreement = float((answers != teacher).mean())
+        distance = abs(disagreement - recipe["target_disagreement"])
+        if shares.min() >= _LEAST_SHARE and (best is None or distance < best[0]):
+            best = (distance, scale, disagreement)
+    if best is None or best[2] < recipe["least_disagreement"]:
+        raise BuildError(
+            f"damage: no strength reaches a disagreement of {recipe['least_disagreement']:.0%} with both classes "
+            f"answered (nearest: {best}); set another damage.seed"
+        )
+    module = _perturbed(source, best[1], recipe["seed"])
+    with safe_open(source, framework="pt") as stored:
+        metadata = stored.metadata()
+    save_file(
+        {key: value.contiguous() for key, value in module.state_dict().items()}, out / "model.safetensors", metadata
+    )
+    write_json(
+        out / "damage.json",
+        {
+            "method": "Gaussian noise on every weight, in standard deviations of its tensor",
+            "seed": recipe["seed"],
+            "strength": best[1],
+            "validation_disagreement": best[2],
+        },
+    )
+
+
+def _perturbed(source: Path, scale: float, seed: int) -> torch.nn.Module:
+    import torch
+
+    from serving.runtimes.torch import load_module
+
+    module = load_module(source, "student")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, weight in sorted(module.named_parameters()):
+            spread = float(weight.std()) if weight.numel() > 1 else 0.0
+            weight.add_(torch.randn(weight.shape, generator=generator), alpha=spread * scale)
+    return module

@@ -1,0 +1,163 @@
+"""One training loop for teacher, student and control."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from serving.build.cache import Tick, write_json
+from serving.build.data import ROWS, read_split
+from serving.build.tokenizer import CLASS_ID, UNKNOWN_ID
+
+if TYPE_CHECKING:
+    import torch
+
+
+def encode(folder: Path, texts: Sequence[str], max_chars: int) -> list[np.ndarray]:
+    """Token ids of each text, as the pipeline of the server makes them."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return [np.array(row.ids, np.int64) for row in tokenizer.encode_batch_fast([text[:max_chars] for text in texts])]
+
+
+def pad(rows: Sequence[np.ndarray]) -> torch.Tensor:
+    """Rows of token ids as one int64 tensor [n, T], padded with 0."""
+    import torch
+
+    padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return torch.from_numpy(padded)
+
+
+def prepare_torch(seed: int, threads: int) -> None:
+    """Make what follows repeatable on this machine."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(seed)
+
+
+def logits_of(module: torch.nn.Module, rows: Sequence[np.ndarray], batch: int = 64) -> np.ndarray:
+    """Logits float32 [n, C] in evaluation mode."""
+    import torch
+
+    module.eval()
+    with torch.inference_mode():
+        parts = [module(pad(rows[at : at + batch])).numpy() for at in range(0, len(rows), batch)]
+    return np.concatenate(parts)
+
+
+def fit(
+    module: torch.nn.Module,
+    rows: Sequence[np.ndarray],
+    classes: np.ndarray,
+    recipe: Mapping[str, Any],
+    *,
+    seed: int,
+    tick: Tick,
+    soft: tuple[np.ndarray, float, float] | None = None,
+) -> list[float]:
+    """Train a classifier in place.
+
+    Args:
+        rows: token ids of each text.
+        classes: int64 [n].
+        recipe: a `TrainRecipe` as a dictionary.
+        seed: of the order of the rows; dropout follows torch's own generator.
+        soft: (teacher logits [n, C], temperature T, alpha) adds alpha · T² · KL(teacher ‖ student).
+
+    Returns:
+        the mean loss of each epoch.
+    """
+    import torch
+    from torch.nn import functional
+
+    size, epochs = recipe["batch"], recipe["epochs"]
+    steps = epochs * -(-len(rows) // size)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=recipe["learning_rate"], weight_decay=recipe["weight_decay"], foreach=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe["learning_rate"], total_steps=max(steps, 2), pct_start=0.15
+    )
+    targets = torch.from_numpy(classes)
+    teacher, temperature, alpha = (torch.from_numpy(soft[0]), soft[1], soft[2]) if soft else (None, 1.0, 0.0)
+    shuffle = random.Random(seed)
+    order = list(range(len(rows)))
+    losses, done = [], 0
+    for epoch in range(epochs):
+        module.train()
+        shuffle.shuffle(order)
+        total = 0.0
+        for at in range(0, len(order), size):
+            chosen = order[at : at + size]
+            ids = pad([rows[index] for index in chosen])
+            if recipe["word_dropout"]:
+                hidden = (torch.rand(ids.shape) < recipe["word_dropout"]) & (ids > CLASS_ID)
+                ids = ids.masked_fill(hidden, UNKNOWN_ID)
+            logits = module(ids)
+            loss = functional.cross_entropy(logits, targets[chosen], label_smoothing=recipe["label_smoothing"])
+            if teacher is not None:
+                kl = functional.kl_div(
+                    functional.log_softmax(logits / temperature, dim=1),
+                    functional.log_softmax(teacher[chosen] / temperature, dim=1),
+                    reduction="batchmean",
+                    log_target=True,
+                )
+                loss = alpha * temperature**2 * kl + (1 - alpha) * loss
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach()) * len(chosen)
+            done += 1
+            tick(done, steps, f"epoch {epoch + 1}/{epochs}  loss {float(loss.detach()):.3f}")
+        losses.append(round(total / len(order), 5))
+    module.eval()
+    return losses
+
+
+def save_module(path: Path, module: torch.nn.Module, name: str, arguments: Mapping[str, Any]) -> None:
+    """Write weights as safetensors whose metadata names the registered class and its arguments."""
+    from safetensors.torch import save_file
+
+    metadata = {"class": name, "arguments": json.dumps(dict(arguments), sort_keys=True)}
+    weights = {key: value.contiguous() for key, value in module.state_dict().items()}
+    save_file(weights, path, metadata=metadata)
+
+
+def vocabulary_size(folder: Path) -> int:
+    """Number of tokens of a trained tokenizer."""
+    document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return len(document["model"]["vocab"])
+
+
+def train_teacher(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
+    """Write `model.safetensors`, `history.json` and `train_logits.npy` (for distillation)."""
+    from serving.runtimes.modules import CLASSES
+
+    prepare_torch(parameters["seed"], parameters["threads"])
+    recipe = dict(parameters["teacher"])
+    arguments = {
+        "vocabulary": vocabulary_size(needs["tokenizer"]),
+        "classes": len(parameters["labels"]),
+        "tokens": parameters["max_tokens"],
+        **{key: recipe[key] for key in ("width", "layers", "heads", "feedforward", "dropout")},
+    }
+    split = read_split(needs["data"] / ROWS, "train", parameters["labels"])
+    rows = encode(needs["tokenizer"], split.texts, parameters["max_chars"])
+    module = CLASSES["transformer"](**arguments)
+    losses = fit(module, rows, split.classes, recipe["train"], seed=parameters["seed"], tick=tick)
+    save_module(out / "model.safetensors", module, "transformer", arguments)
+    np.save(out / "train_logits.npy", logits_of(module, rows))
+    write_json(out / "history.json", {"losses": losses, "parameters": sum(p.numel() for p in module.parameters())})
