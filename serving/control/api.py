@@ -247,7 +247,7 @@ def create_app(
         clock: for the lifetime of idempotency keys.
         host: the configured address, which `Host` may name beside the loopback names.
         port: the port that `Host` must name.
-        console_dir: the console's static files, served at `/`; None or absent: no console.
+        console_dir: the console's static files, served at `/`; None, empty or absent: no console.
     """
 
     async def healthz(_request: Request) -> Response:
@@ -257,7 +257,7 @@ def create_app(
         Route("/healthz", healthz, methods=["GET"]),
         Mount("/admin/v1", routes=Admin(plane, auth, clock).routes()),
     ]
-    if console_dir is not None and Path(console_dir).is_dir():
+    if console_dir and Path(console_dir).is_dir():
         routes.append(Mount("/", StaticFiles(directory=console_dir, html=True)))
     return Starlette(
         routes=routes,
@@ -271,8 +271,8 @@ def _by(body: _Mutation, principal: Principal, evidence: dict[str, Any] | None =
     reason = body.reason.strip()
     if not reason:
         raise bad_request("reason: say why, it goes into the audit trail")
-    if len(reason) > REASON_MAX:
-        raise bad_request(f"reason: is longer than {REASON_MAX} characters")
+    if len(reason) > REASON_MAX:  # cut, not refused: nobody may be kept from a kill by their own words
+        reason = reason[: REASON_MAX - 1] + "…"
     claimed = (body.actor or "").strip()
     if len(claimed) > ACTOR_MAX or not claimed.isprintable():
         raise bad_request(f"actor: is longer than {ACTOR_MAX} characters or not printable")

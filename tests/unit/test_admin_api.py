@@ -274,6 +274,11 @@ async def test_what_nobody_expected_stays_unsaid(rig: Rig, monkeypatch: pytest.M
 # ---------------------------------------------------------------- conditional and repeated
 
 
+async def test_a_long_reason_is_cut_and_does_not_stop_a_kill(api: httpx.AsyncClient, rig: Rig) -> None:
+    assert (await api.post(f"{ONE}:kill", json={"reason": "x" * 5000})).status_code == 200
+    assert len(rig.plane.state.killed["moderation"].reason) == 1000
+
+
 async def test_if_match_refuses_a_change_of_a_table_that_has_moved_on(api: httpx.AsyncClient) -> None:
     body = {"weights": {"int8": 6}, **WHY}
     assert (await api.put(f"{ONE}/traffic", json=body, headers={"if-match": '"1"'})).status_code == 200
