@@ -1,0 +1,319 @@
+"""Detectors: what each finds and when, what none may ever do, and how often they cry wolf."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitoring.detectors.agreement import Agreement
+from monitoring.detectors.base import BatchRace, Detector
+from monitoring.detectors.betting import Betting, Drift, Mirrored, log_evidence_path, log_gain_mirrored
+from monitoring.detectors.errors import Errors
+from monitoring.detectors.harm import Harm
+from monitoring.detectors.invalid_output import InvalidOutput
+from monitoring.detectors.latency import Latency, RunningQuantile
+
+ALPHA = 0.002
+
+Feed = Callable[[Detector, float, float], None]
+
+
+def _agreement(detector: Detector, a: float, b: float) -> None:
+    assert isinstance(detector, Agreement)
+    detector.observe(int(a * 20), rows=int(b * 20))
+
+
+def _harm(detector: Detector, a: float, b: float) -> None:
+    assert isinstance(detector, Harm)
+    detector.observe(a < 0.7, b < 0.5)
+
+
+def _invalid(detector: Detector, a: float, b: float) -> None:
+    assert isinstance(detector, InvalidOutput)
+    detector.observe(a < 0.1, b < 0.5)
+
+
+def _errors(detector: Detector, a: float, b: float) -> None:
+    assert isinstance(detector, Errors)
+    detector.observe(a < 0.5, b < 0.3, share=a, batch_key=int(b * 50))
+
+
+def _latency(detector: Detector, a: float, b: float) -> None:
+    assert isinstance(detector, Latency)
+    detector.observe(a < 0.5, b * 1e5, share=0.5, batch_key=0)
+
+
+DETECTORS: dict[str, tuple[Callable[[], Detector], Feed]] = {
+    "agreement": (lambda: Agreement(0.05, 0.15), _agreement),
+    "harm": (lambda: Harm(0.03), _harm),
+    "invalid_output": (lambda: InvalidOutput(3), _invalid),
+    "errors": (lambda: Errors(1.25), _errors),
+    "latency": (lambda: Latency(0.99), _latency),
+}
+
+
+@pytest.fixture(params=sorted(DETECTORS))
+def case(request: pytest.FixtureRequest) -> tuple[Callable[[], Detector], Feed]:
+    return DETECTORS[request.param]
+
+
+class TestConformance:
+    """What holds for every detector."""
+
+    def test_no_data_is_no_alarm_and_no_pass(self, case: tuple[Callable[[], Detector], Feed]) -> None:
+        detector = case[0]()
+        detector.settle()
+        assert detector.no_data
+        assert not detector.failed
+        assert not detector.passed
+        assert detector.log_evidence == pytest.approx(0.0, abs=1e-12)
+        assert detector.log_evidence < detector.log_threshold
+
+    def test_finite_on_extreme_input(self, case: tuple[Callable[[], Detector], Feed]) -> None:
+        detector, feed = case[0](), case[1]
+        for a, b in [(0, 0), (1, 1), (0, 1), (1, 0), (1e9, 1e9), (-1e9, -1e9), (0.5, 1e9)] * 500:
+            feed(detector, a, b)
+        detector.settle()
+        for value in (detector.log_evidence, detector.log_threshold, detector.log_pass_evidence):
+            assert math.isfinite(value)
+
+    def test_a_reset_detector_is_as_new(self, case: tuple[Callable[[], Detector], Feed]) -> None:
+        detector, fresh, feed = case[0](), case[0](), case[1]
+        for n in range(2000):
+            feed(detector, n % 10 / 10, n % 7 / 7)
+        detector.reset()
+        assert detector.state() == fresh.state()
+
+    def test_a_stored_detector_goes_on_as_if_never_stopped(self, case: tuple[Callable[[], Detector], Feed]) -> None:
+        rng = np.random.default_rng(7)
+        draws = rng.random((3000, 2)).tolist()
+        whole, feed = case[0](), case[1]
+        for a, b in draws:
+            feed(whole, a, b)
+        stopped = case[0]()
+        for cut in (0, 999, 1700, 3000):
+            resumed = case[0]()
+            resumed.load(json.loads(json.dumps(stopped.state())))
+            stopped = resumed
+            start = {999: 0, 1700: 999, 3000: 1700}.get(cut, 0)
+            for a, b in draws[start:cut]:
+                feed(stopped, a, b)
+        assert stopped.state() == whole.state()
+
+    def test_a_failed_detector_stays_failed_and_reports_once(self, case: tuple[Callable[[], Detector], Feed]) -> None:
+        detector = case[0]()
+        detector.failed = True
+        before = detector.failed
+        for n in range(200):
+            case[1](detector, n % 10 / 10, n % 7 / 7)
+        assert detector.failed is before
+
+    def test_the_docstring_says_what_it_assumes_and_where_it_is_from(
+        self, case: tuple[Callable[[], Detector], Feed]
+    ) -> None:
+        text = type(case[0]()).__doc__ or ""
+        for word in ("Assumption", "Observation", "Formula", ">>>"):
+            assert word in text
+
+
+class TestDetectionIndex:
+    """Seeded streams, and the observation at which each detector speaks."""
+
+    def test_gross_disagreement(self) -> None:
+        flips = np.random.default_rng(1).random(1000) < 0.35
+        guard = Agreement(0.055, 0.165, alpha=ALPHA)
+        assert next(n for n, flip in enumerate(flips, 1) if guard.observe(int(flip))) == 94
+        assert guard.breached
+
+    def test_slight_disagreement_breaches_the_limit_only(self) -> None:
+        flips = np.random.default_rng(2).random(3000) < 0.09
+        guard = Agreement(0.055, 0.165, alpha=ALPHA)
+        breached = next(n for n, flip in enumerate(flips, 1) if guard.observe(int(flip)) or guard.breached)
+        assert breached == 1675
+        assert not guard.failed
+
+    def test_errors_of_a_candidate_at_five_percent(self) -> None:
+        rng = np.random.default_rng(3)
+        guard = Errors(1.25, alpha=ALPHA)
+        events = 0
+        for arm, failure in zip(rng.random(100_000) < 0.05, rng.random(100_000), strict=True):
+            failed = failure < (0.2 if arm else 0.001)
+            events += failed
+            if guard.observe(bool(arm), bool(failed), share=0.05):
+                break
+        assert events == 3
+
+    def test_a_candidate_twice_as_slow(self) -> None:
+        rng = np.random.default_rng(4)
+        guard = Latency(0.99, margin=0.25, margin_ms=1.0, alpha=ALPHA)
+        for n, (arm, value) in enumerate(zip(rng.random(100_000) < 0.2, rng.lognormal(8, 0.3, 100_000), strict=True)):
+            if guard.observe(bool(arm), value * (2.2 if arm else 1), share=0.2):
+                assert n == 699
+                return
+        pytest.fail("never found")
+
+    def test_harm(self) -> None:
+        wrong = np.random.default_rng(5).random(1000) < 0.12
+        guard = Harm(0.03, alpha=ALPHA)
+        assert next(n for n, harmful in enumerate(wrong, 1) if guard.observe(True, not harmful)) == 32
+
+    def test_invalid_outputs_are_counted_where_the_baseline_is_valid(self) -> None:
+        guard = InvalidOutput(3)
+        assert not any(guard.observe(True, baseline_valid=False) for _ in range(100))
+        assert [guard.observe(True, baseline_valid=True) for _ in range(4)] == [False, False, True, False]
+
+
+class TestFalseAlarms:
+    """Under the null, looked at after every observation, alarms stay within their budget."""
+
+    RUNS = 400
+    #: 400 runs at 5 %: more than 33 alarms happen by chance once in a thousand times.
+    BOUND = 33
+
+    @pytest.mark.parametrize(("limit", "length"), [(0.05, 3000), (0.165, 1000), (0.5, 500), (0.001, 5000)])
+    def test_at_the_edge_of_the_null(self, limit: float, length: int) -> None:
+        draws = np.random.default_rng(11).random((self.RUNS, length)) < limit
+        paths = log_evidence_path(draws, limit)
+        assert (paths.max(axis=1) >= math.log(1 / 0.05)).sum() <= self.BOUND
+
+    def test_a_race_between_equals(self) -> None:
+        """A/A at 20 %: error events fall to the candidate with its share of the traffic."""
+        draws = np.random.default_rng(12).random((self.RUNS, 1500)) < 0.2
+        odds = 0.2 * 1.25 / (0.2 * 1.25 + 0.8)
+        paths = log_evidence_path(draws, odds)
+        assert (paths.max(axis=1) >= math.log(1 / 0.05)).sum() <= self.BOUND
+
+    def test_passing_at_the_limit_is_rare(self) -> None:
+        draws = np.random.default_rng(13).random((self.RUNS, 1000)) < 0.05
+        logs = np.cumsum(log_gain_mirrored(draws, np.full(draws.shape, 0.05)), axis=1)
+        paths = np.log(np.mean(np.exp(logs), axis=-1))
+        assert (paths.max(axis=1) >= math.log(1 / 0.05)).sum() <= self.BOUND
+
+    def test_whole_detectors_on_equal_arms(self) -> None:
+        """Batches of eight requests of the baseline and one of the candidate, failing as wholes."""
+        alarms = 0
+        for run in range(40):
+            rng = np.random.default_rng(run)
+            errors, latency = Errors(1.25, alpha=0.05), Latency(0.99, alpha=0.05)
+            for batch in range(1, 700):
+                arm = bool(rng.random() < 0.30)
+                failed, value = bool(rng.random() < 0.05), float(rng.lognormal(8, 0.5))
+                for _ in range(1 if arm else 8):
+                    errors.observe(arm, failed, 0.05, batch)
+                    latency.observe(arm, value, 0.05, batch)
+            alarms += errors.failed + latency.failed
+        assert alarms <= 8
+
+    def test_the_mixture_is_a_mean_of_products(self) -> None:
+        """Over every outcome of five fair coins the mean evidence is exactly 1."""
+        outcomes = [[(n >> k) & 1 for k in range(5)] for n in range(32)]
+        assert np.exp(log_evidence_path(outcomes, 0.5)[:, -1]).mean() == pytest.approx(1.0)
+
+
+class TestPower:
+    def test_a_broken_candidate_is_found_within_ten_events(self) -> None:
+        guard = Errors(1.25, alpha=0.0005)
+        assert sum(1 for _ in range(10) if not guard.failed and not guard.observe(True, True, share=0.05)) < 10
+        assert guard.failed
+
+    def test_alone_it_is_held_to_its_own_rate(self) -> None:
+        guard = Errors(1.25, alpha=ALPHA)
+        rng = np.random.default_rng(6)
+        assert any(guard.observe(True, bool(failed), share=1.0) for failed in rng.random(500) < 0.5)
+        healthy = Errors(1.25, alpha=ALPHA)
+        assert not any(healthy.observe(True, bool(failed), share=1.0) for failed in rng.random(20_000) < 0.02)
+
+    def test_clean_requests_pass_when_they_show_the_budget(self) -> None:
+        guard = Errors(1.25, budget=0.01)
+        for _ in range(150):
+            guard.observe(True, False, share=0.05)
+        guard.settle()
+        assert not guard.passed
+        for _ in range(850):
+            guard.observe(True, False, share=0.05)
+        guard.settle()
+        assert guard.passed
+
+    def test_latency_concludes_nothing_without_a_baseline(self) -> None:
+        guard = Latency()
+        for _ in range(5000):
+            guard.observe(True, 1e9, share=1.0)
+        assert guard.no_data
+        assert not guard.failed
+
+    def test_a_failed_batch_is_one_event(self) -> None:
+        guard = Errors(1.25)
+        for _ in range(16):
+            guard.observe(True, True, share=0.05, batch_key=9)
+        assert (guard.events, guard.candidate_errors) == (1, 16)
+        assert not guard.failed
+
+
+class TestPrimitive:
+    @given(st.lists(st.tuples(st.floats(allow_nan=True), st.floats(1e-9, 1 - 1e-9)), max_size=50))
+    def test_never_breaks(self, stream: list[tuple[float, float]]) -> None:
+        bets = (Betting(), Mirrored(), Drift())
+        for value, limit in stream:
+            for bet in bets:
+                bet.update(value, limit)
+        assert all(math.isfinite(bet.log_evidence) for bet in bets)
+
+    def test_a_limit_that_leaves_nothing_to_bet_on_changes_nothing(self) -> None:
+        bet = Betting()
+        bet.update(1.0, 1.0)
+        bet.update(1.0, 2.0)
+        assert bet.log_evidence == pytest.approx(0.0)
+
+    def test_counted_observations_are_as_many_single_ones(self) -> None:
+        once, often = Betting(), Betting()
+        once.update(0.0, 0.1, count=40)
+        for _ in range(40):
+            often.update(0.0, 0.1)
+        assert once.log_evidence == pytest.approx(often.log_evidence)
+
+    def test_a_damaged_state_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="finite log products"):
+            Betting().load([1.0])
+
+    def test_drift_forgets_a_long_healthy_past(self) -> None:
+        """After 5,000 healthy observations the test has to climb out, the detector has not."""
+        rng = np.random.default_rng(8)
+        stream = np.concatenate([rng.random(5000) < 0.02, rng.random(400) < 0.3])
+        drift = Drift()
+
+        def alarmed(value: float) -> bool:
+            drift.update(value, 0.05)
+            return drift.log_evidence >= math.log(1e6)
+
+        assert 5000 < next(n for n, value in enumerate(stream, 1) if alarmed(float(value))) < 5100
+
+    def test_the_quantile_is_frozen_from_the_past(self) -> None:
+        quantile = RunningQuantile(0.9)
+        for value in range(1, 512):
+            quantile.observe(value)
+        assert math.isinf(quantile.value)
+        quantile.observe(512)
+        frozen = quantile.value
+        assert 440 < frozen < 480
+        for _ in range(255):
+            quantile.observe(1e6)
+        assert quantile.value == frozen
+        quantile.observe(1e6)
+        assert quantile.value > frozen
+
+    def test_a_race_by_batches_expects_the_share_of_batches(self) -> None:
+        race = BatchRace()
+        assert race.share(0.05) == 0.05
+        for batch in range(1, 101):
+            race.count(True, batch)
+            for _ in range(19):
+                race.count(False, 1000 + batch)
+        assert race.share(0.05) == pytest.approx(0.5)
+        assert race.first(1)
+        assert not race.first(1)
