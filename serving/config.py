@@ -38,6 +38,21 @@ class ServerConfig(_Section):
     max_body_mib: Annotated[int, Strict(), Field(ge=1, le=1024)] = 64
     max_inflight_mib: Annotated[int, Strict(), Field(ge=1, le=16384)] = 256
 
+    @property
+    def reachable(self) -> str:
+        """The address by which this machine reaches what listens on `host`."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "localhost") else self.host
+
+    def urls(self) -> dict[str, str]:
+        """Addresses of the four servers."""
+        host = self.reachable
+        return {
+            "http": f"http://{host}:{self.http_port}",
+            "grpc": f"{host}:{self.grpc_port}",
+            "monitor": f"http://{host}:{self.monitor_port}",
+            "control": f"http://{host}:{self.control_port}",
+        }
+
     @model_validator(mode="after")
     def _ports_differ(self) -> ServerConfig:
         ports = [self.http_port, self.grpc_port, self.monitor_port, self.control_port]
@@ -246,6 +261,19 @@ class Config(_Section):
     registry: RegistryConfig = RegistryConfig()
     auth: AuthConfig = AuthConfig()
     models: Annotated[dict[str, ModelConfig], Field(min_length=1)]
+
+    def absolute(self) -> Config:
+        """The same with every path absolute, for processes with another working directory."""
+
+        def full(path: str) -> str:
+            return str(Path(path).resolve())
+
+        auth = self.auth
+        if auth.tokens_file:
+            auth = auth.model_copy(update={"tokens_file": full(auth.tokens_file)})
+        state = self.state.model_copy(update={"dir": full(self.state.dir)})
+        registry = self.registry.model_copy(update={"dir": full(self.registry.dir)})
+        return self.model_copy(update={"state": state, "registry": registry, "auth": auth})
 
     @model_validator(mode="after")
     def _safe(self) -> Config:

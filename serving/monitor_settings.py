@@ -14,17 +14,22 @@ from serving.registry.store import Registry
 DAY_S = 86_400.0
 
 
-def monitor_settings(config: Config, paths: Paths) -> MonitorConfig:
-    """The monitor's view of a deployment. Raises `RegistryError` for an artifact that is not there."""
-    registry = Registry(config.registry.dir)
-    server = config.server
-    reachable = "127.0.0.1" if server.host in ("0.0.0.0", "::", "localhost") else server.host
+def monitor_settings(config: Config) -> MonitorConfig:
+    """The monitor's view of a deployment.
+
+    On a cluster the control plane is on another node: `CANARIUM_CONTROL` is its address, and
+    `CANARIUM_MONITOR_TOKEN` the token with which the monitor speaks to it.
+
+    Raises:
+        RegistryError: an artifact is not there.
+    """
+    registry, server, paths = Registry(config.registry.dir), config.server, Paths.of(config.state.dir)
     return MonitorConfig(
         instance=paths.instance,
         spool_dir=str(paths.spool_dir),
         state_dir=str(paths.monitor_dir),
         word_path=str(paths.word_path),
-        control_url=f"http://{reachable}:{server.control_port}",
+        control_url=os.environ.get("CANARIUM_CONTROL") or server.urls()["control"],
         models={name: _model(model, registry) for name, model in config.models.items()},
         host=server.host,
         port=server.monitor_port,

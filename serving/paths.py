@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,18 @@ class Paths:
         key = hashlib.sha256(f"{model}\0{variant}\0{version}".encode()).hexdigest()[:12]
         return self.socket_dir / key
 
+    def unit_key(self) -> str:
+        """The key of the hashes by which the monitor tells users apart without knowing them.
+
+        `CANARIUM_UNIT_KEY` if it is set (on a cluster all nodes need the same), else made once for the state directory.
+        """
+        if given := os.environ.get("CANARIUM_UNIT_KEY"):
+            return given
+        file = self.state_dir / "unit.key"
+        if not file.exists():
+            write_private(file, secrets.token_hex(16).encode())
+        return file.read_text()
+
     def create(self) -> None:
         """Make all directories. Raises `OSError`, also if the short one belongs to somebody else."""
         for folder in (self.state_dir, self.run_dir, self.spool_dir, self.monitor_dir, self.log_dir):
@@ -84,3 +97,12 @@ class Paths:
             if folder.stat().st_uid != os.getuid():
                 raise PermissionError(f"{folder} belongs to another user")
             folder.chmod(0o700)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace a file atomically; only its owner may read it."""
+    temporary = path.with_suffix(".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    temporary.rename(path)

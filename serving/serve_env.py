@@ -29,6 +29,9 @@ LOCAL: dict[str, str] = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+#: Begins a line of the cluster process that `up` repeats to its user.
+NOTE = "note: "
+
 #: Marks every process of an instance, so that `down` finds what a crash left behind.
 INSTANCE_VARIABLE = "CANARIUM_INSTANCE"
 

@@ -36,7 +36,7 @@ class TokenizerRecipe(_Section):
 
     vocabulary: Annotated[int, Field(ge=50, le=200_000)] = 20_000
     max_tokens: Annotated[int, Field(ge=2, le=4096)] = 96
-    max_chars: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    max_chars: Annotated[int, Field(ge=1, le=100_000)] = 700
     buckets: tuple[Count, ...] = (16, 32, 64, 96)
 
     @model_validator(mode="after")

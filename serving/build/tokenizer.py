@@ -15,7 +15,7 @@ UNKNOWN_ID, CLASS_ID = 1, 2
 # What the data has masked reaches the server unmasked, so both become one word. Names cannot be
 # recognised in a request, so their mask is left out.
 _MASKS = (
-    (r"\[email\]|[^\s<>()]{1,64}@[^\s<>()]{1,255}", " xxemail "),
+    (r"\[email\]|\b[\w.+-]++@[\w.-]+", " xxemail "),
     (r"\[url\]|(?:https?|ftp)://\S+|www\.\S+", " xxurl "),
     (r"\[phone\]", " xxphone "),
     (r"\[name\]", " "),
@@ -32,7 +32,7 @@ def train_tokenizer(out: Path, needs: Mapping[str, Path], parameters: Mapping[st
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Lowercase(), normalizers.StripAccents(), *masks]
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # a run of punctuation is one word
     trainer = trainers.WordPieceTrainer(
         vocab_size=parameters["vocabulary"], special_tokens=list(SPECIAL), show_progress=False
     )

@@ -43,6 +43,31 @@ def down(path: Path | None, overrides: tuple[str, ...], state_dir: Path) -> int:
 
 
 @click.command()
+@click.option("-f", "--file", "path", required=True, type=FILE, help="Configuration file.")
+@set_option
+def monitor(path: Path, overrides: tuple[str, ...]) -> int:
+    """Run the monitor of the deployment of FILE alone, as a sidecar container does.
+
+    `canarium up` starts it by itself. CANARIUM_CONTROL is the control plane's address if it is on
+    another machine, CANARIUM_MONITOR_TOKEN the token to use there.
+    """
+    import os
+    import sys
+
+    import msgspec
+
+    from serving.monitor_settings import monitor_settings
+    from serving.paths import Paths, write_private
+
+    config = read_config(path, overrides).absolute()
+    paths = Paths.of(config.state.dir)
+    paths.create()
+    settings = paths.run_dir / "monitor.json"
+    write_private(settings, msgspec.json.encode(monitor_settings(config)))
+    os.execv(sys.executable, [sys.executable, "-m", "monitoring.sidecar", "--config", str(settings)])
+
+
+@click.command()
 @click.argument("path", metavar="FILE", type=FILE)
 @set_option
 @json_option
@@ -61,4 +86,4 @@ def check(path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     return OK
 
 
-COMMANDS = (up, down, check)
+COMMANDS = (up, down, monitor, check)

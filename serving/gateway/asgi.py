@@ -256,6 +256,8 @@ class HttpGateway:
             encoding = headers.get(b"content-encoding")
             if encoding is not None:
                 raw = compress.decompress(raw, encoding.decode("latin-1"), self._max_body)
+                self._inflight += len(raw)
+                held += len(raw)
         except BaseException:
             self._inflight -= held
             raise

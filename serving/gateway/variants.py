@@ -88,6 +88,7 @@ class VariantPlane:
         config: threads, timeouts and placement from the configuration file.
         socket_dir: where its replicas announce themselves, if it is isolated.
         remote: calls it over the Serve handle, if that path is in use.
+        dropped: asked when a batch closes; an exception it returns fails the batch (the kill-switch).
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class VariantPlane:
         clock: Clock,
         socket_dir: Path,
         remote: FrameCall | None,
+        dropped: Callable[[], Exception | None] | None = None,
     ) -> None:
         self.model = model
         self.entry = entry
@@ -119,6 +121,7 @@ class VariantPlane:
             clock=clock,
             hang_timeout_s=config.hang_timeout_s,
             on_batch=self._on_batch,
+            close_check=dropped,
             pad_inputs=frozenset(spec.name for spec in manifest.session.inputs)
             if manifest.preprocess.kind == "text"
             else frozenset(),
@@ -167,6 +170,8 @@ class VariantPlane:
             message = f"{name}: {failure.message}"
             raise Fault(name, failure.cause, message, batch_key=failure.batch_key) from failure
         except RequestError as error:
+            if error.kind in (ErrorKind.BAD_REQUEST, ErrorKind.TOO_LARGE):
+                raise  # the client's doing: nobody is to blame
             cause = Cause.TIMEOUT if error.kind is ErrorKind.DEADLINE else Cause.OVERLOADED
             raise Fault(name, cause, error.message, retry_after_s=error.retry_after_s) from None
         wrong = self.pipeline.check(result.outputs, rows)
@@ -195,8 +200,8 @@ class VariantPlane:
             await worker.close()
 
     def _on_workers(self, local: Sequence[Worker]) -> None:
-        # The socket is the fast path; the Serve handle serves replicas on other nodes.
-        self.batcher.set_workers([*local, *self._own])
+        # The Serve handle reaches replicas on other nodes; it would only be a slower way to those on this one.
+        self.batcher.set_workers(local or self._own)
 
     def _on_batch(self, rows: int, infer_ns: int) -> None:
         self.stats.batch(rows, infer_ns)

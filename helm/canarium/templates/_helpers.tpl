@@ -117,6 +117,19 @@ applications:
     import_path: serving.app:build_app
     args:
       config: /etc/canarium/canarium.yaml
+{{- range $model, $settings := .Values.models }}
+{{- range $variant, $given := $settings.variants }}
+{{- if ne (dig "placement" "isolated" $given) "colocated" }}
+  - name: canarium-{{ $model }}-{{ $variant }}
+    route_prefix: null
+    import_path: serving.app:build_variant
+    args:
+      config: /etc/canarium/canarium.yaml
+      model: {{ $model }}
+      variant: {{ $variant }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "canarium.env" -}}
