@@ -248,7 +248,8 @@ class ModelGuards:
             own.examples["invalid_output" if invalid else "errors"].append(event.request_key)
         if invalid or event.cause == Cause.NONE:
             own.invalid.observe(invalid, bool(event.flags & Flag.BASELINE_VALID))
-        self._race(own, event, error, from_candidate=True)
+        # Invalid outputs have a guard of their own; here they would be counted against it twice.
+        self._race(own, event, error and not invalid, from_candidate=True)
 
     def _race(self, candidate: Candidate, event: Event, error: bool, from_candidate: bool) -> None:
         weights = self._weights.get(event.epoch)

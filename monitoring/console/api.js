@@ -48,12 +48,13 @@ async function errorOf(response) {
   return new ApiError(text.trim().slice(0, 500) || `${response.status} ${response.statusText}`, response.status);
 }
 
-async function request(method, path, body) {
+async function request(method, path, body, epoch) {
   const timeoutMs = method === "GET" ? READ_TIMEOUT_MS : WRITE_TIMEOUT_MS;
   const init = { method, headers: headers({ Accept: "application/json" }), signal: AbortSignal.timeout(timeoutMs), cache: "no-store" };
   if (body !== undefined) {
     init.headers["Content-Type"] = "application/json";
     init.body = JSON.stringify(body);
+    if (epoch !== undefined) init.headers["If-Match"] = `"${epoch}"`;
   }
   try {
     const response = await fetch(new URL(path, ROOT), init);
@@ -70,7 +71,6 @@ const at = (model) => `models/${encodeURIComponent(model)}`;
 
 export const api = {
   status: () => request("GET", "status"),
-  snapshot: () => request("GET", "snapshot?rev=-1&wait_s=0"),
   verdicts: (model) => request("GET", `${at(model)}/verdicts`),
   series: (model, seconds) => request("GET", `${at(model)}/series?seconds=${seconds}`),
   audit: ({ model = "", before = null, limit = 100 } = {}) => {
@@ -80,7 +80,8 @@ export const api = {
     return request("GET", `audit?${query}`);
   },
   auditVerify: () => request("GET", "audit/verify"),
-  setTraffic: (model, change) => request("PUT", `${at(model)}/traffic`, change),
+  /** Refused with 409 if the model's table is no longer at `epoch`, the one on the operator's screen. */
+  setTraffic: (model, change, epoch) => request("PUT", `${at(model)}/traffic`, change, epoch),
   rollback: (model, body) => request("POST", `${at(model)}:rollback`, body),
   kill: (model, body) => request("POST", `${at(model)}:kill`, body),
   rearm: (model, body) => request("POST", `${at(model)}:rearm`, body),

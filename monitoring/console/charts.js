@@ -36,15 +36,18 @@ const COMBINE = {
   mean: (a, b, n) => a + (b - a) / n,
 };
 
-/** The path of one series; points that share a pixel are combined (never hiding a spike), nulls leave a gap; nothing before `from` is drawn. */
-export function linePath(at, values, x, y, keep, from) {
+/** The path of one series; points that share a pixel are combined (never hiding a spike), seconds without
+ * a value leave a gap if there are more than `bridge` of them; nothing before `from` is drawn. */
+export function linePath(at, values, x, y, keep, from, bridge) {
   const points = [];
-  let column = null, value = 0, n = 0;
+  let column = null, value = 0, n = 0, known = Infinity;
   const flush = () => { if (n) points.push([column, value]); n = 0; };
   for (let i = 0; i < at.length; i++) {
     if (at[i] < from) continue;
     const pixel = Math.round(x(at[i]));
-    if (typeof values[i] !== "number") { flush(); points.push(null); column = null; continue; }
+    if (typeof values[i] !== "number") continue;
+    if (at[i] - known > bridge) { flush(); points.push(null); column = null; }
+    known = at[i];
     if (pixel !== column) { flush(); column = pixel; value = values[i]; n = 1; continue; }
     value = COMBINE[keep](value, values[i], ++n);
   }
@@ -90,10 +93,13 @@ export function LineChart({ title, hint, at, lines, format, keep = "max", scale,
     const range = axis(lines.map(({ values }) => values), scale);
     if (!range) return null;
     const y = (value) => PAD.top + (1 - (value - range.low) / (range.high - range.low)) * (HEIGHT - PAD.top - PAD.bottom);
-    return { ...range, y, paths: lines.map(({ values }) => linePath(at, values, x, y, keep, end - windowS)) };
+    return { ...range, y, paths: lines.map(({ values }) => linePath(at, values, x, y, keep, end - windowS, windowS / 60)) };
   }, [at, lines, width, end, windowS]);
   const index = cursor === null || !at.length ? null : nearest(at, cursor);
-  const shown = (values) => { const value = index === null ? lastOf(values) : values[index]; return typeof value === "number" ? format(value) : MISSING; };
+  const shown = (values) => {
+    const value = index === null ? lastOf(values) : values[index];
+    return typeof value === "number" ? format(value) : MISSING;
+  };
   const step = TICK_SECONDS.find((seconds) => windowS / seconds <= Math.max(2, inner / 90)) ?? 7200;
   const times = [];
   for (let tick = Math.ceil((end - windowS) / step) * step; tick <= end; tick += step) times.push(tick);
@@ -111,13 +117,15 @@ export function LineChart({ title, hint, at, lines, format, keep = "max", scale,
   const summary = lines.map(({ name, values }) => `${name} ${shown(values)}`).join(", ");
   return html`<figure class="chart">
     <figcaption><span class="chart-title" title=${hint}>${title}</span>
-      <span class="chart-values">${lines.map(({ name, slot, values }) => html`<span key=${name} class="chart-value"><${Swatch} slot=${slot} />${name} <b>${shown(values)}</b></span>`)}</span>
+      <span class="chart-values">${lines.map(({ name, slot, values }) => html`
+        <span key=${name} class="chart-value"><${Swatch} slot=${slot} />${name} <b>${shown(values)}</b></span>`)}</span>
     </figcaption>
     <div ref=${ref} class="plot" tabindex="0" role="img" aria-label="${title}: ${drawn ? summary : "no data"}. Arrow keys move the cursor."
         onKeyDown=${key} onBlur=${() => onCursor(null)}>
       <svg width=${width} height=${HEIGHT} onPointerMove=${point} onPointerLeave=${() => onCursor(null)} aria-hidden="true">
         ${times.map((tick) => html`<g key=${tick}><path class="grid" d="M${x(tick)} ${PAD.top}V${HEIGHT - PAD.bottom}" />
-          ${x(tick) > PAD.left + 8 && x(tick) < width - 18 && html`<text class="tick" x=${x(tick)} y=${HEIGHT - 6} text-anchor="middle">${timeOfDay(tick * 1000).slice(0, step % 60 ? 8 : 5)}</text>`}</g>`)}
+          ${x(tick) > PAD.left + 8 && x(tick) < width - 18 && html`<text class="tick" x=${x(tick)} y=${HEIGHT - 6} text-anchor="middle">
+            ${timeOfDay(tick * 1000).slice(0, step % 60 ? 8 : 5)}</text>`}</g>`)}
         ${drawn && drawn.ticks.map((tick) => html`<g key="y${tick}"><path class="grid" d="M${PAD.left} ${drawn.y(tick)}H${width - PAD.right}" />
           <text class="tick" x=${PAD.left - 6} y=${drawn.y(tick)} dy="0.35em" text-anchor="end">${format(tick)}</text></g>`)}
         ${drawn && lines.map(({ name, slot }, i) => html`<path key=${name} class="line v${slot}" d=${drawn.paths[i]} />`)}

@@ -13,17 +13,14 @@ export const verdictLook = (verdict) => VERDICTS[verdict] ?? { level: "warn", ic
 
 export const VERDICT_STALE_MS = 10_000;
 
-export const latchOn = (latch) => Boolean(latch) && latch.seq > latch.cleared;
-
-/** The global kill latch, wherever the API tells it. */
-export function globalKill({ status, globalKill: latch }) {
-  const own = status?.kill_switch;
-  if (own && typeof own === "object") {
-    const seq = own.kill_seq ?? own.seq ?? 0;
-    return { on: own.killed ?? own.on ?? seq > (own.cleared_seq ?? own.cleared ?? 0), seq };
-  }
-  return { on: latchOn(latch), seq: latch?.seq ?? 0 };
+/** The kill-switch of all models: {on, seq, mark: null | {at, reason, actor}}. */
+export function globalKill({ status }) {
+  const { on = false, kill_seq: seq = 0, kill: mark = null } = status?.kill_switch ?? {};
+  return { on, seq, mark };
 }
+
+/** A verdict's `variant` that means the model as a whole (its objectives). */
+export const WHOLE = "*";
 
 /** Whether the model's own latch is in force (it may also be killed by the global one). */
 export const ownKill = (model) =>
@@ -66,31 +63,36 @@ export function verdictsState(slot, now) {
   return { usable: true, why: "" };
 }
 
+const say = (level, icon, word, text) => ({ level, icon, word, text });
+
 /** One line on a model: {level, icon, word, text}. Anything unknown is said and is never a pass. */
 export function health(model, slot, killedEverywhere, now) {
-  if (killedEverywhere) return { level: "bad", icon: "stop", word: "Killed", text: `Global kill-switch: every request is answered by ${model.baseline}.` };
-  if (model.killed) return { level: "bad", icon: "stop", word: "Killed", text: `Every request is answered by the baseline, ${model.baseline}.` };
+  if (killedEverywhere) return say("bad", "stop", "Killed", `Global kill-switch: every request is answered by ${model.baseline}.`);
+  if (model.killed) return say("bad", "stop", "Killed", `Every request is answered by the baseline, ${model.baseline}.`);
   const live = candidates(model).filter(isLive);
   const back = candidates(model).filter((variant) => variant.rolled_back || variant.vetoed);
-  const verdicts = (slot?.data?.verdicts ?? []).filter(({ variant }) => live.some(({ name }) => name === variant));
+  const judged = new Set([WHOLE, model.baseline, ...live.map(({ name }) => name)]);
+  const all = (slot?.data?.verdicts ?? []).filter(({ variant }) => judged.has(variant));
+  const verdicts = all.filter(({ variant }) => live.some(({ name }) => name === variant));
   const worst = [...verdicts].sort((a, b) => verdictLook(a.verdict).rank - verdictLook(b.verdict).rank)[0];
-  if (worst?.verdict === "fail") return { level: "bad", icon: "cross", word: "Guard failing", text: worst.sentence };
+  const failing = worst?.verdict === "fail" ? worst : all.find(({ verdict }) => verdict === "fail");
+  if (failing) return say("bad", "cross", failing.guard.endsWith("_slo") ? "Objective missed" : "Guard failing", failing.sentence);
   if (!live.length && back.length) {
     const names = back.map(({ name }) => name).join(", ");
-    return { level: "warn", icon: "back", word: "Rolled back", text: `${names} rolled back; every request is answered by ${model.baseline}.` };
+    return say("warn", "back", "Rolled back", `${names} rolled back; every request is answered by ${model.baseline}.`);
   }
-  if (!live.length) return { level: "idle", icon: "empty", word: "Baseline only", text: `No candidate takes traffic; ${model.baseline} answers everything.` };
+  if (!live.length) return say("idle", "empty", "Baseline only", `No candidate takes traffic; ${model.baseline} answers everything.`);
   const { usable, why } = verdictsState(slot, now);
-  if (!usable) return { level: "warn", icon: "warning", word: "Not watched", text: why };
+  if (!usable) return say("warn", "warning", "Not watched", why);
   const unwatched = live.find(({ name }) => !verdicts.some(({ variant }) => variant === name));
-  if (unwatched) return { level: "warn", icon: "empty", word: "No data", text: `There is no verdict on ${unwatched.name}, which takes traffic. No data is not a pass.` };
-  if (worst.verdict === "pass") return { level: "good", icon: "check", word: "Passing", text: "Every guard of every live candidate passes." };
-  if (worst.verdict === "degraded") return { level: "warn", icon: "warning", word: "Degraded", text: worst.sentence };
+  if (unwatched) return say("warn", "empty", "No data", `There is no verdict on ${unwatched.name}, which takes traffic. No data is not a pass.`);
+  if (worst.verdict === "pass") return say("good", "check", "Passing", "Every guard of every live candidate passes.");
+  if (worst.verdict === "degraded") return say("warn", "warning", "Degraded", worst.sentence);
   const tally = (word) => verdicts.filter(({ verdict }) => verdict === word).length;
   const [passes, open, blind] = [tally("pass"), tally("inconclusive"), tally("no_data")];
-  if (!passes && !open) return { level: "warn", icon: "empty", word: "No data", text: `None of ${verdicts.length} verdicts has data. No data is not a pass.` };
+  if (!passes && !open) return say("warn", "empty", "No data", `None of ${verdicts.length} verdicts has data. No data is not a pass.`);
   const parts = [`${passes} pass`, open && `${open} inconclusive`, blind && `${blind} without data`].filter(Boolean).join(", ");
-  return { level: "info", icon: "half", word: "Undecided", text: `No guard fails, not all have enough evidence: ${parts}.` };
+  return say("info", "half", "Undecided", `No guard fails, not all have enough evidence: ${parts}.`);
 }
 
 /** The state of one variant: {level, icon, word}. */

@@ -8,7 +8,6 @@ let state = {
   status: null, //         GET status
   statusAt: 0, //          when it came, ms; 0 = never
   statusError: null,
-  globalKill: null, //     {seq, cleared} of the "*" latch
   stream: "connecting", // "open" | "connecting"
   verdicts: {}, //         model → {data, at, error}
   series: {}, //           model → {data, at, error}

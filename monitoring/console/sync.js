@@ -5,7 +5,7 @@ import { follow } from "./stream.js";
 
 const SERIES_MS = 2000;
 const STATUS_MS = 3000;
-const OTHERS_MS = 5000;
+const VERDICTS_MS = 5000;
 const AUDIT_MS = 15_000;
 const AUDIT_PAGE = 100;
 
@@ -44,13 +44,6 @@ const refreshStatus = coalesce(async () => {
   } catch (error) {
     failed(error);
     set({ statusError: error.message });
-    return;
-  }
-  try {
-    const { kills = {} } = await api.snapshot();
-    set({ globalKill: kills["*"] ?? { seq: 0, cleared: 0 } });
-  } catch (error) {
-    failed(error); // the status came: the link is up, and models carry their own `killed`
   }
 }, 300);
 
@@ -64,19 +57,14 @@ async function load(slot, model, call) {
   }
 }
 
-const refreshModel = coalesce(async () => {
+const refreshSeries = coalesce(async () => {
   const { selected, windowS } = get();
-  if (!selected) return;
-  await Promise.all([
-    load("series", selected, () => api.series(selected, windowS)),
-    load("verdicts", selected, () => api.verdicts(selected)),
-  ]);
+  if (selected) await load("series", selected, () => api.series(selected, windowS));
 }, 500);
 
-const refreshOthers = coalesce(async () => {
-  const { status, selected } = get();
-  const others = (status?.models ?? []).map(({ model }) => model).filter((model) => model !== selected);
-  await Promise.all(others.map((model) => load("verdicts", model, () => api.verdicts(model))));
+const refreshVerdicts = coalesce(async () => {
+  const models = (get().status?.models ?? []).map(({ model }) => model);
+  await Promise.all(models.map((model) => load("verdicts", model, () => api.verdicts(model))));
 }, 500);
 
 const newestFirst = (entries) => [...new Map(entries.map((entry) => [entry.seq, entry])).values()].sort((a, b) => b.seq - a.seq);
@@ -110,25 +98,28 @@ export async function loadOlderAudit() {
   }));
 }
 
-function onEvent({ event }) {
-  if (event === "snapshot") { refreshStatus(); refreshModel(); }
+function onEvent({ event, data }) {
+  if (event === "snapshot") refreshStatus();
   if (event === "audit") { refreshAudit(); refreshStatus(); }
-  if (event === "verdicts") refreshModel();
+  if (event === "verdicts") {
+    const heard = JSON.parse(data);
+    set(({ verdicts }) => ({ verdicts: { ...verdicts, [heard.model]: { data: heard, at: Date.now(), error: null } } }));
+  }
 }
 
 export function refreshAll() {
-  refreshStatus().then(refreshModel).then(refreshOthers);
+  refreshStatus().then(() => { refreshSeries(); refreshVerdicts(); });
   refreshAudit();
 }
 
 export function select(selected) {
   set({ selected });
-  refreshModel();
+  refreshSeries();
 }
 
 export function setWindow(windowS) {
   set({ windowS });
-  refreshModel();
+  refreshSeries();
 }
 
 let stop = null;
@@ -137,9 +128,9 @@ function start() {
   if (stop) return;
   const abort = new AbortController();
   const timers = [
-    setInterval(refreshModel, SERIES_MS),
+    setInterval(refreshSeries, SERIES_MS),
     setInterval(refreshStatus, STATUS_MS),
-    setInterval(refreshOthers, OTHERS_MS),
+    setInterval(refreshVerdicts, VERDICTS_MS),
     setInterval(refreshAudit, AUDIT_MS),
   ];
   stop = () => { abort.abort(); timers.forEach(clearInterval); stop = null; };

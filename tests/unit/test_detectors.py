@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import json
 import math
 from collections.abc import Callable
@@ -317,3 +319,10 @@ class TestPrimitive:
         assert race.share(0.05) == pytest.approx(0.5)
         assert race.first(1)
         assert not race.first(1)
+
+
+@pytest.mark.parametrize("module", ["betting", "base", "agreement", "errors", "harm", "invalid_output", "latency"])
+def test_the_examples_in_the_docstrings_hold(module: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"monitoring.detectors.{module}"))
+    assert result.attempted > 0
+    assert result.failed == 0

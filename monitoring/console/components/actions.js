@@ -8,7 +8,8 @@ import { TrafficDialog, ReferenceDialog } from "./share_dialogs.js";
 import { Warn } from "./parts.js";
 
 /** The way that works when the control plane does not. */
-const byHand = (command) => html`If it stays unreachable, run this on the machine of the gateways; it falls back to the control word, which they obey without the control plane: <code>${command}</code>`;
+const byHand = (command) => html`If it stays unreachable, run this on the machine of the gateways; it falls back
+  to the control word, which they obey without the control plane: <code>${command}</code>`;
 
 function Headroom({ model }) {
   const headroom = model.rollback_headroom_ratio;
@@ -20,11 +21,14 @@ function KillDialog({ model }) {
   const live = candidates(model).filter(isLive).map(({ name }) => name);
   return html`<${ActionDialog} title="Kill ${model.model}" verb="Kill ${model.model}" tone="danger"
       onSubmit=${(body) => api.kill(model.model, body)}
-      success=${({ kill_seq: seq }) => ({ title: `${model.model} is killed`, text: `Everything is answered by ${model.baseline}. To undo, re-arm kill ${seq}.` })}
+      success=${({ kill_seq: seq }) => ({
+        title: `${model.model} is killed`, text: `Everything is answered by ${model.baseline}. To undo, re-arm kill ${seq}.` })}
       fallback=${byHand(`canarium kill ${model.model} --reason "…"`)}>
     <p>At once, on every gateway:</p>
     <ul><li>every request to <b>${model.model}</b> is answered by the baseline, <b>${model.baseline}</b>;</li>
-      <li>${live.length ? html`<b>${live.join(", ")}</b> get no traffic and no shadow copies` : "no candidate has traffic now, and none can be given any"};</li>
+      <li>${live.length
+        ? html`no traffic and no shadow copies for <b>${live.join(", ")}</b>`
+        : "no candidate has traffic now, and none can be given any"};</li>
       <li>requests pinned to another variant are refused with 503.</li></ul>
     <p>It stays so, whatever else is changed, until someone re-arms it with a reason.</p>
     <${Headroom} model=${model} />
@@ -33,7 +37,8 @@ function KillDialog({ model }) {
 
 function KillAllDialog({ models }) {
   return html`<${ActionDialog} title="Kill all models" verb="Kill all models" tone="danger" onSubmit=${api.killAll}
-      success=${({ kill_seq: seq }) => ({ title: "All models are killed", text: `Every model is answered by its baseline. To undo, re-arm kill ${seq}.` })}
+      success=${({ kill_seq: seq }) => ({
+        title: "All models are killed", text: `Every model is answered by its baseline. To undo, re-arm kill ${seq}.` })}
       fallback=${byHand('canarium kill --all --reason "…"')}>
     <p>At once, on every gateway, each of the ${models.length} models is answered by its baseline only:</p>
     <ul>${models.map((model) => html`<li key=${model.model}><b>${model.model}</b>: ${model.baseline}</li>`)}</ul>
@@ -62,7 +67,8 @@ function RearmAllDialog({ models, seq, current }) {
       onSubmit=${(body) => api.rearmAll({ kill_seq: seq, ...body })}
       success=${() => ({ title: "The global kill-switch is released", text: still.length ? `Still killed on their own: ${still.join(", ")}.` : "" })}>
     <p>Global kill <b>${seq}</b> is released. These routing tables come back into force at once:</p>
-    <ul>${models.filter((model) => !ownKill(model)).map((model) => html`<li key=${model.model}><b>${model.model}</b>: ${splitWords(configuredSplit(model))}</li>`)}</ul>
+    <ul>${models.filter((model) => !ownKill(model)).map((model) => html`
+      <li key=${model.model}><b>${model.model}</b>: ${splitWords(configuredSplit(model))}</li>`)}</ul>
     ${still.length > 0 && html`<p>Killed on their own, and staying so: <b>${still.join(", ")}</b>.</p>`}
   <//>`;
 }
@@ -71,12 +77,15 @@ function RollbackDialog({ model, variant }) {
   const targets = variant ? model.variants.filter(({ name }) => name === variant) : candidates(model).filter(isLive);
   const returned = targets.reduce((sum, { weight }) => sum + (weight ?? 0), 0);
   const baseline = configuredSplit(model).find(({ name }) => name === model.baseline)?.percent ?? 0;
-  return html`<${ActionDialog} title=${variant ? `Roll back ${variant}` : `Roll back all candidates of ${model.model}`} verb=${variant ? `Roll back ${variant}` : "Roll back all"} tone="danger"
+  return html`<${ActionDialog} title=${variant ? `Roll back ${variant}` : `Roll back all candidates of ${model.model}`}
+      verb=${variant ? `Roll back ${variant}` : "Roll back all"} tone="danger"
       onSubmit=${(body) => api.rollback(model.model, variant ? { variant, ...body } : body)}
-      success=${({ rolled_back: names, epoch }) => ({ title: names?.length ? `Rolled back: ${names.join(", ")}` : "Nothing had traffic", text: `${model.model} is at epoch ${epoch}.` })}
+      success=${({ rolled_back: names, epoch }) => ({
+        title: names?.length ? `Rolled back: ${names.join(", ")}` : "Nothing had traffic", text: `${model.model} is at epoch ${epoch}.` })}
       fallback=${byHand(`canarium kill ${model.model} --reason "…"`)}>
     <p>At once, on every gateway:</p>
-    <ul>${targets.map(({ name, weight, shadow }) => html`<li key=${name}><b>${name}</b>: ${percent(weight)} → 0 %${shadow > 0 ? `, shadow copies ${percent(shadow)} → 0 %` : ""};</li>`)}
+    <ul>${targets.map(({ name, weight, shadow }) => html`<li key=${name}>
+        <b>${name}</b>: ${percent(weight)} → 0 %${shadow > 0 ? `, shadow copies ${percent(shadow)} → 0 %` : ""};</li>`)}
       ${targets.length === 0 && html`<li>no candidate has traffic: nothing changes;</li>`}
       <li>the baseline, <b>${model.baseline}</b>: ${percent(baseline)} → ${percent(Math.min(100, baseline + returned))}.</li></ul>
     <p>A rolled-back candidate gets nothing until someone gives it traffic again.</p>

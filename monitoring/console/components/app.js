@@ -20,7 +20,8 @@ function LinkBanner({ state }) {
     <div><b>${state.status ? "This page is out of date." : "Nothing is known yet."}</b>
       ${state.status && html` <span>What you see is ${duration(link.ageMs / 1000)} old, from <${Time} at=${state.statusAt} />.</span>`}
       <p>${state.statusError ?? "No update has arrived."}</p>
-      <p>Inference does not depend on the control plane. To kill without it, on the machine of the gateways: <code>canarium kill MODEL --reason "…"</code></p></div></div>`;
+      <p>Inference does not depend on the control plane. To kill without it, on the machine of the gateways: ${" "}
+        <code>canarium kill MODEL --reason "…"</code></p></div></div>`;
 }
 
 function TokenForm({ words }) {
@@ -42,17 +43,26 @@ function TokenForm({ words }) {
 
 const Notices = ({ notices }) => html`<div class="notices" role="status" aria-live="polite">
   ${notices.map(({ id, level, title, text }) => html`<div key=${id} class="notice ${level}"><${Icon} name=${level === "good" ? "check" : "cross"} />
-    <div><b>${title}</b> ${text}</div><button class="quiet" aria-label="Dismiss" onClick=${() => dismiss(id)}><${Icon} name="close" /></button></div>`)}
+    <div><b>${title}</b> ${text}</div>
+    <button class="quiet" aria-label="Dismiss" onClick=${() => dismiss(id)}><${Icon} name="close" /></button></div>`)}
 </div>`;
+
+const Footer = ({ status }) => html`<footer class="foot">
+  Canarium ${status.version} · started <${Time} at=${status.started_at} /> · rev ${status.rev} · lease ${status.lease}
+  ${Object.entries(status.urls ?? {}).map(([name, url]) => html` · ${name} <code>${url}</code>`)} · times are local, UTC on hover
+</footer>`;
 
 /** The tab's title carries the worst news, so that it shows in a row of tabs. */
 function titleOf(state) {
   const models = state.status?.models ?? [];
   const kill = globalKill(state);
-  const bad = models.map((model) => [model.model, health(model, state.verdicts[model.model], kill.on, Date.now())]).filter(([, look]) => look.level === "bad");
+  const bad = models
+    .map((model) => [model.model, health(model, state.verdicts[model.model], kill.on, Date.now())])
+    .filter(([, look]) => look.level === "bad");
   if (state.statusError) return "⚠ stale · Canarium";
   if (kill.on) return "■ ALL KILLED · Canarium";
-  return bad.length ? `■ ${bad.map(([name, look]) => `${name}: ${look.word}`).join(", ")} · Canarium` : `${state.status?.instance ?? ""} · Canarium`.replace(/^ · /, "");
+  if (bad.length) return `■ ${bad.map(([name, look]) => `${name}: ${look.word}`).join(", ")} · Canarium`;
+  return state.status?.instance ? `${state.status.instance} · Canarium` : "Canarium";
 }
 
 export function App() {
@@ -73,8 +83,7 @@ export function App() {
         ${state.status && !models.length && html`<p class="loading">The control plane serves no model yet.</p>`}
       </main>
     </div>
-    ${state.status && html`<footer class="foot">Canarium ${state.status.version} · started <${Time} at=${state.status.started_at} /> · rev ${state.status.rev} · lease ${state.status.lease}
-      ${Object.entries(state.status.urls ?? {}).map(([name, url]) => html` · ${name} <code>${url}</code>`)} · times are local, UTC on hover</footer>`}
+    ${state.status && html`<${Footer} status=${state.status} />`}
     <${Dialogs} state=${state} />
     <${Notices} notices=${state.notices} />`;
 }

@@ -54,18 +54,22 @@ export function ActionDialog({ title, verb, tone = "", invalid = null, onSubmit,
       <h2 id="${id}-title">${tone === "danger" && html`<${Icon} name="stop" />`}${title}</h2>
       <div class="dialog-body">${children}</div>
       <div class="field"><label for="${id}-reason">Reason <span class="muted">(required, goes into the audit trail)</span></label>
-        <input id="${id}-reason" ref=${reasonRef} name="reason" autocomplete="off" maxlength="500" autofocus=${focusReason} value=${reason} disabled=${busy}
+        <input id="${id}-reason" ref=${reasonRef} name="reason" autocomplete="off" maxlength="500" autofocus=${focusReason}
+          value=${reason} disabled=${busy}
           aria-required="true" aria-invalid=${missing} aria-describedby="${id}-missing"
           onInput=${(event) => { setReason(event.currentTarget.value); setMissing(false); }} />
         <p id="${id}-missing" class="field-error" role="alert">${missing ? "A reason is required." : ""}</p></div>
       <div class="field"><label for="${id}-actor">Your name <span class="muted">(optional)</span></label>
-        <input id="${id}-actor" name="actor" autocomplete="off" maxlength="100" value=${actor} disabled=${busy} onInput=${(event) => setActor(event.currentTarget.value)} /></div>
-      ${error && html`<div class="callout bad" role="alert"><${Icon} name="cross" /><div><b>Not done${error.status ? ` (HTTP ${error.status})` : ""}.</b> <span data-testid="action-error">${error.message}</span>
+        <input id="${id}-actor" name="actor" autocomplete="off" maxlength="100" value=${actor} disabled=${busy}
+          onInput=${(event) => setActor(event.currentTarget.value)} /></div>
+      ${error && html`<div class="callout bad" role="alert"><${Icon} name="cross" /><div>
+        <b>Not done${error.status ? ` (HTTP ${error.status})` : ""}.</b> <span data-testid="action-error">${error.message}</span>
         ${!error.status && fallback && html`<p>${fallback}</p>`}</div></div>`}
       ${invalid && html`<div class="callout warn" role="alert"><${Icon} name="warning" /><span>${invalid}</span></div>`}
       <div class="dialog-actions">
         <button type="button" disabled=${busy} onClick=${() => ref.current.close()}>Cancel</button>
-        <button type="submit" class=${tone === "danger" ? "danger" : "primary"} disabled=${busy || Boolean(invalid)}>${busy ? "Sending…" : verb}</button>
+        <button type="submit" class=${tone === "danger" ? "danger" : "primary"} disabled=${busy || Boolean(invalid)}>
+          ${busy ? "Sending…" : verb}</button>
       </div>
     </form>
   </dialog>`;

@@ -53,7 +53,8 @@ function Facts({ state }) {
     <${Pill} ...${look(gatewayLevel)} title=${gatewayTitle || "No gateway has reported"}>
       <span class="pill-key">Gateways</span> ${was}${count(gateways.length)}${behind.length ? `, ${behind.length} behind` : ""}<//>
     <${Pill} ...${kill.on ? { level: "bad", icon: "stop" } : look("idle", "check")} title="Global kill-switch over all models">
-      <span class="pill-key">Kill-switch</span> <span data-testid="global-kill">${kill.on ? `ON, all models (seq ${kill.seq})` : `${was}off`}</span><//>`;
+      <span class="pill-key">Kill-switch</span> ${" "}
+      <span data-testid="global-kill">${kill.on ? `ON, all models (seq ${kill.seq})` : `${was}off`}</span><//>`;
 }
 
 function signOut() {
@@ -66,7 +67,8 @@ export function Header({ state }) {
   const kill = globalKill(state);
   return html`<header class="top">
     <div class="brand">
-      <svg class="logo" viewBox="0 0 20 20" aria-hidden="true"><path class="logo-a" d="M2 4h7l3 6-3 6H2l3-6Z" /><path class="logo-b" d="M11 4h3l4 6-4 6h-3l3-6Z" /></svg>
+      <svg class="logo" viewBox="0 0 20 20" aria-hidden="true">
+        <path class="logo-a" d="M2 4h7l3 6-3 6H2l3-6Z" /><path class="logo-b" d="M11 4h3l4 6-4 6h-3l3-6Z" /></svg>
       <span class="brand-name">Canarium</span>
       ${status && html`<span class="instance" title="version ${status.version}">${status.instance}</span>`}
     </div>

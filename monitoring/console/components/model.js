@@ -1,25 +1,21 @@
 // One model: its headline, the killed banner, and the panels.
 import { html } from "../html.js";
 import { openDialog, useNow } from "../store.js";
-import { candidates, globalKill, health, isLive, latest, ownKill } from "../derive.js";
+import { candidates, effectiveSplit, globalKill, health, isLive, latest, ownKill } from "../derive.js";
 import { number } from "../format.js";
 import { select } from "../sync.js";
 import { Icon, Pill, Time } from "./parts.js";
 import { SplitBar, Traffic } from "./traffic.js";
-import { effectiveSplit } from "../derive.js";
 import { Variants } from "./variants.js";
 import { Verdicts } from "./verdicts.js";
 import { Series, Slos } from "./series.js";
 import { Timeline } from "./timeline.js";
 
-/** The audit entry of the kill in force, if it is loaded. */
-const killEntry = (audit, name) => audit.entries.find((entry) => entry.model === name && String(entry.action).startsWith("kill"));
-
-function KilledBanner({ title, text, entry, verb, onRearm }) {
+function KilledBanner({ title, text, mark, verb, onRearm }) {
   return html`<div class="banner killed" role="alert">
     <${Icon} name="stop" />
     <div><b>${title}</b> <span>${text}</span>
-      ${entry && html`<p>By ${entry.actor} at <${Time} at=${entry.at} />: ${entry.reason}</p>`}</div>
+      ${mark && html`<p>By ${mark.actor} at <${Time} at=${mark.at} />: ${mark.reason}</p>`}</div>
     <button onClick=${onRearm}>${verb}</button>
   </div>`;
 }
@@ -27,8 +23,9 @@ function KilledBanner({ title, text, entry, verb, onRearm }) {
 export function GlobalBanner({ state }) {
   const kill = globalKill(state);
   if (!kill.on) return null;
-  return html`<${KilledBanner} title="ALL MODELS KILLED, kill_seq ${kill.seq}." text="The global kill-switch is on: every model is answered by its baseline only."
-    entry=${killEntry(state.audit, "*")} verb="Re-arm all…" onRearm=${() => openDialog({ kind: "rearmAll" })} />`;
+  return html`<${KilledBanner} title="ALL MODELS KILLED, kill_seq ${kill.seq}."
+    text="The global kill-switch is on: every model is answered by its baseline only."
+    mark=${kill.mark} verb="Re-arm all…" onRearm=${() => openDialog({ kind: "rearmAll" })} />`;
 }
 
 /** One button a model, shown when there are several: state in words, split, worst finding. */
@@ -61,7 +58,8 @@ function Headline({ model, state, killed }) {
     <div class="headline-main">
       <h1>${model.model}</h1>
       <p class="health" data-testid="health"><${Pill} level=${look.level} icon=${look.icon}>${look.word}<//> <span>${look.text}</span></p>
-      <p class="meta">baseline <b>${model.baseline}</b> · teacher <b>${model.teacher ?? model.baseline}</b> · epoch <b>${model.epoch}</b> · ${rate === null ? "request rate unknown" : html`<b>${number(rate)}</b> requests/s`}</p>
+      <p class="meta">baseline <b>${model.baseline}</b> · teacher <b>${model.teacher ?? model.baseline}</b> · epoch <b>${model.epoch}</b> · ${" "}
+        ${rate === null ? "request rate unknown" : html`<b>${number(rate)}</b> requests/s`}</p>
     </div>
     <div class="headline-actions">
       <button class="danger-outline" disabled=${!candidates(model).some(isLive)} onClick=${dialog("rollback")}>Roll back all…</button>
@@ -79,8 +77,9 @@ export function Model({ model, state }) {
   const series = state.series[model.model];
   return html`<article aria-label="Model ${model.model}">
     <${Headline} model=${model} state=${state} killed=${killed} />
-    ${ownKill(model) && html`<${KilledBanner} title="KILLED, kill_seq ${model.kill_seq}." text="Every request of ${model.model} is answered by the baseline, ${model.baseline}."
-      entry=${killEntry(state.audit, model.model)} verb="Re-arm…" onRearm=${() => openDialog({ kind: "rearm", model: model.model })} />`}
+    ${ownKill(model) && html`<${KilledBanner} title="KILLED, kill_seq ${model.kill_seq}."
+      text="Every request of ${model.model} is answered by the baseline, ${model.baseline}."
+      mark=${model.kill} verb="Re-arm…" onRearm=${() => openDialog({ kind: "rearm", model: model.model })} />`}
     <div class="grid">
       <div class="column">
         <${Traffic} model=${model} killed=${killed} />

@@ -34,7 +34,8 @@ export function Age({ at, suffix = " ago" }) {
   const now = useNow();
   const ms = toMillis(at);
   if (ms === null) return html`<span>–</span>`;
-  return html`<time datetime=${new Date(ms).toISOString()} title="${dateTime(ms)} local, ${utc(ms)}">${now - ms < 2000 ? "now" : duration((now - ms) / 1000) + suffix}</time>`;
+  const text = now - ms < 2000 ? "now" : duration((now - ms) / 1000) + suffix;
+  return html`<time datetime=${new Date(ms).toISOString()} title="${dateTime(ms)} local, ${utc(ms)}">${text}</time>`;
 }
 
 export const Panel = ({ title, id, aside, tone = "", children }) => html`

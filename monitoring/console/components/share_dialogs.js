@@ -1,8 +1,8 @@
 // Setting shares: a candidate's weight and shadow, and the model's reference share.
 import { html, useId, useState } from "../html.js";
-import { percent } from "../format.js";
+import { percent, words } from "../format.js";
 import { api } from "../api.js";
-import { candidates, configuredSplit } from "../derive.js";
+import { candidates, configuredSplit, splitWords } from "../derive.js";
 import { ActionDialog } from "./dialog.js";
 import { SplitBar } from "./traffic.js";
 import { Warn } from "./parts.js";
@@ -19,10 +19,13 @@ export function parsePercent(text, label) {
 function PercentField({ label, name, text, onText, slider = true, focus = slider, note }) {
   const id = useId();
   const value = Number(text) || 0;
+  const input = (event) => onText(event.currentTarget.value);
   return html`<div class="field percent-field"><label for=${id}>${label}</label>
     <div class="percent-row">
-      ${slider && html`<input type="range" min="0" max="100" step="1" value=${value} aria-label="${label}, slider" aria-valuetext=${percent(value)} onInput=${(event) => onText(event.currentTarget.value)} />`}
-      <input id=${id} name=${name} class="percent-input" type="text" inputmode="decimal" autocomplete="off" autofocus=${focus} value=${text} onInput=${(event) => onText(event.currentTarget.value)} /><span>%</span>
+      ${slider && html`<input type="range" min="0" max="100" step="1" value=${value} aria-label="${label}, slider"
+        aria-valuetext=${percent(value)} onInput=${input} />`}
+      <input id=${id} name=${name} class="percent-input" type="text" inputmode="decimal" autocomplete="off" autofocus=${focus}
+        value=${text} onInput=${input} /><span>%</span>
     </div>${note && html`<p class="muted">${note}</p>`}</div>`;
 }
 
@@ -49,35 +52,40 @@ export function TrafficDialog({ model, variant: name, verdicts, killed }) {
   const invalid = weight.fault ?? shadow.fault
     ?? (over ? `Weight: ${percent(weight.value)} is more than the ${percent(room)} that the other candidates leave.` : null)
     ?? (changed ? null : "Nothing is changed yet.");
+  const back = variant.rolled_back ? ` by ${variant.rolled_back.actor}: ${variant.rolled_back.reason}` : "";
   const failing = verdicts.filter((verdict) => verdict.variant === name && verdict.verdict === "fail");
-  return html`<${ActionDialog} focusReason=${false} title="Set traffic of ${name}" verb=${weight.value === null ? "Set traffic" : `Set ${name} to ${percent(weight.value)}`} invalid=${invalid}
-      onSubmit=${(body) => api.setTraffic(model.model, { ...change, ...body })}
-      success=${(view) => ({ title: `Traffic of ${model.model} is set`, text: `${view?.variants ? splitWordsOf(view) : ""}, epoch ${view?.epoch}.` })}>
+  return html`<${ActionDialog} focusReason=${false} title="Set traffic of ${name}" invalid=${invalid}
+      verb=${weight.value === null ? "Set traffic" : `Set ${name} to ${percent(weight.value)}`}
+      onSubmit=${(body) => api.setTraffic(model.model, { ...change, ...body }, model.epoch)}
+      success=${(view) => ({ title: `Traffic of ${model.model} is set`, text: `${splitWords(configuredSplit(view))}; epoch ${view.epoch}.` })}>
     <${PercentField} label="Weight: share of users answered by ${name}" name="weight" text=${weightText} onText=${setWeightText} />
-    <${PercentField} label="Shadow: share of requests copied to it, answers never returned" name="shadow" text=${shadowText} onText=${setShadowText} slider=${false} />
+    <${PercentField} label="Shadow: share of requests copied to it, answers never returned" name="shadow" text=${shadowText}
+      onText=${setShadowText} slider=${false} />
     <div class="preview"><span>Now</span><${SplitBar} model=${model} split=${before} label="Split now" />
       <span>Then</span><${SplitBar} model=${model} split=${after} label="Split after the change" /></div>
     <ul class="outcome-list">
-      ${before.map((share, i) => share.percent !== after[i].percent && html`<li key=${share.name}><b>${share.name}</b> ${percent(share.percent)} → <b>${percent(after[i].percent)}</b></li>`)}
+      ${before.map((share, i) => share.percent !== after[i].percent && html`<li key=${share.name}>
+        <b>${share.name}</b> ${percent(share.percent)} → <b>${percent(after[i].percent)}</b></li>`)}
       ${change.shadow && html`<li>shadow of <b>${name}</b> ${percent(from.shadow)} → <b>${percent(shadow.value)}</b></li>`}</ul>
     ${killed && raises && html`<${Warn}>${model.model} is killed: the control plane refuses to give traffic until it is re-armed.<//>`}
-    ${(variant.vetoed || variant.rolled_back) && raises && html`<${Warn}>${name} was rolled back${variant.rolled_back ? ` by ${variant.rolled_back.actor}: ${variant.rolled_back.reason}` : ""}. Giving it traffic lifts that.<//>`}
-    ${failing.length > 0 && raises && html`<${Warn} level="bad">Failing now on ${name}: ${failing.map(({ guard, sentence }) => `${guard}: ${sentence}`).join(" ")}<//>`}
+    ${(variant.vetoed || variant.rolled_back) && raises && html`<${Warn}>${name} was rolled back${back}. Giving it traffic lifts that.<//>`}
+    ${failing.map(({ guard, sentence }) => raises && html`<${Warn} key=${guard} level="bad">${words(guard)} fails now: ${sentence}<//>`)}
   <//>`;
 }
-
-const splitWordsOf = (view) => configuredSplit(view).filter(({ percent: share }) => share > 0).map(({ name, percent: share }) => `${name} ${percent(share)}`).join(", ");
 
 export function ReferenceDialog({ model }) {
   const [from] = useState(model.reference_percent ?? 0);
   const [text, setText] = useState(String(from));
   const { value, fault } = parsePercent(text, "Reference share");
   const teacher = model.teacher ?? model.baseline;
-  return html`<${ActionDialog} focusReason=${false} title="Reference share of ${model.model}" verb=${value === null ? "Set" : `Set to ${percent(value)}`}
+  return html`<${ActionDialog} focusReason=${false} title="Reference share of ${model.model}"
+      verb=${value === null ? "Set" : `Set to ${percent(value)}`}
       invalid=${fault ?? (value === from ? "Nothing is changed yet." : null)}
-      onSubmit=${(body) => api.setTraffic(model.model, { reference_percent: value, ...body })}
-      success=${(view) => ({ title: "Reference share is set", text: `${percent(view?.reference_percent)} of candidate answers of ${model.model} are re-scored.` })}>
-    <p>Share of candidate answers re-scored by <b>${teacher}</b>, off the request path. It is what agreement is judged on: less of it means slower verdicts, more of it means more load on ${teacher}.</p>
+      onSubmit=${(body) => api.setTraffic(model.model, { reference_percent: value, ...body }, model.epoch)}
+      success=${(view) => ({
+        title: "Reference share is set", text: `${percent(view.reference_percent)} of candidate answers of ${model.model} are re-scored.` })}>
+    <p>Share of candidate answers re-scored by <b>${teacher}</b>, off the request path. It is what agreement is judged on:
+      less of it means slower verdicts, more of it means more load on ${teacher}.</p>
     <${PercentField} label="Reference share" name="reference" text=${text} onText=${setText} />
     <ul class="outcome-list">${value !== null && value !== from && html`<li>${percent(from)} → <b>${percent(value)}</b></li>`}</ul>
   <//>`;

@@ -17,6 +17,10 @@ const isTrip = (entry) => ["kill", "rollback"].includes(actionOf(entry));
 /** `changes`, without bookkeeping that moves with every change. */
 const told = (entry) => changes(entry.before, entry.after).filter(([path]) => !/(^|\.)(epoch|rev)$/.test(path));
 
+const Diff = ({ rows }) => rows.length > 0 && html`<ul class="diff">${rows.map(([path, before, after]) => html`
+  <li key=${path}>${words(path)}: <span class="was">${brief(before)}</span> <span aria-label="became">→</span> <b>${brief(after)}</b></li>`)}
+</ul>`;
+
 function Evidence({ evidence }) {
   const rows = leaves(evidence).filter(([path]) => path !== "sentence");
   return html`<details class="more"><summary>Evidence</summary>
@@ -31,10 +35,11 @@ function Entry({ entry, showModel }) {
   return html`<li class="entry ${isTrip(entry) ? `trip ${level}` : ""}">
     <div class="entry-icon ${level}"><${Icon} name=${icon} /></div>
     <div class="entry-body">
-      <div class="entry-head"><b>${words(entry.action)}</b>${entry.model === ALL && html` <span>all models</span>`}${target && html` <span>${target}</span>`}
+      <div class="entry-head"><b>${words(entry.action)}</b>
+        ${entry.model === ALL && html`<span>all models</span>`}${target && html`<span>${target}</span>`}
         <span class="muted entry-when"><${Time} at=${entry.at} /> · <span title="audit row ${entry.seq}, hash ${entry.hash}">#${entry.seq}</span></span></div>
       <p class="entry-reason">${entry.reason || html`<span class="muted">no reason given</span>`} <span class="muted">(${entry.actor})</span></p>
-      ${told(entry).length > 0 && html`<ul class="diff">${told(entry).map(([path, before, after]) => html`<li key=${path}>${words(path)}: <span class="was">${brief(before)}</span> <span aria-label="became">→</span> <b>${brief(after)}</b></li>`)}</ul>`}
+      <${Diff} rows=${told(entry)} />
       ${hasEvidence(entry) && html`<${Evidence} evidence=${entry.evidence} />`}
     </div></li>`;
 }
@@ -66,10 +71,12 @@ export function Timeline({ model, audit }) {
   const choice = (key, label) => html`<button aria-pressed=${filter === key} onClick=${() => setFilter(key)}>${label}</button>`;
   return html`<${Panel} title="Timeline" id="timeline-${model.model}" tone=${audit.error ? "stale" : ""}
       aside=${html`<button onClick=${verifyChain} title="Check the hash chain of the whole audit trail">Verify chain</button>`}>
-    <div class="segmented" role="group" aria-label="Entries shown">${choice("model", "This model")}${choice("trips", "Kills and rollbacks")}${choice("all", "All")}</div>
+    <div class="segmented" role="group" aria-label="Entries shown">
+      ${choice("model", "This model")}${choice("trips", "Kills and rollbacks")}${choice("all", "All")}</div>
     ${audit.error && html`<${Warn} level="bad"><b>The timeline is not current.</b> ${audit.error}<//>`}
     ${entries.length === 0 && html`<${Empty}>${audit.at ? "Nothing recorded here yet." : "Waiting for the audit trail."}<//>`}
     <ol class="timeline">${entries.map((entry) => html`<${Entry} key=${entry.seq} entry=${entry} showModel=${filter === "all"} />`)}</ol>
-    ${!audit.complete && audit.entries.length > 0 && html`<button class="wide" disabled=${busy} onClick=${older}>${busy ? "Loading…" : "Load older entries"}</button>`}
+    ${!audit.complete && audit.entries.length > 0 && html`
+      <button class="wide" disabled=${busy} onClick=${older}>${busy ? "Loading…" : "Load older entries"}</button>`}
   <//>`;
 }

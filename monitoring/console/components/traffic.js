@@ -24,7 +24,8 @@ export function SplitBar({ model, split, label }) {
 
 function Share({ model, name, value, note }) {
   const slot = slotOf(model, name);
-  return html`<li><${Swatch} slot=${slot} /><span class="share-name">${name}</span><b>${percent(value)}</b>${note && html`<span class="muted">${note}</span>`}</li>`;
+  return html`<li><${Swatch} slot=${slot} /><span class="share-name">${name}</span><b>${percent(value)}</b>
+    ${note && html`<span class="muted">${note}</span>`}</li>`;
 }
 
 export function Traffic({ model, killed }) {
@@ -32,6 +33,7 @@ export function Traffic({ model, killed }) {
   const configured = configuredSplit(model);
   const differs = splitWords(split) !== splitWords(configured);
   const shadows = model.variants.filter(({ shadow }) => shadow > 0);
+  const copies = shadows.map(({ name, shadow }) => `${name} ${percent(shadow)}`).join(", ") || "none";
   const headroom = model.rollback_headroom_ratio;
   const shares = [...split].sort((a, b) => b.percent - a.percent);
   const note = (name) => (name === model.baseline ? "baseline" : "");
@@ -42,7 +44,7 @@ export function Traffic({ model, killed }) {
       ${shares.map(({ name, percent: value }) => html`<${Share} key=${name} model=${model} name=${name} value=${value} note=${note(name)} />`)}
     </ul>
     <dl class="facts">
-      <div><dt>Shadow copies</dt><dd>${shadows.length ? shadows.map(({ name, shadow }) => `${name} ${percent(shadow)}`).join(", ") : "none"}${killed && shadows.length > 0 ? " (off while killed)" : ""}</dd></div>
+      <div><dt>Shadow copies</dt><dd>${copies}${killed && shadows.length > 0 ? " (off while killed)" : ""}</dd></div>
       <div><dt>Reference share</dt><dd>${percent(model.reference_percent)} of candidate answers re-scored by ${model.teacher ?? model.baseline}</dd></div>
       <div><dt>Rollback headroom</dt><dd>${typeof headroom === "number" ? `${headroom.toFixed(2)}× of present traffic` : "not measured"}</dd></div>
     </dl>

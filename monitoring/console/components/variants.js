@@ -9,7 +9,8 @@ function accuracy(evaluation) {
   const [low, high] = Array.isArray(evaluation.accuracy_ci) ? evaluation.accuracy_ci : [];
   if (!isNumber(evaluation.accuracy)) return html`<span class="muted">not evaluated</span>`;
   return html`${ratio(evaluation.accuracy)}
-    ${isNumber(low) && isNumber(high) && html`<small title="confidence interval on ${evaluation.rows ?? "?"} ${evaluation.split ?? ""} rows">${ratio(low)} to ${ratio(high)}</small>`}`;
+    ${isNumber(low) && isNumber(high) && html`<small title="confidence interval on ${evaluation.rows ?? "?"} ${evaluation.split ?? ""} rows">
+      ${ratio(low)} to ${ratio(high)}</small>`}`;
 }
 
 /** p50 from `latency_ms`, flat or keyed by batch size. */
@@ -43,6 +44,7 @@ function Row({ model, variant, series, killed }) {
   const evaluation = variant.evaluation ?? {};
   const live = series?.variants?.[variant.name];
   const built = builtP50(evaluation);
+  const facts = [variant.relation, variant.placement, variant.runtime, isNumber(evaluation.bytes) && bytes(evaluation.bytes)];
   const role = variant.name === model.baseline ? "baseline" : variant.role ?? "candidate";
   return html`<tr>
     <th scope="row" data-label="Variant">
@@ -52,9 +54,10 @@ function Row({ model, variant, series, killed }) {
     <td data-label="Weight" class="num">${percent(variant.weight)}${variant.shadow > 0 && html`<small>shadow ${percent(variant.shadow)}</small>`}</td>
     <td data-label="p50 now" class="num">${milliseconds(latest(live?.p50_ms))}<small>${isNumber(built) ? `built: ${milliseconds(built)}` : ""}</small></td>
     <td data-label="Accuracy" class="num">${accuracy(evaluation)}</td>
-    <td data-label="Disagreement" class="num">${ratio(evaluation.teacher_disagreement, 2)}${isNumber(evaluation.ece) && html`<small>ECE ${number(evaluation.ece, 2)}</small>`}</td>
+    <td data-label="Disagreement" class="num">${ratio(evaluation.teacher_disagreement, 2)}
+      ${isNumber(evaluation.ece) && html`<small>ECE ${number(evaluation.ece, 2)}</small>`}</td>
     <td data-label="Artifact"><div><code>${variant.artifact}</code>
-      <small>${[variant.relation, variant.placement, variant.runtime, isNumber(evaluation.bytes) && bytes(evaluation.bytes)].filter(Boolean).join(" · ")}</small></div></td>
+      <small>${facts.filter(Boolean).join(" · ")}</small></div></td>
     <td data-label="Actions"><${Actions} model=${model} variant=${variant} /></td>
   </tr>`;
 }
@@ -63,10 +66,15 @@ export function Variants({ model, series, killed }) {
   return html`<${Panel} title="Variants" id="variants-${model.model}">
     <div class="scroll" tabindex="0" role="region" aria-label="Variants table">
       <table class="variants stack">
-        <thead><tr><th scope="col">Variant</th><th scope="col">State</th><th scope="col" class="num">Weight</th>
-          <th scope="col" class="num" title="Median latency over the last seconds">p50 now</th><th scope="col" class="num" title="Accuracy on the test split at build, with its interval">Accuracy</th>
-          <th scope="col" class="num" title="Share of test rows on which it differs from the teacher">Disagreement</th><th scope="col">Artifact</th><th scope="col">Actions</th></tr></thead>
-        <tbody>${model.variants.map((variant) => html`<${Row} key=${variant.name} model=${model} variant=${variant} series=${series} killed=${killed} />`)}</tbody>
+        <thead><tr>
+          <th scope="col">Variant</th><th scope="col">State</th><th scope="col" class="num">Weight</th>
+          <th scope="col" class="num" title="Median latency in the last second with requests">p50 now</th>
+          <th scope="col" class="num" title="Accuracy on the test split at build, with its interval">Accuracy</th>
+          <th scope="col" class="num" title="Share of test rows on which it differs from the teacher">Disagreement</th>
+          <th scope="col">Artifact</th><th scope="col">Actions</th>
+        </tr></thead>
+        <tbody>${model.variants.map((variant) => html`
+          <${Row} key=${variant.name} model=${model} variant=${variant} series=${series} killed=${killed} />`)}</tbody>
       </table>
     </div>
   <//>`;

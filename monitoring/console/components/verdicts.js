@@ -1,16 +1,23 @@
 // What the guards say about each candidate, in their own sentence, with the numbers behind it.
 import { html } from "../html.js";
-import { brief, count, evidence, isNumber, words } from "../format.js";
+import { brief, count, evidence, isNumber, leaves, ratio, words } from "../format.js";
 import { useNow } from "../store.js";
-import { slotOf, verdictLook, verdictsState } from "../derive.js";
+import { WHOLE, slotOf, verdictLook, verdictsState } from "../derive.js";
 import { Age, Empty, Panel, Pill, Swatch, Warn } from "./parts.js";
 
 const HEADROOM = 1.25; // the scale ends a little past the threshold, so that its mark is inside
 
 /** Evidence against its threshold. The scale is logarithmic because the inputs are logs of e-values. */
-export function Meter({ statistic, tone }) {
-  const hard = !isNumber(statistic.log_threshold) && isNumber(statistic.limit) && isNumber(statistic.events);
-  const value = hard ? statistic.events : statistic.log_evidence;
+export function Meter({ verdict: { guard, verdict, statistic = {} } }) {
+  const failed = verdict === "fail";
+  const tone = verdictLook(verdict).level;
+  if (isNumber(statistic.budget_remaining)) {
+    return html`<span>${ratio(statistic.budget_remaining)} <span class="muted">of the error budget left</span></span>`;
+  }
+
+  const hard = guard === "invalid_output" && isNumber(statistic.limit) && isNumber(statistic.events);
+  const evident = [statistic.log_evidence, failed ? statistic.log_limit_evidence : null].filter(isNumber);
+  const value = hard ? statistic.events : evident.length ? Math.max(...evident) : null;
   const threshold = hard ? statistic.limit : statistic.log_threshold;
   if (!isNumber(threshold) || threshold <= 0) return html`<span class="muted">no threshold</span>`;
   const text = hard
@@ -29,15 +36,17 @@ export function Meter({ statistic, tone }) {
   </div>`;
 }
 
+const EVIDENCE =
+  "How many times likelier the data are if the candidate is worse than allowed, against the threshold at which the guard trips; logarithmic scale";
 const SHOWN = new Set(["log_evidence", "log_threshold", "observations", "events"]);
 
 function Details({ verdict }) {
-  const rest = Object.entries(verdict.statistic ?? {}).filter(([key]) => !SHOWN.has(key));
-  const ids = verdict.example_request_ids ?? [];
+  const rest = leaves(verdict.statistic ?? {}).filter(([key]) => !SHOWN.has(key));
+  const ids = verdict.example_request_keys ?? verdict.example_request_ids ?? [];
   if (!rest.length && !ids.length) return null;
   return html`<details class="more"><summary>Numbers</summary>
     <dl class="numbers">${rest.map(([key, value]) => html`<div key=${key}><dt>${words(key)}</dt><dd>${brief(value)}</dd></div>`)}</dl>
-    ${ids.length > 0 && html`<p class="ids">Example requests: ${ids.map((id) => html`<code key=${id}>${id}</code> `)}</p>`}
+    ${ids.length > 0 && html`<p class="ids">Keys of example requests: ${ids.map((id) => html`<code key=${id}>${id}</code> `)}</p>`}
   </details>`;
 }
 
@@ -46,12 +55,22 @@ function VerdictRow({ verdict }) {
   const statistic = verdict.statistic ?? {};
   return html`<tr class="verdict-${look.level}">
     <td data-label="Verdict"><${Pill} level=${look.level} icon=${look.icon}>${look.word}<//></td>
-    <th scope="row" data-label="Guard"><div>${words(verdict.guard)}${verdict.action && verdict.action !== "none" && html`<small>action: <b>${verdict.action}</b></small>`}</div></th>
+    <th scope="row" data-label="Guard"><div>${words(verdict.guard)}
+      ${verdict.action && verdict.action !== "none" && html`<small>action: <b>${verdict.action}</b></small>`}</div></th>
     <td data-label="Finding"><div class="sentence">${verdict.sentence}<${Details} verdict=${verdict} /></div></td>
-    <td data-label="Evidence"><${Meter} statistic=${statistic} tone=${look.level} /></td>
-    <td data-label="Observed" class="num">${count(statistic.observations)}<small>${isNumber(statistic.events) ? `${count(statistic.events)} events` : ""}</small></td>
+    <td data-label="Evidence"><${Meter} verdict=${verdict} /></td>
+    <td data-label="Observed" class="num">${count(statistic.observations)}
+      <small>${isNumber(statistic.events) ? `${count(statistic.events)} events` : ""}</small></td>
     <td data-label="As of" class="num"><${Age} at=${verdict.at} /></td>
   </tr>`;
+}
+
+/** Variants with their verdicts, those that need attention first. */
+function grouped(verdicts) {
+  const groups = new Map();
+  for (const verdict of verdicts) groups.set(verdict.variant, [...(groups.get(verdict.variant) ?? []), verdict]);
+  const worst = ([variant, list]) => Math.min(...list.map(({ verdict }) => verdictLook(verdict).rank)) + (variant === WHOLE ? 0.5 : 0);
+  return [...groups].sort((a, b) => (worst(a) < 1 || worst(b) < 1 ? worst(a) - worst(b) : 0));
 }
 
 const byUrgency = (a, b) => verdictLook(a.verdict).rank - verdictLook(b.verdict).rank || a.guard.localeCompare(b.guard);
@@ -60,19 +79,17 @@ export function Verdicts({ model, slot }) {
   const now = useNow();
   const { usable, why } = verdictsState(slot, now);
   const verdicts = slot?.data?.verdicts ?? [];
-  const groups = Map.groupBy
-    ? Map.groupBy(verdicts, ({ variant }) => variant)
-    : verdicts.reduce((map, verdict) => map.set(verdict.variant, [...(map.get(verdict.variant) ?? []), verdict]), new Map());
   const reported = slot?.data?.at ? html`<span class="muted">reported <${Age} at=${slot.data.at} /></span>` : null;
   return html`<${Panel} title="Verdicts" id="verdicts-${model.model}" aside=${reported} tone=${usable ? "" : "stale"}>
     ${!usable && html`<${Warn} level="bad"><b>Verdicts are not current.</b> ${why}<//>`}
     ${verdicts.length === 0 && html`<${Empty}>No verdicts: nothing is being judged. No data is not a pass.<//>`}
     ${verdicts.length > 0 && html`<div class="scroll" tabindex="0" role="region" aria-label="Verdicts table"><table class="verdicts stack">
       <thead><tr><th scope="col">Verdict</th><th scope="col">Guard</th><th scope="col">Finding</th>
-        <th scope="col" title="Evidence that the candidate is worse, as a likelihood ratio, against the threshold at which the guard trips; logarithmic scale">Evidence of harm</th>
+        <th scope="col" title=${EVIDENCE}>Evidence of harm</th>
         <th scope="col" class="num">Observed</th><th scope="col" class="num">As of</th></tr></thead>
-      ${[...groups].map(([variant, list]) => html`<tbody key=${variant}>
-        <tr class="group"><th colspan="6" scope="rowgroup"><span class="variant-name"><${Swatch} slot=${slotOf(model, variant)} />${variant}</span></th></tr>
+      ${grouped(verdicts).map(([variant, list]) => html`<tbody key=${variant}>
+        <tr class="group"><th colspan="6" scope="rowgroup"><span class="variant-name">
+          ${variant === WHOLE ? "The model as a whole" : html`<${Swatch} slot=${slotOf(model, variant)} />${variant}`}</span></th></tr>
         ${[...list].sort(byUrgency).map((verdict) => html`<${VerdictRow} key=${verdict.guard} verdict=${verdict} />`)}
       </tbody>`)}
     </table></div>`}

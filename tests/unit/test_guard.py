@@ -1,0 +1,357 @@
+"""The guards of a model: what counts, against whom, when it trips and what it says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from monitoring.config import AgreementSettings, GuardSettings, MonitorModel, MonitorVariant, SloTarget
+from monitoring.guard import GUARDS, Event, ModelGuards, agreement_limit, gross_limit, is_error
+from monitoring.join import Joiner
+from monitoring.verdicts import Verdict
+from serving.contract import Cause, Flag, Kind, Latch, RouteTable, Snapshot, VariantEntry
+
+LIVE = Flag.LIVE | Flag.BASELINE_VALID
+VARIANTS = ("teacher", "int8", "broken")
+
+
+def model(**guards: Any) -> MonitorModel:
+    return MonitorModel(
+        "teacher",
+        "teacher",
+        {"teacher": MonitorVariant(1), "int8": MonitorVariant(2, 0.005), "broken": MonitorVariant(3, 0.035)},
+        guards=GuardSettings(**guards),
+    )
+
+
+def snapshot(weights: dict[str, int], epoch: int = 1, since: dict[str, int] | None = None, **more: Any) -> Snapshot:
+    shadow = more.pop("shadow", {})
+    low, candidates = 0, {}
+    for name, share in weights.items():
+        candidates[name] = ((low, low + share),)
+        low += share
+    table = RouteTable(
+        "m", epoch, "s", more.pop("baseline", "teacher"), "teacher",
+        {name: VariantEntry(name, at, f"m/{name}:1") for at, name in enumerate(VARIANTS, 1)},
+        candidates, since or dict.fromkeys(candidates, epoch), shadow,
+    )  # fmt: skip
+    return Snapshot(rev=epoch, lease=1, tables={"m": table}, **more)
+
+
+def guards(weights: dict[str, int] | None = None, **settings: Any) -> ModelGuards:
+    watched = ModelGuards("m", model(**settings))
+    watched.configure(snapshot({"int8": 500} if weights is None else weights))
+    return watched
+
+
+def request(variant: str, cause: Cause = Cause.NONE, **more: Any) -> Event:
+    return Event(Kind.REQUEST, variant, "teacher" if cause else variant, cause=cause, **{"epoch": 1, **more})
+
+
+def pair(variant: str, flip: bool, kind: Kind = Kind.REFERENCE, **more: Any) -> Event:
+    return Event(kind, variant, **{"answered": "teacher", "flips": int(flip), "epoch": 1, "wall_ns": 10**18, **more})
+
+
+def feed(watched: ModelGuards, *events: Event, times: int = 1) -> None:
+    for _ in range(times):
+        for event in events:
+            watched.observe(event)
+
+
+def of(watched: ModelGuards, guard: str, variant: str = "int8", degraded: str = "") -> Verdict:
+    return next(v for v in watched.verdicts(degraded) if (v.guard, v.variant) == (guard, variant))
+
+
+class TestBlame:
+    @pytest.mark.parametrize(
+        ("cause", "status", "flags", "expected"),
+        [
+            (Cause.NONE, 200, LIVE, False),
+            (Cause.NONE, 500, LIVE, True),
+            (Cause.NONE, 504, LIVE, True),
+            (Cause.NONE, 429, LIVE, True),
+            (Cause.NONE, 400, LIVE, False),
+            (Cause.ERROR, 200, LIVE, True),
+            (Cause.ERROR, 500, Flag.LIVE, False),  # the baseline fails on this input too
+            (Cause.INVALID_OUTPUT, 200, LIVE, True),
+            (Cause.INVALID_OUTPUT, 500, Flag.LIVE, False),
+            (Cause.TIMEOUT, 504, Flag.LIVE, True),  # nothing was left for the baseline
+            (Cause.DIED, 503, Flag.LIVE, True),
+            (Cause.OVERLOADED, 200, LIVE, True),
+            (Cause.KILLED, 200, LIVE, False),
+        ],
+    )
+    def test_table(self, cause: Cause, status: int, flags: int, expected: bool) -> None:
+        assert is_error(Event(Kind.REQUEST, "int8", cause=cause, status=status, flags=flags)) is expected
+
+    def test_clients_and_testers_count_for_nothing(self) -> None:
+        watched = guards()
+        feed(
+            watched,
+            request("int8", Cause.INVALID_OUTPUT, flags=Flag.BASELINE_VALID),
+            request("int8", status=400, flags=LIVE | Flag.CLIENT_FAULT),
+            request("int8", Cause.KILLED),
+            times=50,
+        )
+        assert {of(watched, guard).verdict for guard in GUARDS} == {"no_data"}
+
+    def test_an_input_that_breaks_the_baseline_too_kills_nobody(self) -> None:
+        watched = guards()
+        feed(watched, request("int8", Cause.INVALID_OUTPUT, status=500, flags=Flag.LIVE), times=50)
+        assert watched.trips() == []
+
+    def test_records_from_before_the_arming_are_ignored(self) -> None:
+        watched = ModelGuards("m", model())
+        watched.configure(snapshot({"int8": 500}, epoch=7))
+        feed(watched, request("int8", Cause.INVALID_OUTPUT, epoch=6), pair("int8", True, epoch=6), times=20)
+        assert watched.skipped_epochs == 40
+        assert watched.trips() == []
+        feed(watched, request("int8", Cause.INVALID_OUTPUT, epoch=7), times=3)
+        assert [trip.guard for trip in watched.trips()] == ["invalid_output"]
+
+    def test_a_race_uses_the_weights_its_records_were_routed_by(self) -> None:
+        watched = guards({"int8": 500})
+        raised = snapshot({"int8": 5000}, epoch=2, since={"int8": 1})
+        feed(watched, request("int8", Cause.ERROR, epoch=2), times=10)
+        assert watched.unknown_epochs == 10
+        assert watched.candidates["int8"].errors.observations == 0
+        watched.configure(raised)
+        feed(watched, request("int8", Cause.ERROR, epoch=2), request("teacher", status=500, epoch=2), times=60)
+        assert not any(trip.guard == "errors" for trip in watched.trips())
+        feed(watched, request("int8", Cause.ERROR, epoch=1), request("teacher", status=500, epoch=1), times=60)
+        assert [trip.guard for trip in watched.trips()] == ["errors"]
+
+    def test_two_candidates_are_judged_apart(self) -> None:
+        watched = guards({"int8": 500, "broken": 500})
+        feed(watched, request("teacher"), request("int8"), request("broken", Cause.ERROR), times=40)
+        assert [(trip.variant, trip.guard) for trip in watched.trips()] == [("broken", "errors")]
+        assert watched.candidates["int8"].errors.alpha == pytest.approx(0.01 / (5 * 2))
+
+    def test_trouble_common_to_both_arms_trips_nobody(self) -> None:
+        watched = guards({"int8": 2000})
+        for n in range(2000):
+            feed(watched, request("teacher" if n % 5 else "int8", status=500 if n % 3 else 200, batch_key=n))
+        assert watched.trips() == []
+
+
+class TestPairs:
+    def test_only_the_teacher_is_a_reference(self) -> None:
+        watched = guards()
+        feed(watched, pair("int8", True, answered="broken"), pair("int8", True, status=500), times=50)
+        assert of(watched, "agreement").verdict == "no_data"
+
+    def test_shadow_counts_like_reference(self) -> None:
+        watched = guards({})
+        watched.configure(snapshot({}, shadow={"int8": 2000}))
+        feed(watched, pair("int8", False, Kind.SHADOW), times=500)
+        assert of(watched, "agreement").verdict == "pass"
+
+    def test_a_limit_breach_pauses_and_a_gross_one_rolls_back(self) -> None:
+        watched = guards({"broken": 500})
+        for n in range(2000):
+            feed(watched, pair("broken", n % 10 == 0))
+        verdict = of(watched, "agreement", "broken")
+        assert (verdict.verdict, verdict.action) == ("fail", "pause")
+        assert "over the limit of 5.5 %" in verdict.sentence
+        assert watched.trips() == []
+        feed(watched, pair("broken", True), times=400)
+        assert [(trip.guard, trip.action) for trip in watched.trips()] == [("agreement", "rollback")]
+
+    def test_what_shadow_has_shown_carries_into_traffic(self) -> None:
+        watched = guards({})
+        watched.configure(snapshot({}, shadow={"broken": 2000}))
+        feed(watched, pair("broken", True, Kind.SHADOW), times=40)
+        assert of(watched, "agreement", "broken").verdict == "fail"
+        assert watched.trips() == []  # there is no traffic to take away
+        watched.configure(snapshot({"broken": 100}, epoch=2))
+        assert [trip.guard for trip in watched.trips()] == ["agreement"]
+
+    def test_harm_needs_labels(self) -> None:
+        watched = guards()
+        event = pair("int8", True)
+        for n in range(300):
+            watched.labelled("int8", teacher_right=True, candidate_right=n % 6 != 0, event=event)
+        trip = next(trip for trip in watched.trips() if trip.guard == "harm")
+        assert "got wrong what teacher got right in" in trip.sentence
+
+
+class TestArming:
+    def fail(self, watched: ModelGuards, epoch: int) -> list[str]:
+        feed(watched, request("int8", Cause.INVALID_OUTPUT, epoch=epoch), times=3)
+        return [trip.guard for trip in watched.trips()]
+
+    def test_a_guard_trips_once(self) -> None:
+        watched = guards()
+        assert self.fail(watched, 1) == ["invalid_output"]
+        assert self.fail(watched, 1) == []
+
+    def test_a_ramp_keeps_the_evidence(self) -> None:
+        watched = guards()
+        feed(watched, pair("int8", False), times=100)
+        watched.configure(snapshot({"int8": 2000}, epoch=2, since={"int8": 1}))
+        assert of(watched, "agreement").statistic["observations"] == 100
+
+    def test_after_a_rollback_the_verdict_stays_until_traffic_returns(self) -> None:
+        watched = guards()
+        assert self.fail(watched, 1) == ["invalid_output"]
+        watched.configure(snapshot({}, epoch=2, vetoes={"m/int8": Latch(1, 0)}))
+        assert of(watched, "invalid_output").verdict == "fail"
+        watched.configure(snapshot({"int8": 500}, epoch=3, vetoes={"m/int8": Latch(1, 1)}))
+        assert of(watched, "invalid_output").verdict == "no_data"
+        assert self.fail(watched, 3) == ["invalid_output"]
+
+    @pytest.mark.parametrize("name", ["m", "*"])
+    def test_a_rearmed_kill_switch_starts_anew(self, name: str) -> None:
+        watched = guards()
+        assert self.fail(watched, 1) == ["invalid_output"]
+        watched.configure(snapshot({"int8": 500}, kills={name: Latch(1, 0)}))
+        assert self.fail(watched, 1) == []
+        watched.configure(snapshot({"int8": 500}, kills={name: Latch(1, 1)}))
+        assert self.fail(watched, 1) == ["invalid_output"]
+
+    def test_a_new_baseline_starts_anew(self) -> None:
+        watched = guards()
+        feed(watched, pair("int8", False), times=10)
+        watched.configure(snapshot({}, epoch=2, baseline="int8"))
+        assert "int8" not in watched.candidates
+        assert all(item.verdict == "no_data" for item in watched.verdicts())
+
+    def test_a_stored_model_goes_on_as_if_never_stopped(self) -> None:
+        whole, stopped = guards(), guards()
+        events = [request("teacher", total_us=1000 + n % 90) for n in range(900)]
+        events += [request("int8", Cause.ERROR if n % 9 == 0 else Cause.NONE, request_key=n) for n in range(90)]
+        feed(whole, *events)
+        feed(stopped, *events[:500])
+        resumed = ModelGuards("m", model())
+        resumed.load(msgspec.msgpack.decode(msgspec.msgpack.encode(stopped.state())))
+        feed(resumed, *events[500:])
+        assert resumed.state() == whole.state()
+        assert [trip.guard for trip in whole.trips()] == [trip.guard for trip in resumed.trips()]
+        again = ModelGuards("m", model())
+        again.load(resumed.state())
+        assert again.trips() == []
+
+
+class TestVerdicts:
+    def test_no_data_is_said_and_never_passes(self) -> None:
+        sentences = {guard: of(guards(), guard).sentence for guard in GUARDS}
+        assert sentences == {
+            "invalid_output": "int8 has answered no live request yet",
+            "errors": "int8 has answered no live request yet",
+            "latency": "int8 has answered no live request yet",
+            "agreement": "int8 has no answer scored by teacher yet",
+            "harm": "int8 has no labelled pair yet",
+        }
+
+    def test_the_sentence_of_a_rollback_has_its_numbers(self) -> None:
+        watched = guards({"broken": 500})
+        for n in range(400):
+            feed(watched, pair("broken", n % 3 == 0, request_key=n))
+            if trips := watched.trips():
+                break
+        assert trips[0].sentence == (
+            "broken disagrees with teacher on 32 of 94 scored answers (34.0 %), "
+            "over the gross limit of 16.5 %: evidence e^6.3 ≥ e^6.2"
+        )
+        assert trips[0].statistic["example_request_keys"][-1] == f"{93:016x}"
+
+    def test_a_pass_says_why(self) -> None:
+        watched = guards()
+        feed(watched, pair("int8", False), times=400)
+        verdict = of(watched, "agreement")
+        assert verdict.verdict == "pass"
+        assert verdict.sentence.startswith(
+            "int8 disagrees with teacher on 0 of 400 scored answers (0.0 %), held to the limit of 2.5 %, within"
+        )
+
+    def test_too_little_is_inconclusive(self) -> None:
+        watched = guards()
+        feed(watched, pair("int8", False), times=5)
+        assert of(watched, "agreement").verdict == "inconclusive"
+        assert "not conclusive" in of(watched, "agreement").sentence
+
+    def test_lost_records_degrade_all_but_a_failure(self) -> None:
+        watched = guards()
+        feed(watched, pair("int8", False), request("int8", Cause.INVALID_OUTPUT), times=400)
+        verdict = of(watched, "agreement", degraded="3.0 % of the last minute's records were lost")
+        assert (verdict.verdict, verdict.action) == ("degraded", "none")
+        assert "were lost" in verdict.sentence
+        assert of(watched, "invalid_output", degraded="lost").verdict == "fail"
+        assert of(watched, "harm", degraded="lost").verdict == "no_data"
+
+    def test_a_candidate_with_all_the_traffic_is_told_apart(self) -> None:
+        watched = guards({"int8": 10_000})
+        feed(watched, request("int8", total_us=5), times=10)
+        assert "no baseline to compare" in of(watched, "latency").sentence
+        assert "no other arm" in of(watched, "errors").sentence
+
+    def test_verdicts_are_json(self) -> None:
+        watched = guards()
+        feed(watched, request("teacher"), request("int8", Cause.ERROR), pair("int8", True), times=20)
+        for item in json.loads(msgspec.json.encode(watched.verdicts())):
+            assert set(item) >= {"guard", "variant", "verdict", "action", "sentence", "at", "statistic"}
+            assert {"log_evidence", "log_threshold", "observations", "events"} <= set(item["statistic"])
+
+
+class TestLimits:
+    def test_the_reference_and_a_margin_or_what_is_configured(self) -> None:
+        assert agreement_limit(model(), "broken") == pytest.approx(0.055)
+        assert agreement_limit(model(agreement=AgreementSettings(limit=0.2)), "broken") == 0.2
+        assert agreement_limit(model(), "unknown") == pytest.approx(0.02)
+
+    def test_gross_stays_a_share(self) -> None:
+        assert gross_limit(0.055, GuardSettings()) == pytest.approx(0.165)
+        assert 0.6 < gross_limit(0.6, GuardSettings()) < 1
+
+    def test_the_availability_objective_is_the_error_budget(self) -> None:
+        watched = msgspec.structs.replace(model(), slo=[SloTarget("availability", 0.99)])
+        assert ModelGuards("m", watched).candidates["int8"].errors.budget == pytest.approx(0.01)
+
+
+class TestJoin:
+    def test_a_label_finds_its_request_and_pair_in_any_order(self) -> None:
+        for order in ("rpl", "rlp", "lrp", "lpr", "plr", "prl"):
+            joiner, found = Joiner(), []
+            for step in order:
+                if step == "r":
+                    joiner.request(7, "int8", 0)
+                elif step == "p":
+                    found.append(joiner.pair(7, "int8", cls=1, ref_cls=0, at_ns=0))
+                else:
+                    found += joiner.label(7, 0, 0)
+            (labelled,) = [item for item in found if item is not None]
+            assert (labelled.teacher_right, labelled.candidate_right) == (True, False)
+            assert joiner.counts.joined == {"int8": 1}
+
+    def test_one_request_is_labelled_once(self) -> None:
+        joiner = Joiner()
+        joiner.pair(7, "int8", 1, 0, 0)
+        joiner.request(7, "int8", 0)
+        assert len(joiner.label(7, 0, 0)) == 1
+        assert joiner.label(7, 1, 0) == joiner.label(7, 0, 0) == []
+        assert joiner.pair(7, "int8", 1, 0, 0) is None
+        assert joiner.counts.duplicate == 2
+
+    def test_unknown_ids_are_kept_then_counted(self) -> None:
+        joiner = Joiner(ttl_ns=100)
+        joiner.label(1, 0, at_ns=0)
+        joiner.request(2, "int8", at_ns=99)
+        assert joiner.counts.unknown == 0
+        joiner.request(3, "int8", at_ns=101)
+        assert (joiner.counts.unknown, len(joiner)) == (1, 2)
+
+    def test_memory_is_bounded(self) -> None:
+        joiner = Joiner(capacity=10)
+        for key in range(100):
+            joiner.request(key, "int8", key)
+        assert (len(joiner), joiner.counts.evicted) == (10, 90)
+
+    def test_it_can_be_stored(self) -> None:
+        joiner, again = Joiner(), Joiner()
+        joiner.request(1 << 63, "int8", 5)
+        joiner.pair(1 << 63, "int8", 1, 0, 6)
+        again.load(msgspec.msgpack.decode(msgspec.msgpack.encode(joiner.state())))
+        assert len(again.label(1 << 63, 0, 7)) == 1

@@ -1,0 +1,128 @@
+"""Burn rates over several windows, and what counts as good."""
+
+from __future__ import annotations
+
+import doctest
+
+import msgspec
+import numpy as np
+import pytest
+
+from monitoring import slo
+from monitoring.config import MonitorModel, MonitorVariant, SloTarget
+from monitoring.ingest import Totals
+from monitoring.objectives import Objectives, count, slo_verdict
+from monitoring.slo import POLICIES, WINDOWS, History, alerts, budget_remaining, burn_rate, objective_ratio
+from serving.contract import C_LIVE_ERROR, C_LIVE_OK, C_STATUS, CELLS, STATUS_CODES
+
+DAY = 86_400
+OBJECTIVE = 0.999
+
+
+def history(*phases: tuple[float, float], step: float = 10.0, rate: int = 100) -> History:
+    """Phases of (seconds, share of bad events) at 10 requests a second."""
+    result, now, total, bad = History(), 0.0, 0, 0.0
+    result.add(0.0, 0, 0)
+    for seconds, share in phases:
+        for _ in range(int(seconds / step)):
+            now, total, bad = now + step, total + rate, bad + rate * share
+            result.add(now, total, round(bad))
+    return result
+
+
+def test_the_share_of_bad_events_over_the_allowed_share() -> None:
+    steady = history((3600, 0.01))
+    assert burn_rate(steady, OBJECTIVE, 3600) == pytest.approx(10, rel=0.02)
+    assert objective_ratio(steady, 3600) == pytest.approx(0.99, rel=0.001)
+    assert budget_remaining(steady, 0.98, 30 * DAY) == pytest.approx(0.5, rel=0.02)
+
+
+def test_no_events_burn_nothing_and_prove_nothing() -> None:
+    empty = History()
+    assert burn_rate(empty, OBJECTIVE, 3600) == 0
+    assert objective_ratio(empty, 3600) is None
+    assert alerts(empty, OBJECTIVE) == []
+
+
+@pytest.mark.parametrize(
+    ("phases", "expected"),
+    [
+        (((7200, 0.0),), []),
+        (((7200, 0.02),), [14.4, 6.0, 3.0, 1.0]),
+        (((DAY, 0.0), (40, 0.3)), []),  # a blip: the hour has seen far less
+        (((7200, 0.02), (600, 0.0)), [6.0, 3.0, 1.0]),  # over for ten minutes: the fastest has let go
+        (((6 * 3600, 0.007),), [6.0, 3.0, 1.0]),
+        (((3 * DAY, 0.002),), [1.0]),
+        (((3 * DAY, 0.0009),), []),
+    ],
+)
+def test_both_windows_must_burn(phases: tuple[tuple[float, float], ...], expected: list[float]) -> None:
+    fine = history(*phases, step=60.0 if sum(seconds for seconds, _ in phases) > DAY else 10.0)
+    assert [alert.factor for alert in alerts(fine, OBJECTIVE)] == expected
+
+
+def test_few_events_alert_nobody() -> None:
+    few = History()
+    few.add(0, 0, 0)
+    few.add(60, 20, 20)
+    assert alerts(few, OBJECTIVE) == []
+
+
+def test_memory_is_bounded_over_a_month_and_old_trouble_is_forgotten() -> None:
+    long = history((3600, 0.5), (31 * DAY, 0.0), step=60.0)
+    assert sum(len(tier) for tier in long.state()) < 1500
+    assert burn_rate(long, OBJECTIVE, 3 * DAY) == 0
+    assert budget_remaining(long, OBJECTIVE, 30 * DAY) == 1
+
+
+def test_it_can_be_stored_and_survives_time_and_counts_going_back() -> None:
+    first = history((3600, 0.01))
+    again = History(msgspec.msgpack.decode(msgspec.msgpack.encode(first.state())))
+    assert again.over(600) == first.over(600)
+    again.add(3590.0, 999_999, 0)
+    assert burn_rate(again, OBJECTIVE, 3600) == burn_rate(first, OBJECTIVE, 3600) or again.over(60) == (0, 0)
+    again.add(3700.0, 5, 0)
+    again.add(3760.0, 105, 1)
+    assert again.over(3600) == (100, 1)
+
+
+def test_windows_of_the_policies_have_names() -> None:
+    assert {span for _, long, short, _ in POLICIES for span in (long, short)} == set(WINDOWS.values())
+
+
+def totals(latency: dict[float, int] | None = None, ok: int = 0, error: int = 0, **status: int) -> Totals:
+    cells = np.zeros(CELLS, dtype=np.uint64)
+    for code, number in status.items():
+        cells[C_STATUS + STATUS_CODES.index(int(code[1:]))] = number
+    cells[C_LIVE_OK], cells[C_LIVE_ERROR] = ok, error
+    return Totals(cells, latency or {})
+
+
+def test_what_counts_as_bad() -> None:
+    latency = SloTarget("latency", 0.99, 100.0)
+    assert count(latency, [totals({50.0: 5, 100.0: 3, 200.0: 2, float("inf"): 1})], whole=True) == (11, 3)
+    availability = SloTarget("availability", 0.999)
+    answers = totals(ok=90, error=10, s200=90, s400=50, s404=7, s429=2, s499=5, s500=1, s503=3, s504=4)
+    assert count(availability, [answers], whole=True) == (100, 10)
+    assert count(availability, [answers, answers], whole=True) == (200, 20)
+    assert count(availability, [answers], whole=False) == (100, 10)
+
+
+def test_verdicts_of_objectives_alert_and_never_act() -> None:
+    model = MonitorModel("a", "a", {"a": MonitorVariant()}, slo=[SloTarget("availability", 0.999)])
+    objectives = Objectives(model)
+    objectives.add(0, {"a": totals()})
+    assert {slo_verdict(status, 0).verdict for status in objectives.status()} == {"no_data"}
+    objectives.add(60, {"a": totals(ok=1000, s200=1000)})
+    assert {slo_verdict(status, 0).verdict for status in objectives.status()} == {"pass"}
+    objectives.add(120, {"a": totals(ok=1000, error=500, s200=1000, s500=500)})
+    for status in objectives.status():
+        verdict = slo_verdict(status, 0)
+        assert (verdict.guard, verdict.verdict, verdict.action) == ("availability_slo", "fail", "alert")
+        assert "burns its availability budget (99.9 %)" in verdict.sentence
+    again = Objectives(model, msgspec.msgpack.decode(msgspec.msgpack.encode(objectives.state())))
+    assert again.status() == objectives.status()
+
+
+def test_the_example_in_the_docstring_holds() -> None:
+    assert doctest.testmod(slo) == doctest.TestResults(failed=0, attempted=4)
