@@ -57,7 +57,8 @@ async function request(method, path, body, epoch) {
     if (epoch !== undefined) init.headers["If-Match"] = `"${epoch}"`;
   }
   try {
-    const response = await fetch(new URL(path, ROOT), init);
+    // "./": without it "kill-switch:rearm" would be read as a URL of the scheme "kill-switch".
+    const response = await fetch(new URL(`./${path}`, ROOT), init);
     if (!response.ok) throw await errorOf(response);
     return await response.json();
   } catch (error) {

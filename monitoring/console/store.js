@@ -56,7 +56,7 @@ export const closeDialog = () => set({ dialog: null });
 let noticeId = 0;
 export function notify(level, title, text = "") {
   const id = ++noticeId;
-  set(({ notices }) => ({ notices: [...notices.slice(-3), { id, level, title, text }] }));
+  set(({ notices }) => ({ notices: [...notices.slice(-2), { id, level, title, text }] }));
   if (level === "good") setTimeout(() => dismiss(id), 12_000);
 }
 export const dismiss = (id) => set(({ notices }) => ({ notices: notices.filter((notice) => notice.id !== id) }));

@@ -213,14 +213,22 @@ def test_a_kill_needs_a_reason_shows_the_banner_and_is_released_by_its_number(pa
     assert rearmed["body"] == {"kill_seq": 3, "reason": "tokenizer fixed", "actor": "maria"}
 
 
-def test_the_kill_of_all_models_is_seen_on_every_model(page: Page, mock: Mock) -> None:
+def test_the_kill_of_all_models_is_seen_on_every_model_and_can_be_released(page: Page, mock: Mock) -> None:
     page.get_by_role("button", name="Kill all models…").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_label("Reason").fill("bad deploy")
     dialog.get_by_role("button", name="Kill all models").click()
     expect(page.get_by_test_id("global-kill")).to_have_text("ON, all models (seq 1)")
     expect(page.get_by_role("navigation", name="Models").get_by_text("Killed")).to_have_count(2)
-    assert mock.requests()[0]["path"] == "/admin/v1/kill-switch"
+
+    page.get_by_role("alert").filter(has_text="ALL MODELS KILLED").get_by_role("button", name="Re-arm all…").click()
+    dialog.get_by_label("Reason").fill("rolled forward")
+    dialog.get_by_role("button", name="Re-arm, releasing kill 1").click()
+    expect(page.get_by_test_id("global-kill")).to_have_text("off")
+    killed, rearmed = mock.requests()
+    assert killed["path"] == "/admin/v1/kill-switch"
+    assert rearmed["path"] == "/admin/v1/kill-switch:rearm"
+    assert rearmed["body"] == {"kill_seq": 1, "reason": "rolled forward"}
 
 
 def test_a_rollback_names_the_variant_and_leaves_its_reason_on_the_page(page: Page, mock: Mock) -> None:

@@ -24,7 +24,7 @@ export function ActionDialog({ title, verb, tone = "", invalid = null, onSubmit,
   useEffect(() => {
     const opener = document.activeElement;
     ref.current.showModal();
-    return () => { if (opener?.isConnected) opener.focus(); };
+    return () => (opener?.isConnected ? opener : document.querySelector("h1"))?.focus();
   }, []);
 
   const submit = async (event) => {

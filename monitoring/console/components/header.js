@@ -76,8 +76,8 @@ export function Header({ state }) {
     <div class="top-actions">
       ${token.get() && html`<button class="quiet" onClick=${signOut}>Forget token</button>`}
       ${status && (kill.on
-        ? html`<button class="danger-outline" onClick=${() => openDialog({ kind: "rearmAll" })}>Re-arm all…</button>`
-        : html`<button class="danger-outline" onClick=${() => openDialog({ kind: "killAll" })}><${Icon} name="stop" />Kill all models…</button>`)}
+        ? html`<button key="rearm" class="danger-outline" onClick=${() => openDialog({ kind: "rearmAll" })}>Re-arm all…</button>`
+        : html`<button key="kill" class="danger-outline" onClick=${() => openDialog({ kind: "killAll" })}><${Icon} name="stop" />Kill all models…</button>`)}
     </div>
   </header>`;
 }

@@ -56,7 +56,7 @@ function Headline({ model, state, killed }) {
   const dialog = (kind) => () => openDialog({ kind, model: model.model });
   return html`<div class="headline ${look.level}">
     <div class="headline-main">
-      <h1>${model.model}</h1>
+      <h1 tabindex="-1">${model.model}</h1>
       <p class="health" data-testid="health"><${Pill} level=${look.level} icon=${look.icon}>${look.word}<//> <span>${look.text}</span></p>
       <p class="meta">baseline <b>${model.baseline}</b> · teacher <b>${model.teacher ?? model.baseline}</b> · epoch <b>${model.epoch}</b> · ${" "}
         ${rate === null ? "request rate unknown" : html`<b>${number(rate)}</b> requests/s`}</p>
@@ -64,8 +64,8 @@ function Headline({ model, state, killed }) {
     <div class="headline-actions">
       <button class="danger-outline" disabled=${!candidates(model).some(isLive)} onClick=${dialog("rollback")}>Roll back all…</button>
       ${killed && ownKill(model)
-        ? html`<button onClick=${dialog("rearm")}>Re-arm…</button>`
-        : html`<button class="danger" onClick=${dialog("kill")}><${Icon} name="stop" />Kill ${model.model}…</button>`}
+        ? html`<button key="rearm" onClick=${dialog("rearm")}>Re-arm…</button>`
+        : html`<button key="kill" class="danger" onClick=${dialog("kill")}><${Icon} name="stop" />Kill ${model.model}…</button>`}
     </div>
   </div>`;
 }
