@@ -139,16 +139,31 @@ class _Instance:
             )
 
     def _wait_ready(self) -> None:
-        url = f"{self._config.server.urls()['http']}/v2/health/ready"
+        """Until the server says it is ready and, where that can be asked without a token, every variant is."""
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while True:
+        waiting = "the gateway does not answer"
+        while waiting:
             self._watch()
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(url, timeout=2, trust_env=False).status_code == 200:
-                    return
             if time.monotonic() > deadline:
-                raise StartError(f"not ready after {READY_TIMEOUT_S:g} s: {url} does not answer 200")
+                raise StartError(f"not ready after {READY_TIMEOUT_S:g} s: {waiting} (logs: {self._paths.log_dir})")
             time.sleep(0.1)
+            with contextlib.suppress(httpx.HTTPError):
+                waiting = self._not_ready()
+
+    def _not_ready(self) -> str:
+        base = f"{self._config.server.urls()['http']}/v2"
+        with httpx.Client(timeout=2, trust_env=False) as client:
+            if client.get(f"{base}/health/ready").status_code != 200:
+                return "a baseline has no worker"
+            if self._config.auth.mode != "none":
+                return ""
+            index = client.post(f"{base}/repository/index")
+            index.raise_for_status()
+            return ", ".join(
+                f"{entry['name']} version {entry['version']}: {entry['reason']}"
+                for entry in index.json()
+                if entry["state"] != "READY"
+            )
 
     # ------------------------------------------------------------ watch
 

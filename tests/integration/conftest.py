@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from serving import yaml12
 from tests.support import tiny
 from tests.support.stack import ROOT, Stack, running
 
@@ -53,14 +53,18 @@ def tiny_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The quickstart as shipped, over the registry that `make test` has built, on free ports."""
+    """The quickstart as shipped and its torch sibling, over the registry that `make test` has built, on free ports."""
     if not (REGISTRY / "models" / "moderation").is_dir():
         pytest.fail(
             "the quickstart is not built: run `canarium build deployments/quickstart/recipe.yaml` (`make test` does)"
         )
-    document = yaml.safe_load(QUICKSTART.read_text())
+    document = yaml12.load(QUICKSTART.read_text())
     document["registry"] = {"dir": str(REGISTRY)}
+    document["models"]["moderation"]["variants"]["distilled-torch"] = {
+        "artifact": "moderation/distilled-torch:1",
+        "runtime": "torch",
+    }
     with running(document, tmp_path_factory.mktemp("quickstart")) as stack:
         yield stack

@@ -176,7 +176,9 @@ def test_the_cli_kills_with_the_control_plane_stopped(tiny_stack: Stack) -> None
     (control,) = tiny_stack.pids("ControlActor")
     os.kill(control, signal.SIGSTOP)
     try:
-        tiny_stack.canarium("kill", "tiny", "--reason", "control is frozen", "--state-dir", str(tiny_stack.paths.state_dir))
+        tiny_stack.canarium(
+            "kill", "tiny", "--reason", "control is frozen", "--state-dir", str(tiny_stack.paths.state_dir)
+        )
         wait_for(lambda: tiny_stack.infer("tiny", "ham").headers["x-canarium-variant"] == "teacher", 5)
     finally:
         os.kill(control, signal.SIGCONT)

@@ -1,0 +1,224 @@
+"""The two kinds of replica that Ray Serve hosts: a gateway, and one process of an isolated variant."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+from typing import Any
+
+import msgspec
+import ray
+from ray import serve
+
+from serving.clock import SystemClock
+from serving.config import Config, VariantConfig
+from serving.contract import Cause, ControlWord, Snapshot, VariantEntry
+from serving.control.auth import Auth
+from serving.gateway.asgi import HttpGateway
+from serving.gateway.dataplane import DataPlane
+from serving.gateway.grpc import GrpcGateway
+from serving.gateway.live import LiveRouting
+from serving.gateway.recorder import Recorder
+from serving.gateway.spool import SpoolWriter, latency_buckets_ms
+from serving.gateway.variants import FrameCall, VariantPlane
+from serving.gateway.worker_server import WorkerServer
+from serving.gateway.workers import WorkerFailure
+from serving.paths import Paths
+from serving.registry.store import Registry
+from serving.runtimes.base import open_session
+
+log = logging.getLogger(__name__)
+
+#: Name and namespace of the control plane's detached actor.
+CONTROL_NAME = "canarium-control"
+NAMESPACE = "canarium"
+#: How often a gateway looks at the control word and tells the monitor that it lives, seconds.
+TICK_S = 0.05
+#: A closing variant replica finishes what it has for this long, seconds.
+DRAIN_S = 1.5
+
+
+class GatewaySettings(msgspec.Struct, frozen=True):
+    """What a gateway or variant process is started with; all paths absolute."""
+
+    config: str  # JSON of `Config`
+    state_dir: str
+    unit_secret: str
+
+    @classmethod
+    def of(cls, config: Config, paths: Paths) -> GatewaySettings:
+        """For a configuration with absolute paths."""
+        return cls(config.model_dump_json(), str(paths.state_dir), paths.unit_key())
+
+    def parsed(self) -> Config:
+        return Config.model_validate_json(self.config)
+
+
+class Gateway:
+    """One ingress replica: both protocols, the data plane, and the long-poll that keeps it current."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._clock = SystemClock()
+        self._id = f"gateway-{secrets.token_hex(4)}"
+        config = self._config = settings.parsed()
+        self._settings = settings
+        paths = self._paths = Paths.of(settings.state_dir)
+        self._registry = Registry(config.registry.dir)
+        spool = SpoolWriter.create(paths.spool_dir, self._id, self._clock)
+        self._recorder = Recorder(spool, self._clock, settings.unit_secret)
+        for name, model in config.models.items():
+            thresholds = [slo.threshold_ms for slo in model.slo if slo.threshold_ms is not None]
+            manifest = self._registry.resolve(model.variants[model.baseline].artifact)
+            self._recorder.model(name, list(latency_buckets_ms(thresholds)), list(manifest.postprocess.labels))
+        self._routing = LiveRouting(config, ControlWord.open(paths.word_path), self._clock)
+        self._plane = DataPlane(config, self._routing, self._recorder, self._clock, self._make_plane)
+        auth = Auth.from_config(config.auth.mode, config.auth.tokens_file)
+        self._http = HttpGateway(config, self._plane, auth, self._clock)
+        self._grpc = GrpcGateway(config, self._plane, auth, self._clock)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __serve_build_asgi_app__(self) -> HttpGateway:
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._follow()), loop.create_task(self._tick())]
+        return self._http
+
+    def _make_plane(self, model: str, entry: VariantEntry) -> VariantPlane:
+        manifest, folder = self._registry.open(entry.artifact)
+        configured = self._config.models[model]
+        config = configured.variants.get(entry.name) or VariantConfig(artifact=entry.artifact)
+        return VariantPlane(
+            model,
+            entry,
+            manifest,
+            folder,
+            config=config,
+            queue=configured.routing.queue,
+            recorder=self._recorder,
+            clock=self._clock,
+            socket_dir=self._paths.worker_dir(model, entry.name, entry.version),
+            remote=self._remote(model, entry, config),
+            dropped=lambda: self._killed(model, entry.name),
+        )
+
+    def _killed(self, model: str, variant: str) -> WorkerFailure | None:
+        view = self._routing.view(model)
+        if view is None or not view.killed or variant == view.table.baseline:
+            return None
+        return WorkerFailure(Cause.KILLED, "killed while it was queued")
+
+    def _remote(self, model: str, entry: VariantEntry, config: VariantConfig) -> FrameCall | None:
+        if entry.placement != "isolated":
+            return None
+        alone = len([node for node in ray.nodes() if node["Alive"]]) < 2  # type: ignore[no-untyped-call]
+        if config.transport == "auto" and alone:
+            return None
+        app = entry.app
+
+        async def call(frame: bytes) -> bytes:
+            answer: bytes = await serve.get_app_handle(app).handle_frame.remote(frame)
+            return answer
+
+        return call
+
+    async def _follow(self) -> None:
+        """Long-poll the control plane; while it is silent the last snapshot stays in force."""
+        rev = 0
+        actor: Any = None
+        me = {"id": self._id, "node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}
+        while True:
+            try:
+                actor = actor or ray.get_actor(CONTROL_NAME, namespace=NAMESPACE)
+                encoded: bytes = await asyncio.wait_for(actor.poll.remote(rev, {**me, "rev": rev}), 60)
+                snapshot = msgspec.json.decode(encoded, type=Snapshot)
+                if snapshot.rev != rev:
+                    await self._plane.apply(snapshot)
+                    rev = snapshot.rev
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                log.warning("control plane unreachable, keeping rev %s: %s", rev, error)
+                actor = None
+                await asyncio.sleep(0.25)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                self._plane.enforce()
+            except Exception:
+                log.exception("tick failed")
+
+    async def check_health(self) -> None:
+        """Called by Serve: unhealthy when one of the loops has ended."""
+        for task in self._tasks:
+            if task.done():
+                raise RuntimeError("a gateway loop has ended")
+
+    async def __del__(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        with contextlib.suppress(Exception):
+            await self._plane.close()
+
+    # The names of the RPCs; Serve's gRPC ingress calls them.
+
+    async def ServerLive(self, request: Any, grpc_context: Any) -> Any:
+        return await self._grpc.call(self._grpc.server_live, request, grpc_context)
+
+    async def ServerReady(self, request: Any, grpc_context: Any) -> Any:
+        return await self._grpc.call(self._grpc.server_ready, request, grpc_context)
+
+    async def ServerMetadata(self, request: Any, grpc_context: Any) -> Any:
+        return await self._grpc.call(self._grpc.server_metadata, request, grpc_context)
+
+    async def ModelReady(self, request: Any, grpc_context: Any) -> Any:
+        return await self._grpc.call(self._grpc.model_ready, request, grpc_context)
+
+    async def ModelMetadata(self, request: Any, grpc_context: Any) -> Any:
+        return await self._grpc.call(self._grpc.model_metadata, request, grpc_context)
+
+    async def ModelConfig(self, request: Any, grpc_context: Any) -> Any:
+        return await self._grpc.call(self._grpc.model_config, request, grpc_context)
+
+    async def ModelStatistics(self, request: Any, grpc_context: Any) -> Any:
+        return await self._grpc.call(self._grpc.model_statistics, request, grpc_context)
+
+    async def ModelInfer(self, request: Any, grpc_context: Any) -> Any:
+        return await self._grpc.call(self._grpc.model_infer, request, grpc_context)
+
+    async def RepositoryIndex(self, request: Any, grpc_context: Any) -> Any:
+        return await self._grpc.call(self._grpc.repository_index, request, grpc_context)
+
+
+class VariantReplica:
+    """One process of an isolated variant: a session behind a Unix socket, health-checked by Serve."""
+
+    async def __init__(  # type: ignore[misc]
+        self, settings: GatewaySettings, model: str, entry: VariantEntry
+    ) -> None:
+        config = settings.parsed()
+        variant = config.models[model].variants[entry.name]
+        manifest, folder = Registry(config.registry.dir).open(entry.artifact)
+        session = open_session(manifest, folder, runtime=entry.runtime, threads=variant.threads)
+        socket_dir = Paths.of(settings.state_dir).worker_dir(model, entry.name, entry.version)
+        self._clock = SystemClock()
+        self._hang_ns = int(variant.hang_timeout_s * 1e9)
+        self._server = WorkerServer(session, socket_dir / f"{secrets.token_hex(4)}.sock")
+        await self._server.start()
+
+    async def handle_frame(self, frame: bytes) -> bytes:
+        """One batch over the Serve handle: the path between nodes."""
+        return await self._server.handle_frame(frame)
+
+    async def check_health(self) -> None:
+        """Called by Serve: a batch that hangs makes the replica unhealthy, and Serve replaces it."""
+        since = self._server.busy_since_ns
+        if since and self._clock.monotonic_ns() - since > self._hang_ns:
+            raise RuntimeError(f"a batch has been running for over {self._hang_ns / 1e9:g} s")
+
+    async def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            await self._server.close(drain_s=DRAIN_S)

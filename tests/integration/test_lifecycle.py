@@ -1,0 +1,121 @@
+"""Starting, refusing to start, ending: one clear line and exit code, and no process left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from serving import processes
+from tests.integration.conftest import tiny_document
+from tests.support.stack import ROOT, Stack, running, wait_for
+
+pytestmark = pytest.mark.integration
+
+
+def _up(config: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "serving.cli", "up", "-f", str(config)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_up_serves_and_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
+    stack = Stack(tiny_document(tmp_path / "registry", {"good": ""}), tmp_path)
+    try:
+        stack.start()
+        assert "ready after" in stack.output()
+        assert stack.infer("tiny", "spam").status_code == 200
+        assert stop_twice_is_refused(stack)
+        assert stack.stop() == 0
+        assert wait_for(lambda: not processes.members(stack.paths.instance))
+        assert not stack.paths.up_file.exists()
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.1", stack.http_port), timeout=2)
+    finally:
+        processes.end(processes.members(stack.paths.instance), 2)
+
+
+def stop_twice_is_refused(stack: Stack) -> bool:
+    """A second `up` on the same state directory is refused with the first one's process id."""
+    second = _up(stack.config_file)
+    assert stack.process is not None
+    return second.returncode == 1 and f"in use by process {stack.process.pid}" in second.stderr
+
+
+def test_the_store_wins_over_the_file_and_a_crash_leaves_nothing_that_down_cannot_end(tmp_path: Path) -> None:
+    document = tiny_document(tmp_path / "registry", {"good": ""})
+    with running(document, tmp_path) as stack:
+        stack.traffic("tiny", weights={"good": 30})
+        assert stack.process is not None
+        os.kill(stack.process.pid, signal.SIGKILL)
+        stack.process.wait(10)
+        assert processes.members(stack.paths.instance)
+        ended = stack.canarium("down", "--state-dir", str(stack.paths.state_dir))
+        assert "ended" in ended.stdout
+        assert processes.members(stack.paths.instance) == []
+        stack.log.write_text("")
+        stack.start()
+        shares = {variant["name"]: variant["weight"] for variant in stack.model("tiny")["variants"]}
+        assert shares == {"teacher": 70, "good": 30}
+        assert "note:" in stack.output()  # `up` says where file and store differ
+
+
+def test_the_dead_mans_switch_puts_a_canary_on_the_baseline(tmp_path: Path) -> None:
+    document = tiny_document(tmp_path / "registry", {"good": ""})
+    document["models"]["tiny"]["guards"] = {"monitor_loss_s": 3}
+    with running(document, tmp_path) as stack:
+        epoch = stack.traffic("tiny", weights={"good": 100})["epoch"]
+        wait_for(lambda: stack.infer("tiny", "ham").headers["x-canarium-epoch"] == str(epoch))
+        (monitor,) = stack.pids("monitoring.sidecar")
+        os.kill(monitor, signal.SIGSTOP)
+        stopped = time.monotonic()
+        try:
+            assert stack.infer("tiny", "ham").headers["x-canarium-variant"] == "good"
+            wait_for(lambda: stack.infer("tiny", "ham").headers["x-canarium-variant"] == "teacher", 15)
+            assert time.monotonic() - stopped > 2
+        finally:
+            os.kill(monitor, signal.SIGCONT)
+        wait_for(lambda: stack.infer("tiny", "ham").headers["x-canarium-variant"] == "good", 15)
+
+
+def test_a_taken_port_is_refused_in_one_line(tmp_path: Path) -> None:
+    stack = Stack(tiny_document(tmp_path / "registry", {}), tmp_path)
+    with socket.create_server(("127.0.0.1", stack.grpc_port)):
+        done = _up(stack.config_file)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [done.stderr.strip()]
+    assert f"server.grpc_port: port {stack.grpc_port}" in done.stderr
+
+
+def test_a_missing_registry_is_refused_in_one_line(tmp_path: Path) -> None:
+    document = tiny_document(tmp_path / "registry", {})
+    document["registry"]["dir"] = str(tmp_path / "nowhere")
+    done = _up(Stack(document, tmp_path).config_file)
+    assert (done.returncode, "canarium build" in done.stderr) == (1, True)
+
+
+def test_a_damaged_artifact_is_refused_with_the_file(tmp_path: Path) -> None:
+    stack = Stack(tiny_document(tmp_path / "registry", {}), tmp_path)
+    (blob, *_) = [path for path in (tmp_path / "registry").rglob("model.onnx") if path.is_file()]
+    target = blob.resolve()
+    target.chmod(0o644)
+    data = bytearray(target.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    target.write_bytes(data)
+    done = _up(stack.config_file)
+    assert done.returncode == 1
+    assert "model.onnx" in done.stderr
+    assert "sha256" in done.stderr.lower() or "digest" in done.stderr.lower()
+
+
+def test_a_wrong_configuration_is_refused_with_its_path(tmp_path: Path) -> None:
+    document = tiny_document(tmp_path / "registry", {"good": ""})
+    document["models"]["tiny"]["routing"]["weights"] = {"good": 105}
+    done = _up(Stack(document, tmp_path).config_file)
+    assert done.returncode == 1
+    assert "models.tiny.routing.weights.good: 105 is over 100" in done.stderr

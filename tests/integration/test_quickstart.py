@@ -1,0 +1,166 @@
+"""The quickstart as a user and an operator use it: canary shares, rollback under load, labels, metrics."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.support.load import Background, send_all, text_request
+from tests.support.prometheus import RunningPrometheus
+from tests.support.stack import ROOT, Stack, wait_for
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(autouse=True)
+def calm(quickstart: Stack) -> Iterator[None]:
+    """Every test starts with all traffic on the teacher."""
+    quickstart.post("/models/moderation:rollback", reason="between tests").raise_for_status()
+    return
+
+
+def _url(stack: Stack) -> str:
+    return f"http://127.0.0.1:{stack.http_port}"
+
+
+def _mails(count: int) -> list[str]:
+    with gzip.open(ROOT / "deployments/quickstart/data/mails.jsonl.gz", "rt") as file:
+        return [json.loads(next(file))["text"] for _ in range(count)]
+
+
+def _settle(stack: Stack) -> None:
+    epoch = str(stack.model("moderation")["epoch"])
+    wait_for(lambda: stack.infer("moderation", "x").headers["x-canarium-epoch"] == epoch)
+
+
+def test_canary_shares_are_exact_sticky_and_only_grow(quickstart: Stack) -> None:
+    quickstart.canarium("traffic", "moderation", "int8=10", "--reason", "try")
+    _settle(quickstart)
+    users = [f"user-{number}" for number in range(5000)]
+    first = send_all(_url(quickstart), [text_request("moderation", "hello", user) for user in users], clients=32)
+    assert {outcome.code for outcome in first} == {"200"}
+    assignment = {outcome.request.tag: outcome.variant for outcome in first}
+    share = sum(variant == "int8" for variant in assignment.values())
+    assert abs(share - 500) <= 3 * (5000 * 0.1 * 0.9) ** 0.5
+    again = send_all(_url(quickstart), [text_request("moderation", "again", user) for user in users[:500]])
+    assert all(outcome.variant == assignment[outcome.request.tag] for outcome in again)
+    quickstart.canarium("traffic", "moderation", "int8=20", "--reason", "raise")
+    _settle(quickstart)
+    raised = send_all(_url(quickstart), [text_request("moderation", "more", user) for user in users[:1500]], clients=32)
+    assert all(outcome.variant == "int8" for outcome in raised if assignment[outcome.request.tag] == "int8")
+    assert sum(outcome.variant == "int8" for outcome in raised) > sum(
+        assignment[user] == "int8" for user in users[:1500]
+    )
+
+
+def test_rollback_under_16_clients(quickstart: Stack) -> None:
+    quickstart.traffic("moderation", weights={"distilled": 50})
+    _settle(quickstart)
+    with Background(_url(quickstart), "moderation", 16) as load:
+        wait_for(lambda: load.variants["distilled"] > 100)
+        sent_wall_ns = time.time_ns()
+        began = time.monotonic()
+        answer = quickstart.admin.post(
+            "/models/moderation:rollback", json={"reason": "under load", "actor": "operator"}
+        )
+        took_s = time.monotonic() - began
+        time.sleep(2)
+    assert answer.status_code == 200
+    assert answer.json()["rolled_back"] == ["distilled"]
+    assert took_s < 1
+    late = [
+        (outcome.finished_wall_ns - sent_wall_ns) / 1e6
+        for outcome in load.outcomes
+        if outcome.variant == "distilled" and outcome.finished_wall_ns > sent_wall_ns
+    ]
+    assert max(late, default=0) <= 250
+    assert load.failures == []
+    entry = quickstart.admin.get("/audit", params={"model": "moderation", "limit": 1}).json()["entries"][0]
+    assert (entry["action"], entry["actor"], entry["reason"]) == ("rollback", "operator", "under load")
+
+
+def test_a_broken_candidate_is_rolled_back_by_its_guard(quickstart: Stack) -> None:
+    quickstart.traffic("moderation", weights={"broken": 20})
+    _settle(quickstart)
+    mails = _mails(400)
+    requests = [text_request("moderation", mail, f"u{number}") for number, mail in enumerate(mails)]
+    outcomes = send_all(_url(quickstart), requests, clients=8)
+    assert {outcome.code for outcome in outcomes} == {"200"}
+    entry = wait_for(
+        lambda: next(
+            (
+                entry
+                for entry in quickstart.admin.get("/audit", params={"model": "moderation"}).json()["entries"]
+                if entry["actor"] == "monitor" and entry["variant"] == "broken"
+            ),
+            None,
+        )
+    )
+    assert entry["action"] == "rollback"
+    assert "disagrees with teacher" in entry["reason"]
+    assert entry["evidence"]["statistic"]["log_evidence"] >= entry["evidence"]["statistic"]["log_threshold"]
+    assert quickstart.infer("moderation", "x", x_user_id="u1").headers["x-canarium-variant"] == "teacher"
+
+
+def test_labels_reach_the_harm_guard_and_unknown_ids_are_counted(quickstart: Stack) -> None:
+    quickstart.traffic("moderation", weights={"int8": 100})
+    _settle(quickstart)
+    for number, mail in enumerate(_mails(30)):
+        body = {
+            "id": f"labelled-{number}",
+            "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [mail]}],
+        }
+        assert quickstart.http.post("/v2/models/moderation/infer", json=body).status_code == 200
+        label = {"id": f"labelled-{number}", "label": "ham"}
+        assert quickstart.http.post("/v2/models/moderation/feedback", json=label).status_code == 202
+
+    def joined() -> bool:
+        verdicts = quickstart.admin.get("/models/moderation/verdicts").json()["verdicts"]
+        harm = next((v for v in verdicts if (v["guard"], v["variant"]) == ("harm", "int8")), None)
+        return harm is not None and harm["statistic"]["observations"] >= 30
+
+    wait_for(joined)
+
+
+def test_shadow_traffic_is_scored_and_never_returned(quickstart: Stack) -> None:
+    quickstart.traffic("moderation", shadow={"distilled": 100})
+    _settle(quickstart)
+    outcomes = send_all(
+        _url(quickstart), [text_request("moderation", mail, f"s{n}") for n, mail in enumerate(_mails(50))]
+    )
+    assert {outcome.variant for outcome in outcomes} == {"teacher"}
+    wait_for(
+        lambda: 'canarium_shadow_total{model="moderation",result="ok",variant="distilled"} 0.0'
+        not in quickstart.monitor.get("/metrics").text
+    )
+
+
+def test_prometheus_scrapes_the_monitor(quickstart: Stack) -> None:
+    quickstart.traffic("moderation", weights={"int8": 50})
+    _settle(quickstart)
+    with RunningPrometheus(targets=[f"127.0.0.1:{quickstart.monitor_port}"]) as prometheus:
+        with Background(_url(quickstart), "moderation", 4):
+            value = prometheus.wait_for('sum(rate(canarium_requests_total{code="200"}[10s])) > 0', 60)
+        assert value
+        dashboard = json.loads((ROOT / "deployments/grafana/canarium.json").read_text())
+        assert dashboard["panels"]
+
+
+def test_the_torch_runtime_serves(quickstart: Stack) -> None:
+    answer = quickstart.infer("moderation", "FREE money, click here!!!", x_canarium_variant="distilled-torch")
+    assert answer.status_code == 200
+    assert answer.headers["x-canarium-variant"] == "distilled-torch"
+    assert answer.json()["outputs"][1]["data"] == ["spam"]
+
+
+def test_the_admin_api_refuses_strangers(quickstart: Stack) -> None:
+    body = {"reason": "cross-site", "weights": {"int8": 100}}
+    url = f"http://127.0.0.1:{quickstart.control_port}/admin/v1/models/moderation/traffic"
+    assert httpx.put(url, json=body, headers={"Origin": "https://evil.example"}).status_code == 403
+    assert httpx.put(url, json=body, headers={"Host": "evil.example"}).status_code in (400, 403, 421)
+    assert httpx.put(url, content=json.dumps(body), headers={"Content-Type": "text/plain"}).status_code == 415
