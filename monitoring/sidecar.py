@@ -41,6 +41,9 @@ WORD_BEAT_S = 0.5
 CONTROL_BEAT_S = 1.0
 TICK_S = 1.0
 SNAPSHOT_WAIT_S = 10
+#: A monitor that has never seen a routing snapshot waits so long for one before it reads: without
+#: it, it can neither tell candidates from before and after a re-arm nor race them.
+SNAPSHOT_GRACE_S = 5.0
 #: Without a successful read of the spools for so long, the heartbeat stops: a monitor that sees
 #: nothing must not look alive.
 BLIND_S = 5.0
@@ -62,7 +65,7 @@ class Sidecar:
         self._stopping = asyncio.Event()
         self._commit_now = asyncio.Event()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="commit")  # one thread: commits in order
-        self._read_ns = clock.monotonic_ns()
+        self._started_ns = self._read_ns = clock.monotonic_ns()
         self._committed: tuple[int, ...] = ()
 
     def _actuator(self) -> Actuator:
@@ -139,6 +142,9 @@ class Sidecar:
             await asyncio.sleep(pause_s)
 
     async def _ingest(self) -> None:
+        if self.watch.snapshot is None and self.clock.monotonic_ns() - self._started_ns < SNAPSHOT_GRACE_S * 1e9:
+            self._read_ns = self.clock.monotonic_ns()
+            return
         while True:
             count, trips = self.watch.step()
             self._read_ns = self.clock.monotonic_ns()

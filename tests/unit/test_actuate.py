@@ -1,0 +1,119 @@
+"""Acting on a trip: the word above everything that was cleared, the control plane told with evidence, once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from monitoring.actuate import Actuator
+from monitoring.guard import Trip
+from serving.clock import FakeClock
+from serving.contract import ControlWord, Latch, Snapshot, slot_key
+
+
+def trip(action: str = "rollback", guard: str = "errors", since: int = 4, model: str = "m") -> Trip:
+    return Trip(model, "int8", guard, action, (since, 0, 0, 0), "int8 fails", {"events": 3}, 900_000_000, 10**18)
+
+
+class Bench:
+    def __init__(self, folder: Path, snapshot: Snapshot | None = None, status: int = 200) -> None:
+        self.path = folder / "word"
+        self.posts: list[tuple[str, dict[str, Any]]] = []
+        self.snapshot, self.status = snapshot, status
+        client = httpx.AsyncClient(base_url="http://control", transport=httpx.MockTransport(self._answer))
+        self.actuator = Actuator(
+            FakeClock(), client, lambda: ControlWord.open(self.path), lambda: self.snapshot, "test"
+        )
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.posts.append((request.url.path, json.loads(request.content)))
+        return httpx.Response(self.status, json={})
+
+    async def settle(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    def latch(self, model: str, variant: str = "*") -> Latch | None:
+        return ControlWord.open(self.path).latch(slot_key(model, variant))
+
+
+@pytest.mark.parametrize(
+    ("published", "expected"),
+    [
+        (None, Latch(1, 0)),
+        (Latch(5, 5), Latch(6, 0)),  # the word was made anew: a seq that was cleared would not hold
+        (Latch(5, 2), Latch(5, 0)),  # in force already: the same kill
+    ],
+)
+async def test_the_word_is_above_what_was_cleared(tmp_path: Path, published: Latch | None, expected: Latch) -> None:
+    snapshot = Snapshot(1, 1, {}, kills={"m": published} if published else {})
+    bench = Bench(tmp_path, snapshot)
+    assert bench.actuator.submit(trip("kill"))
+    assert bench.latch("m") == expected  # before the control plane has heard of it
+    assert bench.posts == []
+    await bench.settle()
+    ((path, body),) = bench.posts
+    assert path == "/admin/v1/models/m:kill"
+    assert body["kill_seq"] == expected.seq
+    assert bench.actuator.waiting == 0
+
+
+async def test_guards_that_trip_together_act_once_and_a_new_arming_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    assert bench.actuator.submit(trip(guard="errors"))
+    assert not bench.actuator.submit(trip(guard="latency"))
+    await bench.settle()
+    assert bench.actuator.submit(trip(since=9))
+    await bench.settle()
+    assert [body["evidence"]["arming"][0] for _, body in bench.posts] == [4, 9]
+    evidence = bench.posts[0][1]["evidence"]
+    assert (evidence["guard"], evidence["word_seq"], evidence["statistic"]) == ("errors", 1, {"events": 3})
+    assert bench.latch("m", "int8") == Latch(1, 0)
+    assert bench.latch("m") == Latch()
+
+
+@pytest.mark.parametrize("status", [404, 409])
+async def test_nothing_left_to_do_is_an_answer(tmp_path: Path, status: int) -> None:
+    bench = Bench(tmp_path, status=status)
+    bench.actuator.submit(trip())
+    await bench.settle()
+    assert (bench.actuator.waiting, bench.actuator.failures) == (0, 0)
+
+
+async def test_a_restarted_monitor_goes_on_and_does_not_act_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.actuator.submit(trip())
+    stored = msgspec.msgpack.decode(msgspec.msgpack.encode(bench.actuator.state()))  # before it was acknowledged
+    again = Bench(tmp_path)
+    again.actuator.load(stored)
+    assert again.actuator.waiting == 1
+    again.actuator.resume()
+    await again.settle()
+    assert len(again.posts) == 1
+    assert again.actuator.waiting == 0
+    assert not again.actuator.submit(trip())
+    assert again.latch("m", "int8") == Latch(1, 0)
+    await bench.actuator.close()
+
+
+async def test_without_a_word_the_control_plane_is_told_all_the_same(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "absent")
+    bench.actuator.submit(trip())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert bench.actuator.waiting == 1
+    await bench.actuator.close()
+
+
+async def test_what_is_remembered_is_bounded(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    for since in range(400):
+        bench.actuator.submit(trip(since=since))
+        await bench.settle()
+    assert len(bench.actuator.actuations) <= 257
