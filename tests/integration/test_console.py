@@ -18,6 +18,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.support.load import Background
+from tests.support.stack import Stack
+
 CHROMIUM = Path("/usr/bin/chromium")
 MOCK = Path(__file__).parents[1] / "console" / "mock_control.py"
 ARGUMENTS = [
@@ -301,3 +304,32 @@ def test_nothing_overflows_a_narrow_screen(browser: Browser, mock: Mock) -> None
     page.locator(".chart").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") == 400
     page.close()
+
+
+def test_the_console_of_a_running_instance_sets_a_canary(browser: Browser, quickstart: Stack, tmp_path: Path) -> None:
+    """The same page, served by the real control plane over a real instance under load."""
+    quickstart.post("/models/moderation:rollback", reason="a calm start").raise_for_status()
+    url = f"http://127.0.0.1:{quickstart.control_port}/"
+    page = browser.new_page(viewport={"width": 1440, "height": 1800})
+    watched = Watched(page, url)
+    with Background(f"http://127.0.0.1:{quickstart.http_port}", "moderation", 2):
+        page.goto(url)
+        expect(page.get_by_role("heading", level=1)).to_have_text("moderation")
+        expect(page.get_by_test_id("connection")).to_have_text("Live")
+        page.get_by_role("button", name="Set traffic of int8", exact=True).click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Weight: share of users answered by int8", exact=True).fill("30")
+        dialog.get_by_label("Reason").fill("from the console")
+        dialog.get_by_role("button", name="Set int8 to 30 %").click()
+        expect(dialog).not_to_be_visible()
+        expect(panel(page, "Timeline").get_by_text("from the console")).to_be_visible()
+        expect(panel(page, "Verdicts").get_by_text(re.compile("int8 disagrees with teacher on"))).to_be_visible(
+            timeout=20_000
+        )
+        expect(panel(page, "Live").locator(".plot path.line[d^=M]").first).to_be_visible()
+        page.screenshot(path=os.environ.get("CANARIUM_SCREENSHOT", str(tmp_path / "console.png")), full_page=True)
+    page.close()
+    shares = {variant["name"]: variant["weight"] for variant in quickstart.model("moderation")["variants"]}
+    assert shares["int8"] == 30
+    assert watched.faults == []
+    assert watched.foreign == []
