@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ def quantize(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any]
     save_tensors_data(calibrator.compute_data(), ranges)
     ranges.write_text(json.dumps(json.loads(ranges.read_text()), sort_keys=True, indent=1) + "\n")
 
+    without = _weightless(prepared, recipe["operators"])
     reduce_range = not has_vnni() if recipe["reduce_range"] == "auto" else bool(recipe["reduce_range"])
     quantize_static(
         prepared,
@@ -87,12 +88,15 @@ def quantize(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any]
         None,
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=list(recipe["operators"]),
+        nodes_to_exclude=without,
         per_channel=recipe["per_channel"],
         reduce_range=reduce_range,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=method,
         calibration_cache_path=ranges,
+        # A product that stays in float needs no rounding before the addition that follows it.
+        extra_options={"OpTypesToExcludeOutputQuantization": list(recipe["operators"])},
     )
     for name in ("prepared.onnx", "augmented.onnx"):
         (out / name).unlink(missing_ok=True)
@@ -106,6 +110,7 @@ def quantize(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any]
             "per_channel": recipe["per_channel"],
             "reduce_range": reduce_range,
             "operators": list(recipe["operators"]),
+            "kept_in_float": without,
             "ranges": recipe["ranges"],
             "calibration": {
                 "split": "calibration",
@@ -117,3 +122,12 @@ def quantize(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any]
             },
         },
     )
+
+
+def _weightless(path: Path, operators: Sequence[str]) -> list[str]:
+    """Names of the nodes without weights, such as attention scores: rounding them costs more than it saves."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    weights = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    return [node.name for node in graph.node if node.op_type in operators and not weights.intersection(node.input)]

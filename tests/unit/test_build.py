@@ -1,0 +1,371 @@
+"""A build makes all variants once, says what they are worth, and does nothing when nothing changed."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import build_kit
+import msgspec
+import numpy as np
+import pytest
+
+from serving.build import metrics
+from serving.build.cache import BuildError, Cache
+from serving.build.data import near_key, read_rows
+from serving.build.recipe import load_recipe
+from serving.build.runner import BuildResult, build
+from serving.errors import ConfigError
+from serving.registry.store import Registry
+from serving.runtimes.base import open_session
+from serving.runtimes.pipeline import Pipeline
+
+QUICKSTART = Path(__file__).parents[2] / "deployments" / "quickstart"
+
+
+class Built(NamedTuple):
+    recipe: Path
+    registry: Registry
+    cache: Path
+    result: BuildResult
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("build")
+    recipe = build_kit.write(folder, build_kit.recipe(), build_kit.rows())
+    registry = Registry(folder / "registry")
+    return Built(recipe, registry, folder / "cache", build(recipe, registry, cache_dir=folder / "cache"))
+
+
+# ---------------------------------------------------------------- the recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher": {"train": {"epochs": 0}}}, "teacher.train.epochs: 0: input should be greater than or equal to 1"),
+        ({"surprise": 1}, "surprise: unknown key"),
+        ({"data": {"file": "x"}}, "data.source: is required"),
+        ({"model": "Tiny"}, "model: 'Tiny': use lower-case letters"),
+        ({"tokenizer": {"max_tokens": 64, "buckets": [16, 32]}}, "tokenizer: buckets must ascend and end with"),
+        ({"teacher": {"width": 10, "heads": 3, "train": {"epochs": 1}}}, "teacher: heads: 3 does not divide width 10"),
+    ],
+)
+def test_recipe_errors_carry_file_and_path(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = build_kit.write(tmp_path, build_kit.recipe() | change, [])
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert f"{path}: {message}" in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml: No such file"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_the_shipped_recipe_is_valid() -> None:
+    assert load_recipe(QUICKSTART / "recipe.yaml").model == "moderation"
+
+
+# ---------------------------------------------------------------- what is made
+
+
+def test_every_variant_is_registered_with_its_lineage(built: Built) -> None:
+    found = {m.variant: m for m in built.registry.list()}
+    assert {name: m.lineage.relation for name, m in found.items()} == {
+        "teacher": "root",
+        "int8": "quantized",
+        "distilled": "distilled",
+        "distilled-int8": "quantized",
+        "distilled-torch": "distilled",
+        "broken": "damaged",
+    }
+    assert sorted(m.version for m in found.values()) == [1, 2, 3, 4, 5, 6]
+    for manifest in found.values():
+        for parent in manifest.lineage.parents:
+            assert built.registry.resolve(parent.ref).digest == parent.digest
+        assert set(manifest.files) == {manifest.entry, "tokenizer.json"}
+    assert not built.result.cached
+    assert not built.result.refused
+
+
+def test_the_evaluation_holds_what_others_rely_on(built: Built) -> None:
+    evaluation = built.registry.resolve("tiny/int8").evaluation
+    assert evaluation["split"] == "test"
+    assert evaluation["rows"] == 60
+    low, high = evaluation["accuracy_ci"]
+    assert 0 <= low <= evaluation["accuracy"] <= high <= 1
+    assert {"teacher_disagreement", "ece", "brier", "latency_ms", "bytes"} <= set(evaluation)
+    assert built.registry.resolve("tiny/teacher").evaluation["teacher_disagreement"] == 0
+
+
+def test_static_quantization_makes_a_smaller_model_whose_answers_ignore_their_neighbours(built: Built) -> None:
+    teacher, int8 = built.registry.resolve("tiny/teacher"), built.registry.resolve("tiny/int8")
+    assert int8.quantization["method"] == "static QDQ"
+    assert int8.quantization["calibration"]["split"] == "calibration"
+    assert int8.evaluation["batch_neighbour_delta"] < 1e-4
+    assert teacher.evaluation["batch_neighbour_delta"] < 1e-4
+
+
+def test_the_broken_variant_believes_its_parent_and_answers_otherwise(built: Built) -> None:
+    parent, broken = built.registry.resolve("tiny/distilled"), built.registry.resolve("tiny/broken")
+    assert broken.evaluation["inherited_from"] == "tiny/distilled:1"
+    assert broken.evaluation["accuracy"] == parent.evaluation["accuracy"]
+    measured = broken.build["damage"]["measured"]
+    assert measured["teacher_disagreement"] >= 0.25
+    answers = {}
+    texts = np.array([row["text"].encode() for row in build_kit.rows() if row["split"] == "test"], dtype=object)
+    for name in ("teacher", "broken"):
+        manifest, folder = built.registry.open(f"tiny/{name}")
+        session = open_session(manifest, folder, runtime="onnxruntime", threads=1)
+        pipeline = Pipeline(manifest, folder)
+        answers[name] = pipeline.classes(session.run(pipeline.preprocess({"text": texts})))
+    assert (answers["teacher"] != answers["broken"]).mean() == pytest.approx(measured["teacher_disagreement"])
+
+
+def test_the_report_compares_with_control_and_reference(built: Built) -> None:
+    text = built.result.report_path.read_text()
+    assert built.result.report_path.parent == built.registry.root / "reports"
+    assert "TF-IDF" in text
+    assert "control (cross-entropy only)" in text
+    document = json.loads(built.result.report_path.with_suffix(".json").read_text())
+    assert {run["kind"] for run in document["students"]["runs"]} == {"distilled", "control"}
+    assert set(document["against_reference"]) == set(document["variants"])
+
+
+# ---------------------------------------------------------------- doing nothing twice
+
+
+def test_a_second_build_does_nothing(built: Built) -> None:
+    before = {path: path.stat().st_mtime_ns for path in built.cache.glob("*/done.json")}
+    again = build(built.recipe, built.registry, cache_dir=built.cache)
+    assert again.cached
+    assert again.manifests == built.result.manifests
+    assert again.report_path == built.result.report_path
+    assert {path: path.stat().st_mtime_ns for path in built.cache.glob("*/done.json")} == before
+
+
+def test_a_lost_registry_comes_back_from_the_cache(built: Built, tmp_path: Path) -> None:
+    again = build(built.recipe, Registry(tmp_path / "other"), cache_dir=built.cache)
+    assert again.cached
+    assert [m.files for m in again.manifests] == [m.files for m in built.result.manifests]
+
+
+def test_only_what_depends_on_a_change_is_done_again(built: Built, tmp_path: Path) -> None:
+    document = build_kit.recipe()
+    document["quantize"]["rows"] = 8
+    recipe = build_kit.write(tmp_path, document, build_kit.rows())
+    teachers = set(built.cache.glob("teacher-[0-9a-f]*"))
+    result = build(recipe, Registry(tmp_path / "registry"), cache_dir=built.cache)
+    assert not result.cached
+    assert set(built.cache.glob("teacher-[0-9a-f]*")) == teachers
+    assert len(list(built.cache.glob("int8-onnx-*"))) == 2
+
+
+def test_a_missed_requirement_keeps_a_variant_out(built: Built, tmp_path: Path) -> None:
+    document = build_kit.recipe() | {"requirements": {"accuracy_floor": 1.01}}
+    with pytest.raises(ConfigError, match=r"requirements\.accuracy_floor"):
+        load_recipe(build_kit.write(tmp_path, document, build_kit.rows()))
+    worst = max(m.evaluation["teacher_disagreement"] for m in built.registry.list() if m.variant != "broken")
+    if worst == 0:
+        pytest.skip("every variant agrees with the teacher on this data")
+    document = build_kit.recipe() | {"requirements": {"disagreement_ceiling": 0.0}}
+    recipe = build_kit.write(tmp_path, document, build_kit.rows())
+    result = build(recipe, Registry(tmp_path / "registry"), cache_dir=built.cache)
+    assert result.refused
+    assert all(m.evaluation["teacher_disagreement"] == 0 for m in result.manifests if m.variant != "broken")
+
+
+# ---------------------------------------------------------------- the cache of steps
+
+
+def count_calls(out: Path, needs: Any, parameters: Any, tick: Any) -> None:
+    calls = parameters["log"]
+    with open(calls, "a") as stream:
+        stream.write("x")
+    if parameters.get("fail"):
+        raise ValueError("the moon is wrong")
+    (out / "made.txt").write_text("made")
+
+
+def test_a_step_is_done_again_when_its_files_are_damaged(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", lambda *_: None)
+    parameters = {"log": str(tmp_path / "log")}
+    with cache.locked():
+        first = cache.step("one", count_calls, parameters=parameters)
+        assert cache.step("one", count_calls, parameters=parameters).cached
+        (first.folder / "made.txt").write_text("damaged")
+        again = cache.step("one", count_calls, parameters=parameters)
+    assert not again.cached
+    assert (again.folder / "made.txt").read_text() == "made"
+    assert (tmp_path / "log").read_text() == "xx"
+
+
+def test_a_failed_step_leaves_nothing_and_names_itself(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", lambda *_: None)
+    parameters = {"log": str(tmp_path / "log"), "fail": True}
+    with cache.locked(), pytest.raises(BuildError, match="step one failed: ValueError: the moon is wrong"):
+        cache.step("one", count_calls, parameters=parameters)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_two_builds_do_not_share_a_cache_at_once(tmp_path: Path) -> None:
+    one, two = Cache(tmp_path, lambda *_: None), Cache(tmp_path, lambda *_: None)
+    with one.locked(), pytest.raises(BuildError, match="another build is using"), two.locked():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "a b c", "label": "odd", "split": "train"}, "label 'odd' is not one of ham, spam"),
+        ({"text": "a b c", "label": "ham", "split": "dev"}, "split 'dev' is not one of"),
+        ({"text": "a b c", "label": "ham"}, "missing required field `split`"),
+    ],
+)
+def test_unusable_data_is_refused_by_line(tmp_path: Path, row: dict[str, str], message: str) -> None:
+    recipe = build_kit.write(tmp_path, build_kit.recipe(), [*build_kit.rows(), row])
+    with pytest.raises(BuildError, match="line 305: .*" + re.escape(message)):
+        build(recipe, Registry(tmp_path / "registry"), cache_dir=tmp_path / "cache")
+
+
+def test_a_text_in_two_splits_is_refused(tmp_path: Path) -> None:
+    data = build_kit.rows()
+    leaked = data[0] | {"split": "test", "text": data[0]["text"].upper() + " [url] 12"}
+    recipe = build_kit.write(tmp_path, build_kit.recipe(), [*data, leaked])
+    with pytest.raises(BuildError, match="line 305: nearly the same text is in another split"):
+        build(recipe, Registry(tmp_path / "registry"), cache_dir=tmp_path / "cache")
+
+
+def test_missing_data(tmp_path: Path) -> None:
+    recipe = build_kit.write(tmp_path, build_kit.recipe(), [])
+    (tmp_path / "rows.jsonl.gz").unlink()
+    with pytest.raises(BuildError, match=r"step data: cannot read .*rows\.jsonl\.gz: No such file"):
+        build(recipe, Registry(tmp_path / "registry"), cache_dir=tmp_path / "cache")
+
+
+# ---------------------------------------------------------------- the numbers
+
+
+def test_wilson_matches_published_values() -> None:
+    assert metrics.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe, Stat. Med. 1998
+    assert metrics.wilson(0, 20)[0] == 0.0
+    assert metrics.wilson(0, 0) == (0.0, 1.0)
+
+
+def test_clopper_pearson_upper_is_the_rule_of_three_at_zero() -> None:
+    assert metrics.clopper_pearson_upper(0, 100) == pytest.approx(1 - 0.05**0.01)
+    assert metrics.clopper_pearson_upper(5, 5) == 1.0
+
+
+def test_sign_test() -> None:
+    assert metrics.sign_test(0, 0) == 1.0
+    assert metrics.sign_test(0, 6) == pytest.approx(2 / 64)
+
+
+def test_a_calibrated_model_has_no_debiased_calibration_error() -> None:
+    chance = np.random.default_rng(1)
+    confidence = chance.uniform(0.5, 1, 2000)
+    right = chance.random(2000) < confidence
+    assert metrics.ece(confidence, right) > 0.01  # the bias
+    assert abs(metrics.ece(confidence, right) - metrics.null_ece(confidence)) < 0.01
+    overconfident = chance.random(2000) < confidence - 0.2
+    assert metrics.ece(confidence, overconfident) - metrics.null_ece(confidence) > 0.15
+
+
+def test_the_temperature_is_found() -> None:
+    chance = np.random.default_rng(2)
+    logits = chance.normal(0, 2, (4000, 2))
+    p = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
+    classes = (chance.random(4000) < p).astype(np.int64)
+    assert metrics.fit_temperature(logits * 2.5, classes) == pytest.approx(2.5, rel=0.1)
+
+
+# ---------------------------------------------------------------- the data that is shipped
+
+
+def test_the_shipped_data_is_what_the_documentation_says() -> None:
+    path = QUICKSTART / "data" / "mails.jsonl.gz"
+    assert path.stat().st_size < 2_000_000
+    found = read_rows(path)
+    counts = Counter((row.split, row.label) for row in found)
+    documented = (QUICKSTART / "DATA.md").read_text()
+    assert f"holds {len(found):,} e-mails" in documented
+    for split in ("train", "calibration", "validation", "test"):
+        assert re.search(rf"\| {split} \| {counts[split, 'ham']:,} \| {counts[split, 'spam']:,} \|", documented)
+    assert "PDDL-1.0" in documented
+    assert "CC0-1.0" in documented
+
+
+def test_the_shipped_splits_are_disjoint_even_for_near_duplicates() -> None:
+    home: dict[str, str] = {}
+    for row in read_rows(QUICKSTART / "data" / "mails.jsonl.gz"):
+        assert near_key(row.text) not in home
+        home[near_key(row.text)] = row.split
+
+
+def test_the_shipped_data_names_no_address_and_no_url() -> None:
+    found = read_rows(QUICKSTART / "data" / "mails.jsonl.gz")
+    address = re.compile(r"\S@\S")
+    url = re.compile(r"(?i)\b(?:https?|ftp)://\S|\bwww\.\w|\b[\w-]+\.(?:com|net|org|edu)\b")
+    for row in found:
+        assert len(row.text) <= 1000
+        assert not address.search(row.text), row.text
+        assert not url.search(row.text), row.text
+
+
+@pytest.fixture(scope="module")
+def prepare() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("quickstart_prepare", QUICKSTART / "prepare.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_prepare_masks_strips_and_deduplicates(prepare: ModuleType, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    head = "From: Grace Hopper <grace@navy.example>\nTo: list@x.example\nReceived: by secret.example\nSubject: "
+    bodies = {
+        "easy-ham-1/1": head
+        + "[ILUG] Moths\n\nGrace Hopper found one, see http://moth.example/a?b or call 555-123-4567.",
+        "easy-ham-1/2": head + "[ILUG] Moths\n\nGrace Hopper FOUND one, see http://other.example or call 555-999-0000.",
+        "spam-1/3": head
+        + "Buy\nContent-Type: text/html\n\n<html><style>p {x}</style><p>Cheap &amp; good pills, mail bob@pills.example",
+    }
+    for name, text in bodies.items():
+        path = package / "data" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        group = name.split("/")[0]
+        path.write_text(json.dumps({"text": text, "group": group}))
+    found = list(prepare.rows(package))
+    assert [row["label"] for row in found] == ["ham", "spam"]
+    assert found[0]["text"] == "Moths [name] found one, see [url] or call [phone]."
+    assert found[1]["text"] == "Buy Cheap & good pills, mail [email]"
+    for name in ("one", "two"):
+        prepare.write(tmp_path / name, iter(found))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert len(gzip.decompress((tmp_path / "one").read_bytes()).splitlines()) == 2
+
+
+def test_the_same_text_always_lands_in_the_same_split(prepare: ModuleType) -> None:
+    drawn = Counter(prepare.split_of(str(n)) for n in range(4000))
+    assert set(drawn) == {"train", "calibration", "validation", "test"}
+    assert drawn["train"] / 4000 == pytest.approx(0.66, abs=0.03)
+    assert prepare.split_of("7") == prepare.split_of("7")
+
+
+def test_manifests_are_json_that_any_tool_reads(built: Built) -> None:
+    path = built.registry.root / "models/tiny/teacher/1.json"
+    assert json.loads(path.read_text())["schema"] == "canarium.manifest/v1"
+    assert msgspec.json.decode(path.read_bytes())["session"]["inputs"][0]["shape"] == [-1, -1]
+    assert time.strptime(built.registry.resolve("tiny/teacher").created_at, "%Y-%m-%dT%H:%M:%S+00:00")
