@@ -31,8 +31,13 @@ def model_view(state: ControlState, model: str, facts: Facts, headroom: float | 
         "kill": mark_view(state.killed.get(model) or state.killed.get(ALL)),
         "reference_percent": table.reference_bp / 100,
         "rollback_headroom_ratio": headroom,
-        "variants": [_variant(state, table, name, facts.get(model, _NO_FACTS)) for name in table.variants],
+        "variants": [_variant(state, table, name, facts.get(model, _NO_FACTS)) for name in _in_order(table)],
     }
+
+
+def _in_order(table: RouteTable) -> list[str]:
+    """The variants as people expect them: the baseline first, then by version."""
+    return sorted(table.variants, key=lambda name: (name != table.baseline, table.variants[name].version))
 
 
 def _variant(state: ControlState, table: RouteTable, name: str, facts: Mapping[str, VariantFacts]) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""Joining a running Ray cluster by RAY_ADDRESS: refused without the Serve settings, served with them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from serving import processes
+from serving.serve_env import REQUIRED
+from tests.integration.conftest import tiny_document
+from tests.support.stack import ROOT, Stack, wait_for
+
+pytestmark = pytest.mark.integration
+
+
+@contextmanager
+def cluster(settings: Mapping[str, str]) -> Iterator[str]:
+    """A Ray head node in a session of its own; gives its address."""
+    gcs, stats, metrics = processes.free_ports(3)
+    environment = {
+        **os.environ,
+        **settings,
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "CANARIUM_INSTANCE": f"cluster-{gcs}",
+    }
+    ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
+    ray += [f"--port={gcs}", "--num-cpus=2", "--include-dashboard=false", "--object-store-memory=100000000"]
+    head = subprocess.Popen(
+        ray, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: any("raylet" in title for title in _titles(f"cluster-{gcs}")), 60)
+        time.sleep(2)
+        yield f"127.0.0.1:{gcs}"
+    finally:
+        processes.end([head.pid, *processes.members(f"cluster-{gcs}")], 3)
+        head.wait(10)
+
+
+def _titles(mark: str) -> list[str]:
+    found = []
+    for pid in processes.members(mark):
+        try:
+            found.append(Path(f"/proc/{pid}/cmdline").read_text(errors="replace"))
+        except OSError:
+            continue
+    return found
+
+
+def _up(stack: Stack, address: str) -> subprocess.Popen[bytes]:
+    with stack.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "serving.cli", "up", "-f", str(stack.config_file)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "RAY_ADDRESS": address},
+        )
+
+
+def test_a_cluster_without_the_settings_is_refused_with_what_is_missing(tmp_path: Path) -> None:
+    stack = Stack(tiny_document(tmp_path / "registry", {}), tmp_path)
+    with cluster({}) as address:
+        assert _up(stack, address).wait(120) == 1
+    assert "lacks RAY_SERVE_THROUGHPUT_OPTIMIZED=1" in stack.output()
+    assert processes.members(stack.paths.instance) == []
+
+
+def test_a_prepared_cluster_is_joined_and_outlives_the_instance(tmp_path: Path) -> None:
+    stack = Stack(tiny_document(tmp_path / "registry", {"good": ""}), tmp_path)
+    with cluster(REQUIRED) as address:
+        stack.process = _up(stack, address)
+        try:
+            wait_for(lambda: "Ctrl-C" in stack.output() or stack.process.poll() is not None, 120)
+            assert stack.process.poll() is None, stack.output()
+            stack.traffic("tiny", weights={"good": 100})
+            wait_for(lambda: stack.infer("tiny", "spam").headers["x-canarium-variant"] == "good")
+            stack.process.send_signal(signal.SIGINT)
+            assert stack.process.wait(60) == 0
+        finally:
+            processes.end([stack.process.pid, *processes.members(stack.paths.instance)], 2)
+        assert any("raylet" in title for title in _titles(f"cluster-{address.rpartition(':')[2]}"))
