@@ -1,0 +1,184 @@
+# ruff: noqa: E501
+"""The README's tables that are made from the code: `python tests/docs/reference.py` writes them anew.
+
+Each stands between `<!-- NAME -->` and `<!-- /NAME -->`. The meanings are written here; paths, types, defaults,
+labels and help come from the code, and `test_reference.py` fails when README and code differ.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import httpx
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from monitoring.actuate import Actuator  # noqa: E402
+from monitoring.config import MonitorConfig  # noqa: E402
+from monitoring.metrics import MonitorCollector  # noqa: E402
+from monitoring.watch import Watch  # noqa: E402
+from serving.clock import FakeClock  # noqa: E402
+from serving.config import Config  # noqa: E402
+from serving.contract import ControlWord  # noqa: E402
+
+MEANINGS = {
+    "apiVersion": "format of the file",
+    "server.host": "address of the four servers; anything but loopback needs `auth.mode: tokens`",
+    "server.http_port": "inference over HTTP",
+    "server.grpc_port": "inference over gRPC",
+    "server.monitor_port": "metrics, health, verdicts of the monitor",
+    "server.control_port": "admin API and console",
+    "server.gateways": "gateway processes",
+    "server.max_body_mib": "largest HTTP request body, packed or unpacked (413); gRPC messages are not held to it",
+    "server.max_inflight_mib": "HTTP request bodies held at once by one gateway (503)",
+    "state.dir": "everything an instance writes, the registry aside; relative to the working directory",
+    "state.database": "where the control plane keeps its state",
+    "registry.dir": "the model registry",
+    "auth.mode": "`tokens` asks every caller for a bearer token",
+    "auth.tokens_file": "lines of `name:role:sha256`; read once at start",
+    "models.M.baseline": "the trusted variant; the kill-switch and every rollback go here",
+    "models.M.teacher": "whom candidates are compared with; the baseline if absent",
+    "models.M.variants.V.artifact": "`MODEL/VARIANT:REVISION` in the registry; `:latest` or nothing is the newest",
+    "models.M.variants.V.runtime": "what runs it: `onnxruntime` for ONNX, `torch` for safetensors",
+    "models.M.variants.V.placement": "a process of its own, or inside each gateway process",
+    "models.M.variants.V.replicas": "processes of an isolated variant",
+    "models.M.variants.V.max_batch": "most rows of one batch",
+    "models.M.variants.V.threads": "threads of one session",
+    "models.M.variants.V.hang_timeout_s": "a batch that runs longer marks its worker as hung; an isolated one is replaced",
+    "models.M.variants.V.transport": "`auto`: Unix socket on the same node, Serve handle between nodes; `handle`: always the handle",
+    "models.M.routing.sticky_key": "`header:NAME` or `request_id`: who keeps a variant; without the header, the request id",
+    "models.M.routing.weights": "percent of live traffic of each candidate, for a model never seen before",
+    "models.M.routing.shadow": "percent of requests copied to each variant, likewise",
+    "models.M.routing.reference_percent": "percent of candidates' answers that the teacher scores again, likewise",
+    "models.M.routing.override.header": "header (or gRPC metadata) by which a request names its variant",
+    "models.M.routing.override.role": "least role that may use it in mode `tokens`",
+    "models.M.routing.fallback.on": "which failures of a candidate the baseline answers for; a lost worker, a full queue and a kill always",
+    "models.M.routing.fallback.budget_ms": "part of a request's time kept for the baseline, at most half of it",
+    "models.M.routing.queue.max_rows": "rows that wait for one variant in one gateway (429)",
+    "models.M.routing.queue.max_queue_delay_ms": "how long an idle worker may wait for a fuller batch",
+    "models.M.routing.queue.default_timeout_ms": "deadline of requests that name none (504)",
+    "models.M.slo[].name": "`latency`: share of answers under a threshold; `availability`: share of requests answered",
+    "models.M.slo[].objective": "share of good events that is aimed at",
+    "models.M.slo[].threshold_ms": "for `latency`, and required there",
+    "models.M.slo[].window": "days of the error budget",
+    "models.M.guards.false_rollback": "chance that a sound candidate is ever rolled back by mistake, all its statistical guards together",
+    "models.M.guards.monitor_loss": "when the monitor is silent: everything to the baseline, or go on",
+    "models.M.guards.monitor_loss_s": "how long it must be silent for that",
+    "models.M.guards.invalid_output.limit": "invalid answers at which the model is killed",
+    "models.M.guards.errors.ratio": "tolerated ratio of the candidate's error odds to the baseline's",
+    "models.M.guards.latency.quantile": "tail of the baseline that both are compared at",
+    "models.M.guards.latency.margin": "tolerated relative excess over it",
+    "models.M.guards.latency.margin_ms": "tolerated absolute excess on top",
+    "models.M.guards.agreement.margin": "tolerated excess over the disagreement measured when the variant was built",
+    "models.M.guards.agreement.limit": "tolerated disagreement itself, in place of the above",
+    "models.M.guards.agreement.gross_factor": "rolled back beyond this many times the limit",
+    "models.M.guards.harm.budget": "tolerated share of labelled pairs that the teacher has right and the candidate wrong",
+    "models.M.capacity.on_kill": "what becomes of traffic that the baseline cannot carry after a kill: 503. `reserve` is accepted and does the same today",
+}  # fmt: skip
+
+_PLACES = {"models": "models.M", "models.M.variants": "models.M.variants.V", "models.M.slo": "models.M.slo[]"}
+
+
+def settings(model: type[BaseModel] = Config, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """(path, type, default) of every value of the configuration file."""
+    for name, field in model.model_fields.items():
+        here = f"{path}.{name}" if path else name
+        inner = [a for a in (field.annotation, *get_args(field.annotation)) if _is_section(a)]
+        if inner:
+            yield from settings(inner[0], _PLACES.get(here, here))
+        else:
+            yield here, _type(field.annotation, field.metadata), _default(field.default)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _type(annotation: Any, metadata: list[Any]) -> str:
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if get_origin(annotation) is tuple:
+        return f"list of {_type(arguments[0], [])}"
+    if get_origin(annotation) is dict:
+        return f"variant: {_type(*_parts(arguments[1]))}"
+    chosen = [argument for argument in arguments if argument is not type(None)]
+    if arguments and len(chosen) == 1:
+        return _type(*_parts(chosen[0]))
+    bounds = [
+        f"{sign} {getattr(rule, key)}"
+        for rule in metadata
+        for key, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+        if hasattr(rule, key)
+    ]
+    if any(hasattr(rule, "pattern") or "pattern" in getattr(rule, "__dict__", {}) for rule in metadata):
+        bounds.append("such as `30d`")
+    word = {int: "integer", float: "number", str: "text"}[annotation]
+    return ", ".join([word, *bounds])
+
+
+def _parts(annotation: Any) -> tuple[Any, list[Any]]:
+    if not hasattr(annotation, "__metadata__"):
+        return annotation, []
+    rules = [rule for one in annotation.__metadata__ for rule in getattr(one, "metadata", [one])]
+    return annotation.__origin__, rules
+
+
+def _default(value: Any) -> str:
+    if value is PydanticUndefined:
+        return "required"
+    if value is None:
+        return "–"
+    if isinstance(value, tuple):
+        return f"`[{', '.join(value)}]`"
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    return f"`{value}`"
+
+
+def config_table() -> str:
+    rows = [f"| `{path}` | {kind} | {default} | {MEANINGS[path]} |" for path, kind, default in settings()]
+    return "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def _no_word() -> ControlWord:
+    raise OSError("the documentation has no control word")
+
+
+def metrics_table() -> str:
+    config = MonitorConfig("docs", "no-spools", "no-state", "no-word", "http://127.0.0.1:1", {})
+    watch = Watch(config, FakeClock())
+    actuator = Actuator(FakeClock(), httpx.AsyncClient(), _no_word, lambda: None, "docs")
+    rows = []
+    for family in MonitorCollector(watch, actuator, {}).collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in family._labelnames) or "–"  # type: ignore[attr-defined]
+        rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(["| metric | kind | labels | meaning |", "|---|---|---|---|", *rows])
+
+
+TABLES = {"configuration": config_table, "metrics": metrics_table}
+
+
+def between(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    for name, table in TABLES.items():
+        body = table()
+        text = between(name).sub(lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text)
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
