@@ -8,6 +8,7 @@ failure: the baseline answers in its place inside the same deadline.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -30,7 +31,11 @@ from serving.runtimes.pipeline import Summary
 
 #: Rows up to which preprocessing runs on the event loop: a thread hop costs more.
 INLINE_ROWS = 8
+#: Pause before a variant that could not be opened is tried again, seconds.
+RETRY_S = 1.0
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{16})([0-9a-f]{16})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+log = logging.getLogger(__name__)
 
 PlaneFactory = Callable[[str, VariantEntry], VariantPlane]
 
@@ -85,28 +90,59 @@ class DataPlane:
         self._make_plane = plane_factory
         self._planes: dict[str, dict[str, VariantPlane]] = {name: {} for name in config.models}
         self._closing: set[asyncio.Task[None]] = set()
+        self._following: asyncio.Task[None] | None = None
         self._scorer = Scorer(recorder, clock)
 
     # ------------------------------------------------------------ what is served
 
     async def apply(self, snapshot: Snapshot) -> None:
-        """Take over a snapshot: open new variants, swap the table, let go of those that left."""
+        """Take over a snapshot: obey its kills, open the baselines, swap the tables, then follow with the rest.
+
+        Raises:
+            RegistryError: a baseline cannot be opened; the tables in force stay.
+        """
+        self._routing.accept_latches(snapshot)
+        self.enforce()
         for model, table in snapshot.tables.items():
-            planes = self._planes.setdefault(model, {})
-            for name, entry in table.variants.items():
-                known = planes.get(name)
-                if known is None or known.entry != entry:
-                    plane = await asyncio.to_thread(self._make_plane, model, entry)
-                    await plane.start()
-                    planes[name] = plane
-                    if known is not None:
-                        self._let_go(known)
+            await self._open(model, table.variants[table.baseline])
         if self._routing.accept(snapshot):
-            for model, table in snapshot.tables.items():
-                planes = self._planes[model]
-                for name in [name for name in planes if name not in table.variants]:
-                    self._let_go(planes.pop(name))
             self.enforce()
+            if self._following is None or self._following.done():
+                self._following = asyncio.get_running_loop().create_task(self._follow())
+
+    async def settled(self) -> None:
+        """Wait until every variant of the tables in force is open."""
+        if self._following is not None:
+            await self._following
+
+    async def _follow(self) -> None:
+        """Open what the tables name and let go of what they do not; a variant that cannot be opened is tried again."""
+        while True:
+            snapshot, failed = self._routing.snapshot, False
+            for model, table in (snapshot.tables if snapshot else {}).items():
+                for name, entry in table.variants.items():
+                    try:
+                        await self._open(model, entry)
+                    except Exception:
+                        failed = True
+                        log.exception("cannot open %s of %s, trying again", name, model)
+                for name in [name for name in self._planes[model] if name not in table.variants]:
+                    self._let_go(self._planes[model].pop(name))
+            if failed:
+                await asyncio.sleep(RETRY_S)
+            elif snapshot is self._routing.snapshot:
+                return
+
+    async def _open(self, model: str, entry: VariantEntry) -> None:
+        planes = self._planes.setdefault(model, {})
+        known = planes.get(entry.name)
+        if known is not None and known.entry == entry:
+            return
+        plane = await asyncio.to_thread(self._make_plane, model, entry)
+        await plane.start()
+        planes[entry.name] = plane
+        if known is not None:
+            self._let_go(known)
 
     def enforce(self) -> None:
         """Drop what is queued at variants that may not answer any more; run after each change and on a tick."""
@@ -142,11 +178,22 @@ class DataPlane:
             )
         return listed
 
+    def opening(self) -> list[tuple[str, VariantEntry]]:
+        """Variants of the tables in force that are not open yet."""
+        snapshot = self._routing.snapshot
+        return [
+            (model, entry)
+            for model, table in (snapshot.tables if snapshot else {}).items()
+            for name, entry in table.variants.items()
+            if name not in self._planes[model]
+        ]
+
     def select(self, model: str, version: str = "") -> list[VariantPlane]:
         """The variants that a metadata or statistics request means: all of a model, or one version."""
         view = self._view(model)
         if version:
-            return [self._planes[model][self._by_version(view.table, version)]]
+            plane = self._planes[model].get(self._by_version(view.table, version))
+            return [plane] if plane is not None else []
         return self.models()[model]
 
     # ------------------------------------------------------------ inference
@@ -297,6 +344,8 @@ class DataPlane:
             self._recorder.feedback(Kind.KPI, model, table.baseline, request_id, value=value, name=name)
 
     async def close(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
         await self._scorer.close()
         planes = [plane for variants in self._planes.values() for plane in variants.values()]
         await asyncio.gather(*(plane.close() for plane in planes), *self._closing, return_exceptions=True)
@@ -329,6 +378,8 @@ class DataPlane:
                 raise RequestError(ErrorKind.UNAVAILABLE, f"{name} is killed: only {table.baseline} answers", 30)
             return _Target(name, reason, live=False)
         chosen = route(table, caller.sticky or request_id, killed=view.killed, vetoed=view.vetoed)
+        if chosen.variant not in self._planes[model]:  # still being opened: nobody's fault
+            return _Target(table.baseline, Reason.BASELINE, live=True)
         return _Target(chosen.variant, chosen.reason, True, chosen.shadows, chosen.reference)
 
     @staticmethod

@@ -46,15 +46,17 @@ def statistics(plane: DataPlane, model: str = "", version: str = "") -> Statisti
 
 def index(plane: DataPlane) -> Index:
     """The repository index: every variant of every model by its version."""
-    return Index(
-        tuple(
-            IndexEntry(
-                model, str(variant.entry.version), *(("READY", "") if variant.ready else ("UNAVAILABLE", "no worker"))
-            )
-            for model, variants in plane.models().items()
-            for variant in variants
-        )
-    )
+    entries = [
+        IndexEntry(model, str(variant.entry.version), *(_READY if variant.ready else _IDLE))
+        for model, variants in plane.models().items()
+        for variant in variants
+    ]
+    entries += [IndexEntry(model, str(entry.version), *_LOADING) for model, entry in plane.opening()]
+    return Index(tuple(entries))
+
+
+#: State and reason in the repository index.
+_READY, _IDLE, _LOADING = ("READY", ""), ("UNAVAILABLE", "no worker"), ("LOADING", "not open yet")
 
 
 def _some(plane: DataPlane, model: str, version: str) -> list[VariantPlane]:

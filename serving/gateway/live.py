@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from serving.clock import Clock
 from serving.config import Config
 from serving.contract import ControlWord, Latch, RouteTable, Snapshot, slot_key
@@ -48,6 +50,12 @@ class LiveRouting:
             return False
         self.snapshot = snapshot
         return True
+
+    def accept_latches(self, snapshot: Snapshot) -> None:
+        """Obey the kills and vetoes of a newer snapshot at once, whatever else taking it over may need."""
+        now = self.snapshot
+        if now is not None and (snapshot.lease, snapshot.rev) > (now.lease, now.rev):
+            self.snapshot = msgspec.structs.replace(now, kills=snapshot.kills, vetoes=snapshot.vetoes)
 
     def view(self, model: str) -> View | None:
         """The routing of `model`, or None while nothing was published for it."""
