@@ -115,7 +115,7 @@ class VariantConfig(_Section):
 
 class OverrideConfig(_Section):
     header: str = "x-canarium-variant"
-    role: str = "tester"
+    role: Literal["viewer", "tester", "labeller", "operator", "release-manager", "admin"] = "tester"
 
 
 class FallbackConfig(_Section):
@@ -217,10 +217,6 @@ class GuardsConfig(_Section):
     harm: HarmGuard = HarmGuard()
 
 
-class CapacityConfig(_Section):
-    on_kill: Literal["shed", "reserve"] = "shed"
-
-
 class ModelConfig(_Section):
     """One model: its variants, how traffic is routed and what is watched."""
 
@@ -230,7 +226,6 @@ class ModelConfig(_Section):
     routing: RoutingConfig = RoutingConfig()
     slo: tuple[SloConfig, ...] = ()
     guards: GuardsConfig = GuardsConfig()
-    capacity: CapacityConfig = CapacityConfig()
 
     @model_validator(mode="after")
     def _names_exist(self) -> ModelConfig:

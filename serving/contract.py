@@ -296,6 +296,7 @@ class ControlWord:
         self._cells = cells
         self._descriptor = descriptor
         self._slots: dict[int, int] = {}
+        self._unseen: dict[int, int] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> ControlWord:
@@ -370,13 +371,15 @@ class ControlWord:
     def _find(self, key: int) -> int:
         """First cell of the slot of `key`, else `_ABSENT`, or `_UNSURE` if a damaged slot may have been it."""
         missing = _ABSENT
-        for at in range(WORD_HEADER_CELLS, len(self._cells), WORD_SLOT_CELLS):
+        for at in range(self._unseen.get(key, WORD_HEADER_CELLS), len(self._cells), WORD_SLOT_CELLS):
             stored, seq, cleared, check = self._cells[at : at + WORD_SLOT_CELLS]
             if stored == key:
                 self._slots[key] = at
                 return at
-            if not (stored or seq or cleared or check):
-                break  # free, and so are those that follow
+            if not (stored or seq or cleared or check):  # free, and so are those that follow
+                if missing == _ABSENT:
+                    self._unseen[key] = at  # slots fill in order: it can only appear from here on
+                break
             if check != slot_check(stored, seq, cleared):
                 missing = _UNSURE
         return missing

@@ -12,9 +12,10 @@ import orjson
 
 from serving.clock import Clock
 from serving.config import Config
-from serving.control.auth import Auth
+from serving.control.auth import Action, Auth, Principal
 from serving.errors import ErrorKind, RequestError, bad_request
 from serving.gateway import describe
+from serving.gateway.budget import Held, InflightBudget
 from serving.gateway.dataplane import Caller, DataPlane
 from serving.protocol import compress, oip_binary, oip_json
 from serving.protocol.describe import Description, encode, server_metadata
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _JSON = (b"content-type", b"application/json")
 _OCTETS = (b"content-type", b"application/octet-stream")
+#: Bodies of feedback and index requests, bytes; KPIs of one feedback; seconds for a body to arrive.
+SMALL_BODY, KPIS_MAX, BODY_TIMEOUT_S = 65_536, 16, 30.0
 #: A request that takes longer than this is watched for a client that goes away.
 WATCH_AFTER_S = 0.05
 
@@ -45,16 +48,16 @@ class HttpGateway:
         config: limits and header names.
         plane: answers decoded requests.
         auth: who may call; with mode `none` everybody on loopback.
+        budget: bytes of bodies in flight, shared with gRPC.
     """
 
-    def __init__(self, config: Config, plane: DataPlane, auth: Auth, clock: Clock) -> None:
+    def __init__(self, config: Config, plane: DataPlane, auth: Auth, clock: Clock, budget: InflightBudget) -> None:
         self._plane = plane
         self._auth = auth
         self._open = config.auth.mode == "none"
         self._clock = clock
         self._max_body = config.server.max_body_mib << 20
-        self._max_inflight = config.server.max_inflight_mib << 20
-        self._inflight = 0
+        self._budget = budget
         self._sticky = {
             name: model.routing.sticky_key.partition(":")[2].lower().encode() for name, model in config.models.items()
         }
@@ -69,13 +72,13 @@ class HttpGateway:
             return
         if scope["type"] != "http":
             return
-        arrived_ns = self._clock.monotonic_ns()
         headers: dict[bytes, bytes] = dict(scope["headers"])
         own_id = b"x-request-id" not in headers
         if own_id:
             headers[b"x-request-id"] = uuid.uuid4().hex.encode()
         try:
-            body = await self._respond(scope, headers, receive, arrived_ns)
+            with self._budget.request() as held:
+                body = await self._respond(scope, headers, receive, held)
         except RequestError as error:
             body = _error(error)
         except asyncio.CancelledError:
@@ -97,7 +100,7 @@ class HttpGateway:
 
     # ------------------------------------------------------------ routes
 
-    async def _respond(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, arrived_ns: int) -> _Body:
+    async def _respond(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, held: Held) -> _Body:
         path, method = scope["path"], scope["method"]
         parts = path.strip("/").split("/")
         if parts[0] != "v2":
@@ -105,9 +108,10 @@ class HttpGateway:
         rest = parts[1:]
         if rest[:1] == ["health"]:
             return self._health(method, path, rest)
-        self._authorize(headers, scope)
+        if not self._open:
+            self._identify(headers, scope).require("viewer")
         if rest[:1] == ["models"] and len(rest) >= 2 and rest != ["models", "stats"]:
-            return await self._model(method, path, rest[1], rest[2:], headers, receive, arrived_ns)
+            return await self._model(method, path, rest[1], rest[2:], scope, headers, receive, held)
         if rest == []:
             _allow(method, "GET", path)
             return _json(encode(server_metadata()))
@@ -116,7 +120,7 @@ class HttpGateway:
             return _json(encode(describe.statistics(self._plane)))
         if rest == ["repository", "index"]:
             _allow(method, "POST", path)
-            await self._read(headers, receive)
+            await self._read(headers, receive, held, SMALL_BODY)
             return _json(encode(describe.index(self._plane)))
         raise _not_found(path)
 
@@ -134,19 +138,25 @@ class HttpGateway:
         path: str,
         model: str,
         rest: list[str],
+        scope: Scope,
         headers: dict[bytes, bytes],
         receive: Receive,
-        arrived_ns: int,
+        held: Held,
     ) -> _Body:
+        if model not in self._sticky:
+            known = ", ".join(self._sticky)
+            raise RequestError(ErrorKind.NOT_FOUND, f"unknown model {shown(model)}, expected one of {known}")
         version = ""
         if rest[:1] == ["versions"] and len(rest) >= 2:
             version, rest = rest[1], rest[2:]
         if rest == ["infer"]:
             _allow(method, "POST", path)
-            return await self._infer(model, version, headers, receive, arrived_ns)
+            return await self._infer(model, version, scope, headers, receive, held)
         if rest == ["feedback"] and not version:
             _allow(method, "POST", path)
-            return await self._feedback(model, headers, receive)
+            if not self._open:
+                self._identify(headers, scope).permit(Action.LABEL)
+            return await self._feedback(model, headers, receive, held)
         if rest == ["ready"]:
             _allow(method, "GET", path)
             return _Body(200 if self._plane.model_ready(model, version) else 503, [], [])
@@ -159,21 +169,20 @@ class HttpGateway:
     # ------------------------------------------------------------ inference
 
     async def _infer(
-        self, model: str, version: str, headers: dict[bytes, bytes], receive: Receive, arrived_ns: int
+        self, model: str, version: str, scope: Scope, headers: dict[bytes, bytes], receive: Receive, held: Held
     ) -> _Body:
-        held, raw = await self._read(headers, receive)
-        watch = None
+        raw = await self._read(headers, receive, held, self._max_body)
+        # The deadline runs from here: how long a client takes to send its body is nobody else's doing.
+        arrived_ns = self._clock.monotonic_ns()
+        request = self._decode(model, version, headers, raw)
+        caller = self._caller(model, scope, headers, request, arrived_ns)
+        task = asyncio.current_task()
+        assert task is not None
+        watch = _Watch(task, receive)
         try:
-            request = self._decode(model, version, headers, raw)
-            caller = self._caller(model, headers, request, arrived_ns)
-            task = asyncio.current_task()
-            assert task is not None
-            watch = _Watch(task, receive)
             reply = await self._plane.infer(model, version, request, caller)
         finally:
-            self._inflight -= held
-            if watch is not None:
-                watch.stop()
+            watch.stop()
         if reply.binary_outputs:
             pieces, json_length = oip_binary.encode_response(reply.response, reply.binary_outputs)
             out = [_OCTETS, (b"inference-header-content-length", b"%d" % json_length)]
@@ -192,14 +201,19 @@ class HttpGateway:
         if json_length is None:
             return oip_json.decode_request(raw)
         if json_length == 0:
-            return oip_binary.decode_raw(raw, self._plane.select(model, version)[0].manifest.signature)
+            variants = self._plane.select(model, version)
+            if not variants:
+                raise RequestError(ErrorKind.UNAVAILABLE, f"model {model} is being opened, try again", 1)
+            return oip_binary.decode_raw(raw, variants[0].manifest.signature)
         return oip_binary.decode_request(raw, json_length)
 
-    def _caller(self, model: str, headers: dict[bytes, bytes], request: InferRequest, arrived_ns: int) -> Caller:
+    def _caller(
+        self, model: str, scope: Scope, headers: dict[bytes, bytes], request: InferRequest, arrived_ns: int
+    ) -> Caller:
         override_header, role = self._override.get(model, (b"", ""))
         override = headers.get(override_header, b"").decode("latin-1")
         if override and not self._open:
-            self._auth.identify(_text(headers, b"authorization")).require(role)
+            self._identify(headers, scope).require(role)
         return Caller(
             arrived_ns,
             _text(headers, b"x-request-id") or "",
@@ -209,10 +223,8 @@ class HttpGateway:
             _text(headers, b"traceparent") or "",
         )
 
-    async def _feedback(self, model: str, headers: dict[bytes, bytes], receive: Receive) -> _Body:
-        held, raw = await self._read(headers, receive)
-        self._inflight -= held
-        document = oip_json.load_object(raw)
+    async def _feedback(self, model: str, headers: dict[bytes, bytes], receive: Receive, held: Held) -> _Body:
+        document = oip_json.load_object(await self._read(headers, receive, held, SMALL_BODY))
         request_id, label, kpi = document.get("id"), document.get("label"), document.get("kpi") or {}
         if not isinstance(request_id, str) or not request_id:
             raise bad_request("id: expected the id of an earlier request, a non-empty string")
@@ -224,48 +236,44 @@ class HttpGateway:
             isinstance(value, int | float) and not isinstance(value, bool) for value in kpi.values()
         ):
             raise bad_request(f"kpi: expected an object of numbers, got {shown(kpi)}")
+        if len(kpi) > KPIS_MAX:
+            raise bad_request(f"kpi: expected at most {KPIS_MAX} values, got {len(kpi)}")
         self._plane.feedback(model, request_id, label, kpi)
         return _Body(202, [_JSON], [orjson.dumps({"accepted": request_id})])
 
     # ------------------------------------------------------------ bodies
 
-    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> tuple[int, bytes]:
-        """The whole body, unpacked, and the bytes that it holds of the gateway's in-flight budget."""
-        held = 0
-        pieces: list[bytes] = []
+    async def _read(self, headers: dict[bytes, bytes], receive: Receive, held: Held, limit: int) -> bytes:
+        """The whole body, unpacked, at most `limit` bytes; counted in the gateway's in-flight budget."""
         try:
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise RequestError(ErrorKind.CANCELLED, "the client went away before its request was complete")
-                piece = message.get("body", b"")
-                held += len(piece)
-                self._inflight += len(piece)
-                if held > self._max_body:
-                    raise RequestError(ErrorKind.TOO_LARGE, f"the body is over the limit of {self._max_body >> 20} MiB")
-                if self._inflight > self._max_inflight:
-                    raise RequestError(
-                        ErrorKind.UNAVAILABLE,
-                        f"over {self._max_inflight >> 20} MiB of request bodies are in flight, try again later",
-                        1,
-                    )
-                pieces.append(piece)
-                if not message.get("more_body"):
-                    break
-            raw = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            encoding = headers.get(b"content-encoding")
-            if encoding is not None:
-                raw = compress.decompress(raw, encoding.decode("latin-1"), self._max_body)
-                self._inflight += len(raw)
-                held += len(raw)
-        except BaseException:
-            self._inflight -= held
-            raise
-        return held, raw
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                raw = await self._receive(receive, held, limit)
+        except TimeoutError:
+            raise bad_request(f"the body was not complete after {BODY_TIMEOUT_S:g} s") from None
+        encoding = headers.get(b"content-encoding")
+        if encoding is not None:
+            raw = compress.decompress(raw, encoding.decode("latin-1"), limit)
+            held.add(len(raw))
+        return raw
 
-    def _authorize(self, headers: dict[bytes, bytes], scope: Scope) -> None:
-        if not self._open:
-            self._auth.identify(_text(headers, b"authorization")).require("viewer")
+    @staticmethod
+    async def _receive(receive: Receive, held: Held, limit: int) -> bytes:
+        pieces: list[bytes] = []
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise RequestError(ErrorKind.CANCELLED, "the client went away before its request was complete")
+            pieces.append(message.get("body", b""))
+            held.add(len(pieces[-1]))
+            if held.bytes > limit:
+                size = f"{limit >> 20} MiB" if limit >> 20 else f"{limit >> 10} KiB"
+                raise RequestError(ErrorKind.TOO_LARGE, f"the body is over the limit of {size}")
+            if not message.get("more_body"):
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _identify(self, headers: dict[bytes, bytes], scope: Scope) -> Principal:
+        client = scope.get("client")
+        return self._auth.identify(_text(headers, b"authorization"), client[0] if client else "")
 
 
 class _Watch:

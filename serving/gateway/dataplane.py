@@ -1,6 +1,6 @@
 """What a request goes through, whatever protocol it came by.
 
-validate → preprocess → route → batch → variant → check → (fall back) → postprocess; then, behind the
+validate → route → preprocess → batch → variant → check → postprocess (→ fall back); then, behind the
 answer, the record for the monitor and the shadow and reference work. No client sees a candidate's
 failure: the baseline answers in its place inside the same deadline.
 """
@@ -8,40 +8,35 @@ failure: the baseline answers in its place inside the same deadline.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from serving.clock import Clock
 from serving.config import Config, ModelConfig
-from serving.contract import Cause, Kind, Reason, RouteTable, Snapshot, VariantEntry
+from serving.contract import Cause, Kind, Reason, Snapshot
 from serving.core.routing import route
 from serving.errors import ErrorKind, RequestError, bad_request
 from serving.gateway.live import LiveRouting, View
+from serving.gateway.planes import PlaneFactory, Planes, by_version
 from serving.gateway.recorder import UNKNOWN, Recorder, Trace, reason_header
 from serving.gateway.scoring import Answered, Scorer
-from serving.gateway.variants import Fault, VariantPlane
+from serving.gateway.variants import Answer, Fault, VariantPlane
 from serving.protocol.types import InferRequest, InferResponse, shown, tensor
 from serving.protocol.validate import select_outputs, validate
 from serving.runtimes.pipeline import Summary
 
-#: Rows up to which preprocessing runs on the event loop: a thread hop costs more.
-INLINE_ROWS = 8
-#: Pause before a variant that could not be opened is tried again, seconds.
-RETRY_S = 1.0
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{16})([0-9a-f]{16})-[0-9a-f]{16}-[0-9a-f]{2}")
-
-log = logging.getLogger(__name__)
-
-PlaneFactory = Callable[[str, VariantEntry], VariantPlane]
+#: Causes whose fallback the configuration may switch off; the others always fall back.
+_CONFIGURABLE = frozenset({Cause.ERROR, Cause.TIMEOUT, Cause.INVALID_OUTPUT})
 
 
 class Caller(NamedTuple):
-    """What the transport knows about a request besides its tensors."""
+    """What the transport knows about a request besides its tensors; `arrived_ns` is when it was complete."""
 
     arrived_ns: int
     request_id: str = ""
@@ -59,22 +54,22 @@ class Reply(NamedTuple):
     headers: dict[str, str]
 
 
-class _Target(NamedTuple):
-    """Who is to answer one request, and on what terms."""
+class _Work(msgspec.Struct):
+    """One request on its way: what was decided, and what is known so far."""
 
-    variant: str
-    reason: Reason
-    live: bool
+    model: str
+    config: ModelConfig
+    view: View
+    trace: Trace
+    deadline_ns: int
+    variant: str  # to whom it was routed
+    reason: Reason = Reason.BASELINE
+    cause: Cause = Cause.NONE
+    live: bool = True
     shadows: tuple[str, ...] = ()
     reference: bool = False
-
-
-class _Outcome(NamedTuple):
-    plane: VariantPlane
-    inputs: dict[str, np.ndarray]
-    outputs: Mapping[str, np.ndarray]
-    reason: Reason
-    cause: Cause
+    client_inputs: dict[str, np.ndarray] = {}
+    inputs: dict[str, np.ndarray] = {}
 
 
 class DataPlane:
@@ -87,361 +82,254 @@ class DataPlane:
         self._routing = routing
         self._recorder = recorder
         self._clock = clock
-        self._make_plane = plane_factory
-        self._planes: dict[str, dict[str, VariantPlane]] = {name: {} for name in config.models}
-        self._closing: set[asyncio.Task[None]] = set()
-        self._following: asyncio.Task[None] | None = None
+        self.planes = Planes(list(config.models), routing, plane_factory)
         self._scorer = Scorer(recorder, clock)
 
     # ------------------------------------------------------------ what is served
 
     async def apply(self, snapshot: Snapshot) -> None:
-        """Take over a snapshot: obey its kills, open the baselines, swap the tables, then follow with the rest.
-
-        Raises:
-            RegistryError: a baseline cannot be opened; the tables in force stay.
-        """
-        self._routing.accept_latches(snapshot)
+        """Take over a published snapshot (see `Planes.apply`)."""
+        await self.planes.apply(snapshot)
         self.enforce()
-        for model, table in snapshot.tables.items():
-            await self._open(model, table.variants[table.baseline])
-        if self._routing.accept(snapshot):
-            self.enforce()
-            if self._following is None or self._following.done():
-                self._following = asyncio.get_running_loop().create_task(self._follow())
-
-    async def settled(self) -> None:
-        """Wait until every variant of the tables in force is open."""
-        if self._following is not None:
-            await self._following
-
-    async def _follow(self) -> None:
-        """Open what the tables name and let go of what they do not; a variant that cannot be opened is tried again."""
-        while True:
-            snapshot, failed = self._routing.snapshot, False
-            for model, table in (snapshot.tables if snapshot else {}).items():
-                for name, entry in table.variants.items():
-                    try:
-                        await self._open(model, entry)
-                    except Exception:
-                        failed = True
-                        log.exception("cannot open %s of %s, trying again", name, model)
-                for name in [name for name in self._planes[model] if name not in table.variants]:
-                    self._let_go(self._planes[model].pop(name))
-            if failed:
-                await asyncio.sleep(RETRY_S)
-            elif snapshot is self._routing.snapshot:
-                return
-
-    async def _open(self, model: str, entry: VariantEntry) -> None:
-        planes = self._planes.setdefault(model, {})
-        known = planes.get(entry.name)
-        if known is not None and known.entry == entry:
-            return
-        plane = await asyncio.to_thread(self._make_plane, model, entry)
-        await plane.start()
-        planes[entry.name] = plane
-        if known is not None:
-            self._let_go(known)
 
     def enforce(self) -> None:
         """Drop what is queued at variants that may not answer any more; run after each change and on a tick."""
         self._routing.tick()
-        for model, planes in self._planes.items():
+        for model, variants in self.planes.all().items():
             view = self._routing.view(model)
-            for name, plane in planes.items():
+            for plane in variants:
                 plane.publish_gauges()
-                if view is not None and view.killed and name != view.table.baseline:
+                if view is not None and view.killed and plane.entry.name != view.table.baseline:
                     plane.drop_queued()
         self._recorder.beat()
 
     @property
     def ready(self) -> bool:
         """Whether every model's baseline can answer."""
-        return all(self.model_ready(model) for model in self._config.models)
+        return all(self._routing.view(model) and self.model_ready(model) for model in self._config.models)
 
     def model_ready(self, model: str, version: str = "") -> bool:
         """Whether a model (its baseline) or one of its versions can answer. Raises `RequestError` if unknown."""
-        view = self._view(model)
-        name = self._by_version(view.table, version) if version else view.table.baseline
-        plane = self._planes[model].get(name)
+        table = self._view(model).table
+        plane = self.planes.get(model, by_version(table, version) if version else table.baseline)
         return plane is not None and plane.ready
-
-    def models(self) -> dict[str, list[VariantPlane]]:
-        """Variants of each model, baseline first."""
-        listed: dict[str, list[VariantPlane]] = {}
-        for model, planes in self._planes.items():
-            view = self._routing.view(model)
-            baseline = view.table.baseline if view else ""
-            listed[model] = sorted(
-                planes.values(), key=lambda plane: (plane.entry.name != baseline, plane.entry.version)
-            )
-        return listed
-
-    def opening(self) -> list[tuple[str, VariantEntry]]:
-        """Variants of the tables in force that are not open yet."""
-        snapshot = self._routing.snapshot
-        return [
-            (model, entry)
-            for model, table in (snapshot.tables if snapshot else {}).items()
-            for name, entry in table.variants.items()
-            if name not in self._planes[model]
-        ]
 
     def select(self, model: str, version: str = "") -> list[VariantPlane]:
         """The variants that a metadata or statistics request means: all of a model, or one version."""
         view = self._view(model)
         if version:
-            plane = self._planes[model].get(self._by_version(view.table, version))
+            plane = self.planes.get(model, by_version(view.table, version))
             return [plane] if plane is not None else []
-        return self.models()[model]
+        return self.planes.all()[model]
 
     # ------------------------------------------------------------ inference
 
     async def infer(self, model: str, version: str, request: InferRequest, caller: Caller) -> Reply:
         """Answer one request. Raises `RequestError` with the kind that the client is told."""
         view = self._view(model)
-        table, planes, config = view.table, self._planes[model], self._config.models[model]
+        config = self._config.models[model]
         trace = _trace(request, caller)
         timeout_ms = caller.timeout_ms or config.routing.queue.default_timeout_ms
         deadline_ns = caller.arrived_ns + timeout_ms * 1_000_000
-        target = _Target(table.baseline, Reason.BASELINE, live=True)
+        work = _Work(model, config, view, trace, deadline_ns, view.table.baseline)
         try:
-            target = self._target(model, version, view, caller, trace.request_id)
-            plane = planes[target.variant]
+            plane = self._route(work, version, caller)
             trace.rows = validate(request, plane.manifest.signature, model)
-            client_inputs = {item.name: item.data for item in request.inputs}
-            inputs = await self._preprocess(plane, client_inputs, trace)
-            outcome = await self._answer(config, view, target, inputs, client_inputs, trace, deadline_ns)
+            work.client_inputs = {item.name: item.data for item in request.inputs}
+            answerer, answer = await self._answer(work, plane)
+            return self._finish(work, request, answerer, answer)
         except Fault as fault:
-            # If the candidate and then the baseline failed, the failure is the baseline's: nobody else is blamed.
-            target = target._replace(variant=fault.variant)
             error = fault.as_error(shedding=view.killed)
-            self._record(model, target, table, trace, error.http_status, fault.cause)
-            self._count_failure(planes.get(target.variant), trace)
+            # Whoever failed first is recorded: if the baseline failed after the candidate, the candidate was routed to.
+            first = fault.first or fault
+            work.variant, work.cause, trace.batch_key = first.variant, first.cause, first.batch_key
+            self._refused(work, error.http_status)
             raise error from fault
         except RequestError as error:
-            self._record(model, target, table, trace, error.http_status, Cause.NONE)
+            self._refused(work, error.http_status)
             raise
         except asyncio.CancelledError:
-            self._record(model, target, table, trace, 499, Cause.NONE)
+            self._refused(work, 499)
             raise
-        return self._finish(model, request, view, target, outcome, client_inputs, trace)
+        except Exception:
+            self._refused(work, 500)
+            raise
 
-    async def _answer(
-        self,
-        config: ModelConfig,
-        view: View,
-        target: _Target,
-        inputs: dict[str, np.ndarray],
-        client_inputs: dict[str, np.ndarray],
-        trace: Trace,
-        deadline_ns: int,
-    ) -> _Outcome:
-        model, table = view.table.model, view.table
-        plane = self._planes[model][target.variant]
-        if target.variant == table.baseline or target.reason is not Reason.CANARY:
-            outputs = await self._run(plane, inputs, trace, deadline_ns)
-            return _Outcome(plane, inputs, outputs, target.reason, Cause.NONE)
+    def _route(self, work: _Work, version: str, caller: Caller) -> VariantPlane:
+        """Decide who is to answer. Raises `RequestError` for a version or variant that cannot."""
+        model, view = work.model, work.view
+        table = view.table
+        if version or caller.override:
+            if version:
+                name, work.reason = by_version(table, version), Reason.PINNED
+            else:
+                name, work.reason = caller.override, Reason.OVERRIDE
+            work.live = False
+            if name not in table.variants:
+                known = ", ".join(sorted(table.variants))
+                header = work.config.routing.override.header
+                raise bad_request(f"header {header}: unknown variant {shown(name)} of {model}, expected one of {known}")
+            work.variant = name
+            if view.killed and name != table.baseline:
+                raise RequestError(ErrorKind.UNAVAILABLE, f"{name} is killed: only {table.baseline} answers", 30)
+            plane = self.planes.get(model, name)
+            if plane is None:
+                raise RequestError(ErrorKind.UNAVAILABLE, f"{name} is being opened, try again", 1)
+            return plane
+        key = caller.sticky or work.trace.request_id
+        chosen = route(table, key, killed=view.killed, vetoed=view.vetoed)
+        plane = self.planes.get(model, chosen.variant)
+        if plane is not None:
+            work.variant, work.reason = chosen.variant, chosen.reason
+            work.shadows, work.reference = chosen.shadows, chosen.reference
+            return plane
+        plane = self.planes.get(model, table.baseline)  # the candidate is still being opened: nobody's fault
+        if plane is None:
+            raise RequestError(ErrorKind.UNAVAILABLE, f"{table.baseline} is being opened, try again", 1)
+        return plane
+
+    async def _answer(self, work: _Work, plane: VariantPlane) -> tuple[VariantPlane, Answer]:
+        """The chosen variant's answer, or the baseline's if a candidate fails. Raises `Fault`."""
+        if work.reason is not Reason.CANARY:
+            answer = await self._run(work, plane, work.deadline_ns)
+            now = self._routing.view(work.model)
+            if now is None or not now.killed or plane.entry.name == now.table.baseline:
+                return plane, answer
+            fault = Fault(plane.entry.name, Cause.KILLED, f"{plane.entry.name} was killed while it answered")
+            if not work.live:
+                raise fault
+            return await self._fall_back(work, plane, fault)
         # The candidate is given what the deadline allows after keeping the baseline's share, at least half.
-        total_ns = deadline_ns - trace.arrived_ns
-        budget_ns = min(config.routing.fallback.budget_ms * 1_000_000, total_ns // 2)
+        settings = work.config.routing
+        total_ns = work.deadline_ns - work.trace.arrived_ns
+        budget_ns = min(settings.fallback.budget_ms * 1_000_000, total_ns // 2)
         began = self._clock.monotonic_ns()
         try:
-            outputs = await self._run(plane, inputs, trace, deadline_ns - budget_ns)
-            now = self._routing.view(model)
-            if now is not None and not now.allows(target.variant):
-                raise Fault(
-                    target.variant, Cause.KILLED, f"{target.variant} was taken out of traffic while it answered"
-                )
-            return _Outcome(plane, inputs, outputs, target.reason, Cause.NONE)
+            answer = await self._run(work, plane, work.deadline_ns - budget_ns)
+            now = self._routing.view(work.model)
+            if now is None or now.allows(plane.entry.name):
+                return plane, answer
+            raise Fault(plane.entry.name, Cause.KILLED, f"{plane.entry.name} was taken out of traffic")
         except Fault as fault:
-            if fault.cause in _CONFIGURABLE and fault.cause.name.lower() not in config.routing.fallback.on:
+            if fault.cause in _CONFIGURABLE and fault.cause.name.lower() not in settings.fallback.on:
                 raise
-            trace.candidate_ns = self._clock.monotonic_ns() - began
-            trace.batch_key = fault.batch_key
-            baseline = self._planes[model][table.baseline]
-            if baseline.pipeline.preprocess_key != plane.pipeline.preprocess_key:
-                inputs = await self._preprocess(baseline, client_inputs, trace)
-            batch_key = trace.batch_key
-            outputs = await self._run(baseline, inputs, trace, deadline_ns)
-            trace.batch_key = batch_key
-            return _Outcome(baseline, inputs, outputs, Reason.FALLBACK, fault.cause)
+            work.trace.candidate_ns = self._clock.monotonic_ns() - began
+            if fault.cause is Cause.TIMEOUT:
+                # A client that leaves little time is not the candidate's doing: such a time-out counts against nobody.
+                fair_ns = (settings.queue.default_timeout_ms - settings.fallback.budget_ms) * 500_000
+                work.live = work.deadline_ns - budget_ns - began >= fair_ns
+            return await self._fall_back(work, plane, fault)
 
-    async def _run(
-        self, plane: VariantPlane, inputs: dict[str, np.ndarray], trace: Trace, deadline_ns: int
-    ) -> Mapping[str, np.ndarray]:
-        result = await plane.run(inputs, trace.rows, deadline_ns)
-        trace.queue_ns = result.queue_ns
-        trace.infer_ns = result.infer_ns
-        trace.batch_key = result.batch_key
-        return result.outputs
+    async def _fall_back(self, work: _Work, failed: VariantPlane, fault: Fault) -> tuple[VariantPlane, Answer]:
+        view = self._routing.view(work.model) or work.view
+        baseline = self.planes.get(work.model, view.table.baseline)
+        if baseline is None:
+            raise fault
+        if baseline.pipeline.preprocess_key != failed.pipeline.preprocess_key:
+            work.inputs = {}
+        try:
+            answer = await self._run(work, baseline, work.deadline_ns)
+        except Fault as second:
+            second.first = fault if fault.cause is not Cause.KILLED else None
+            raise
+        work.reason, work.cause, work.trace.batch_key = Reason.FALLBACK, fault.cause, fault.batch_key
+        return baseline, answer
 
-    async def _preprocess(
-        self, plane: VariantPlane, client_inputs: dict[str, np.ndarray], trace: Trace
-    ) -> dict[str, np.ndarray]:
+    async def _run(self, work: _Work, plane: VariantPlane, deadline_ns: int) -> Answer:
+        trace = work.trace
+        if not work.inputs:
+            began = self._clock.monotonic_ns()
+            work.inputs = await plane.preprocess(work.client_inputs, trace.rows)
+            trace.preprocess_ns += self._clock.monotonic_ns() - began
+        trace.dispatched = True
+        answer = await plane.run(work.inputs, trace.rows, deadline_ns)
+        trace.queue_ns, trace.infer_ns, trace.batch_key = answer.queue_ns, answer.infer_ns, answer.batch_key
+        return answer
+
+    def _finish(self, work: _Work, request: InferRequest, plane: VariantPlane, answer: Answer) -> Reply:
+        trace, table, entry = work.trace, work.view.table, plane.entry
         began = self._clock.monotonic_ns()
-        if trace.rows <= INLINE_ROWS:
-            inputs = plane.pipeline.preprocess(client_inputs)
-        else:
-            inputs = await asyncio.to_thread(plane.pipeline.preprocess, client_inputs)
-        trace.preprocess_ns += self._clock.monotonic_ns() - began
-        return inputs
-
-    def _finish(
-        self,
-        model: str,
-        request: InferRequest,
-        view: View,
-        target: _Target,
-        outcome: _Outcome,
-        client_inputs: dict[str, np.ndarray],
-        trace: Trace,
-    ) -> Reply:
-        plane, table = outcome.plane, view.table
-        began = self._clock.monotonic_ns()
-        tensors = [tensor(name, data) for name, data in plane.pipeline.postprocess(dict(outcome.outputs)).items()]
+        tensors = [tensor(name, data) for name, data in answer.tensors.items()]
         chosen, binary = select_outputs(request, tensors, plane.pipeline.labels)
-        entry = plane.entry
         reply = Reply(
-            InferResponse(model, str(entry.version), request.id, chosen),
+            InferResponse(work.model, str(entry.version), request.id, chosen),
             binary,
             {
                 "x-canarium-variant": entry.name,
-                "x-canarium-reason": reason_header(outcome.reason, outcome.cause),
+                "x-canarium-reason": reason_header(work.reason, work.cause),
                 "x-canarium-epoch": str(table.epoch),
                 "x-request-id": trace.request_id,
             },
         )
         now = self._clock.monotonic_ns()
-        self._count_success(plane, trace, now - began, now)
-        summary = plane.pipeline.summary(outcome.outputs)
-        self._record(model, target, table, trace, 200, outcome.cause, outcome=outcome, summary=summary)
-        if target.live and outcome.reason in (Reason.BASELINE, Reason.CANARY):
-            self._compare(
-                table, target, Answered(plane, client_inputs, outcome.inputs, outcome.outputs, trace.rows, trace)
-            )
+        trace.postprocess_ns = answer.output_ns + now - began
+        plane.stats.succeeded(trace, now - trace.arrived_ns, self._clock.wall_ns() // 1_000_000)
+        self._record(work, 200, entry.name, plane.pipeline.summary(answer.outputs))
+        if work.live and work.reason in (Reason.BASELINE, Reason.CANARY):
+            self._compare(work, Answered(plane, work.client_inputs, work.inputs, answer.outputs, trace.rows, trace))
         return reply
 
-    def _compare(self, table: RouteTable, target: _Target, answer: Answered) -> None:
-        planes = self._planes[table.model]
-        if target.reference and table.teacher in planes and answer.plane.entry.name != table.teacher:
-            self._scorer.reference(answer, planes[table.teacher], table)
-        for name in target.shadows:
-            if name in planes:
-                self._scorer.shadow(answer, planes[name], table)
+    def _compare(self, work: _Work, answer: Answered) -> None:
+        table = work.view.table
+        teacher = self.planes.get(work.model, table.teacher) if work.reference else None
+        if teacher is not None and teacher is not answer.plane:
+            self._scorer.reference(answer, teacher, table)
+        for name in work.shadows:
+            shadow = self.planes.get(work.model, name)
+            if shadow is not None:
+                self._scorer.shadow(answer, shadow, table)
 
     # ------------------------------------------------------------ feedback
 
     def feedback(self, model: str, request_id: str, label: str | int | None, kpi: Mapping[str, float]) -> None:
         """Record ground truth or KPIs for an earlier request. Raises `RequestError` on an unknown label."""
-        table = self._view(model).table
-        baseline = self._planes[model][table.baseline]
-        index = baseline.pipeline.label_index(label) if label is not None else -1
+        name = self._view(model).table.baseline
         if label is not None:
-            self._recorder.feedback(Kind.LABEL, model, table.baseline, request_id, cls=index)
-        for name, value in kpi.items():
-            self._recorder.feedback(Kind.KPI, model, table.baseline, request_id, value=value, name=name)
+            baseline = self.planes.get(model, name)
+            if baseline is None:
+                raise RequestError(ErrorKind.UNAVAILABLE, f"{name} is being opened, try again", 1)
+            index = baseline.pipeline.label_index(label)
+            self._recorder.feedback(Kind.LABEL, model, name, request_id, cls=index)
+        for key, value in kpi.items():
+            self._recorder.feedback(Kind.KPI, model, name, request_id, value=value, name=key)
 
     async def close(self) -> None:
-        if self._following is not None:
-            self._following.cancel()
         await self._scorer.close()
-        planes = [plane for variants in self._planes.values() for plane in variants.values()]
-        await asyncio.gather(*(plane.close() for plane in planes), *self._closing, return_exceptions=True)
+        await self.planes.close()
         self._recorder.close()
 
     # ------------------------------------------------------------ helpers
 
     def _view(self, model: str) -> View:
-        if model not in self._planes:
-            raise RequestError(
-                ErrorKind.NOT_FOUND, f"unknown model {shown(model)}, expected one of {', '.join(self._planes)}"
-            )
+        if model not in self._config.models:
+            known = ", ".join(self._config.models)
+            raise RequestError(ErrorKind.NOT_FOUND, f"unknown model {shown(model)}, expected one of {known}")
         view = self._routing.view(model)
         if view is None:
             raise RequestError(ErrorKind.UNAVAILABLE, f"model {model} is not ready: no routing table yet", 1)
         return view
 
-    def _target(self, model: str, version: str, view: View, caller: Caller, request_id: str) -> _Target:
-        table = view.table
-        if version or caller.override:
-            if version:
-                name, reason = self._by_version(table, version), Reason.PINNED
-            else:
-                name, reason = caller.override, Reason.OVERRIDE
-            if name not in table.variants or name not in self._planes[model]:
-                known = ", ".join(sorted(table.variants))
-                header = self._config.models[model].routing.override.header
-                raise bad_request(f"header {header}: unknown variant {shown(name)} of {model}, expected one of {known}")
-            if view.killed and name != table.baseline:
-                raise RequestError(ErrorKind.UNAVAILABLE, f"{name} is killed: only {table.baseline} answers", 30)
-            return _Target(name, reason, live=False)
-        chosen = route(table, caller.sticky or request_id, killed=view.killed, vetoed=view.vetoed)
-        if chosen.variant not in self._planes[model]:  # still being opened: nobody's fault
-            return _Target(table.baseline, Reason.BASELINE, live=True)
-        return _Target(chosen.variant, chosen.reason, True, chosen.shadows, chosen.reference)
+    def _refused(self, work: _Work, status: int) -> None:
+        plane = self.planes.get(work.model, work.variant)
+        if plane is not None:
+            plane.stats.failed(self._clock.monotonic_ns() - work.trace.arrived_ns)
+        self._record(work, status, work.variant)
 
-    @staticmethod
-    def _by_version(table: RouteTable, version: str) -> str:
-        for name, entry in table.variants.items():
-            if str(entry.version) == version:
-                return name
-        known = ", ".join(f"{entry.version} ({name})" for name, entry in table.variants.items())
-        raise RequestError(
-            ErrorKind.NOT_FOUND, f"unknown version {shown(version)} of model {table.model}, expected one of {known}"
-        )
-
-    def _record(
-        self,
-        model: str,
-        target: _Target,
-        table: RouteTable,
-        trace: Trace,
-        status: int,
-        cause: Cause,
-        *,
-        outcome: _Outcome | None = None,
-        summary: Summary = UNKNOWN,
-    ) -> None:
+    def _record(self, work: _Work, status: int, answered: str, summary: Summary = UNKNOWN) -> None:
+        table = work.view.table
         self._recorder.request(
-            model,
-            target.variant,
-            outcome.plane.entry.name if outcome else target.variant,
-            reason=outcome.reason if outcome else target.reason,
-            cause=cause,
+            work.model,
+            work.variant,
+            answered,
+            reason=work.reason,
+            cause=work.cause,
             status=status,
             epoch=table.epoch,
-            trace=trace,
+            trace=work.trace,
             summary=summary,
-            live=target.live,
-            baseline_valid=outcome is not None and outcome.plane.entry.name == table.baseline,
+            live=work.live,
+            baseline_valid=status == 200 and (answered == table.baseline or work.reason is Reason.FALLBACK),
         )
-
-    def _count_success(self, plane: VariantPlane, trace: Trace, output_ns: int, now_ns: int) -> None:
-        stats = plane.stats
-        stats.success += 1
-        stats.success_ns += now_ns - trace.arrived_ns
-        stats.queue_ns += trace.queue_ns
-        stats.input_ns += trace.preprocess_ns
-        stats.infer_ns += trace.infer_ns
-        stats.output_ns += output_ns
-        stats.rows += trace.rows
-        stats.last_ms = self._clock.wall_ns() // 1_000_000
-
-    def _count_failure(self, plane: VariantPlane | None, trace: Trace) -> None:
-        if plane is not None:
-            plane.stats.fail += 1
-            plane.stats.fail_ns += self._clock.monotonic_ns() - trace.arrived_ns
-
-    def _let_go(self, plane: VariantPlane) -> None:
-        task = asyncio.get_running_loop().create_task(plane.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-
-#: Causes whose fallback the configuration may switch off; the others always fall back.
-_CONFIGURABLE = frozenset({Cause.ERROR, Cause.TIMEOUT, Cause.INVALID_OUTPUT})
 
 
 def _trace(request: InferRequest, caller: Caller) -> Trace:

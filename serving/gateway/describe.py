@@ -40,7 +40,7 @@ def configuration(plane: DataPlane, model: str, version: str = "") -> ModelConfi
 
 def statistics(plane: DataPlane, model: str = "", version: str = "") -> Statistics:
     """Statistics of this gateway process for one version, one model or all of them."""
-    variants = _some(plane, model, version) if model else [v for listed in plane.models().values() for v in listed]
+    variants = _some(plane, model, version) if model else [v for listed in plane.planes.all().values() for v in listed]
     return Statistics(tuple(_stats(variant) for variant in variants))
 
 
@@ -48,10 +48,10 @@ def index(plane: DataPlane) -> Index:
     """The repository index: every variant of every model by its version."""
     entries = [
         IndexEntry(model, str(variant.entry.version), *(_READY if variant.ready else _IDLE))
-        for model, variants in plane.models().items()
+        for model, variants in plane.planes.all().items()
         for variant in variants
     ]
-    entries += [IndexEntry(model, str(entry.version), *_LOADING) for model, entry in plane.opening()]
+    entries += [IndexEntry(model, str(entry.version), *_LOADING) for model, entry in plane.planes.opening()]
     return Index(tuple(entries))
 
 

@@ -11,34 +11,49 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 
 from serving.clock import Clock
-from serving.config import Config
+from serving.config import LOOPBACK, Config
 from serving.control.auth import Auth
 from serving.errors import GRPC_STATUS, ErrorKind, RequestError
 from serving.gateway import describe
 from serving.gateway.asgi import timeout_of
+from serving.gateway.budget import InflightBudget
 from serving.gateway.dataplane import Caller, DataPlane
 from serving.protocol import oip_grpc
 from serving.protocol.describe import server_metadata
 
 log = logging.getLogger(__name__)
+_LOCAL_PEERS = ("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "ipv6:[::ffff:127.", "ipv6:%5B::ffff:127.", "unix:")
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class GrpcGateway:
     """One method an RPC, each `(request, context) -> response`; errors set the status and raise."""
 
-    def __init__(self, config: Config, plane: DataPlane, auth: Auth, clock: Clock) -> None:
+    def __init__(self, config: Config, plane: DataPlane, auth: Auth, clock: Clock, budget: InflightBudget) -> None:
         self._plane = plane
         self._auth = auth
         self._open = config.auth.mode == "none"
         self._clock = clock
         self._models = config.models
+        self._budget = budget
+        self._max_body = config.server.max_body_mib << 20
+        # Ray Serve's own gRPC port of a replica listens on every interface, whatever `server.host` says.
+        self._loopback_only = config.server.host in LOOPBACK
 
     async def call(self, method: Callable[[Any, dict[str, str]], Awaitable[Any]], request: Any, context: Any) -> Any:
         """Run one RPC, turning `RequestError` into its gRPC status."""
         metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        peer = context.peer() or ""
         try:
-            return await method(request, metadata)
+            if self._loopback_only and not peer.startswith(_LOCAL_PEERS):
+                raise RequestError(ErrorKind.FORBIDDEN, "this server answers on loopback only")
+            metadata["x-canarium-peer"] = peer.rpartition(":")[0]
+            size = request.ByteSize()
+            if size > self._max_body:
+                raise RequestError(ErrorKind.TOO_LARGE, f"the message is over the limit of {self._max_body >> 20} MiB")
+            with self._budget.request() as held:
+                held.add(size)
+                return await method(request, metadata)
         except RequestError as error:
             context.set_code(_CODES[error.grpc_status])
             context.set_details(error.message)
@@ -107,4 +122,4 @@ class GrpcGateway:
 
     def _authorize(self, metadata: dict[str, str], role: str = "viewer") -> None:
         if not self._open:
-            self._auth.identify(metadata.get("authorization")).require(role)
+            self._auth.identify(metadata.get("authorization"), metadata["x-canarium-peer"]).require(role)

@@ -45,16 +45,20 @@ class LiveRouting:
 
     def accept(self, snapshot: Snapshot) -> bool:
         """Take over a published snapshot unless it is older than the one in force (lease, then rev)."""
-        now = self.snapshot
-        if now is not None and (snapshot.lease, snapshot.rev) <= (now.lease, now.rev):
+        if not self.newer(snapshot):
             return False
         self.snapshot = snapshot
         return True
 
+    def newer(self, snapshot: Snapshot) -> bool:
+        """Whether `snapshot` comes after the one in force."""
+        now = self.snapshot
+        return now is None or (snapshot.lease, snapshot.rev) > (now.lease, now.rev)
+
     def accept_latches(self, snapshot: Snapshot) -> None:
         """Obey the kills and vetoes of a newer snapshot at once, whatever else taking it over may need."""
         now = self.snapshot
-        if now is not None and (snapshot.lease, snapshot.rev) > (now.lease, now.rev):
+        if now is not None and self.newer(snapshot):
             self.snapshot = msgspec.structs.replace(now, kills=snapshot.kills, vetoes=snapshot.vetoes)
 
     def view(self, model: str) -> View | None:
@@ -78,8 +82,9 @@ class LiveRouting:
 
     def tick(self) -> None:
         """Apply the dead-man's switch: a monitor silent for too long puts its models on the baseline."""
-        beat = max(self._word.last_beat_ns, self._started_ns)
-        silent_s = (self._clock.monotonic_ns() - beat) / 1e9
+        now, beat = self._clock.monotonic_ns(), self._word.last_beat_ns
+        # A beat from the future is of an earlier boot: the word outlives the machine's monotonic clock.
+        silent_s = (now - max(self._started_ns, beat if beat <= now else 0)) / 1e9
         self._lost = frozenset(
             model for model, (mode, limit_s) in self._loss.items() if mode == "baseline" and silent_s > limit_s
         )

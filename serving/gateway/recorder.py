@@ -28,9 +28,11 @@ class Trace(msgspec.Struct):
     preprocess_ns: int = 0
     queue_ns: int = 0
     infer_ns: int = 0
+    postprocess_ns: int = 0
     candidate_ns: int = 0
     batch_key: int = 0
     rows: int = 1
+    dispatched: bool = False
 
 
 class Recorder:
@@ -73,7 +75,8 @@ class Recorder:
         spool, now = self._spool, self._clock.monotonic_ns()
         series = self.series(model, routed)
         total_ns = now - trace.arrived_ns
-        client_fault = 400 <= status < 500 and status != 429
+        # A client that leaves while its variant works says something about that variant's latency.
+        client_fault = 400 <= status < 500 and status != 429 and not (status == 499 and trace.dispatched)
         spool.add(series, contract.C_STATUS + _STATUS_INDEX.get(status, _OTHER_STATUS))
         spool.add(series, contract.C_ROWS, trace.rows)
         if reason is Reason.FALLBACK:
@@ -82,8 +85,9 @@ class Recorder:
             spool.add(series, contract.C_PREPROCESS_NS, trace.preprocess_ns)
             spool.add(series, contract.C_QUEUE_NS, trace.queue_ns)
             spool.add(series, contract.C_INFER_NS, trace.infer_ns)
+            spool.add(series, contract.C_POSTPROCESS_NS, trace.postprocess_ns)
         if live and not client_fault:
-            failed = status >= 429 or cause not in (Cause.NONE, Cause.KILLED)
+            failed = (status >= 429 and status != 499) or cause not in (Cause.NONE, Cause.KILLED)
             spool.add(series, contract.C_LIVE_ERROR if failed else contract.C_LIVE_OK)
             if status == 200:
                 spool.add(series, contract.C_DURATION_NS, total_ns)

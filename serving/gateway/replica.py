@@ -18,6 +18,7 @@ from serving.config import Config, VariantConfig
 from serving.contract import Cause, ControlWord, Snapshot, VariantEntry
 from serving.control.auth import Auth
 from serving.gateway.asgi import HttpGateway
+from serving.gateway.budget import InflightBudget
 from serving.gateway.dataplane import DataPlane
 from serving.gateway.grpc import GrpcGateway
 from serving.gateway.live import LiveRouting
@@ -37,6 +38,8 @@ CONTROL_NAME = "canarium-control"
 NAMESPACE = "canarium"
 #: How often a gateway looks at the control word and tells the monitor that it lives, seconds.
 TICK_S = 0.05
+#: How long a new gateway waits for its first table, and before it asks again, seconds.
+FIRST_TABLE_S, RETRY_S = 30.0, 0.25
 #: A closing variant replica finishes what it has for this long, seconds.
 DRAIN_S = 1.5
 
@@ -66,6 +69,7 @@ class Gateway:
         config = self._config = settings.parsed()
         self._settings = settings
         paths = self._paths = Paths.of(settings.state_dir)
+        paths.create()
         self._registry = Registry(config.registry.dir)
         spool = SpoolWriter.create(paths.spool_dir, self._id, self._clock)
         self._recorder = Recorder(spool, self._clock, settings.unit_secret)
@@ -76,13 +80,19 @@ class Gateway:
         self._routing = LiveRouting(config, ControlWord.open(paths.word_path), self._clock)
         self._plane = DataPlane(config, self._routing, self._recorder, self._clock, self._make_plane)
         auth = Auth.from_config(config.auth.mode, config.auth.tokens_file)
-        self._http = HttpGateway(config, self._plane, auth, self._clock)
-        self._grpc = GrpcGateway(config, self._plane, auth, self._clock)
+        budget = InflightBudget(config.server.max_inflight_mib << 20)
+        self._http = HttpGateway(config, self._plane, auth, self._clock, budget)
+        self._grpc = GrpcGateway(config, self._plane, auth, self._clock, budget)
         self._tasks: list[asyncio.Task[None]] = []
+        self._applied = asyncio.Event()
 
     async def __serve_build_asgi_app__(self) -> HttpGateway:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follow()), loop.create_task(self._tick())]
+        # Serve sends traffic as soon as this returns, so wait for the first table; without one, start all the same.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_TABLE_S):
+                await self._applied.wait()
         return self._http
 
     def _make_plane(self, model: str, entry: VariantEntry) -> VariantPlane:
@@ -115,33 +125,38 @@ class Gateway:
         alone = len([node for node in ray.nodes() if node["Alive"]]) < 2  # type: ignore[no-untyped-call]
         if config.transport == "auto" and alone:
             return None
-        app = entry.app
+        # Made once: looking an application up by name asks the Serve controller, synchronously.
+        handle = serve.get_deployment_handle(entry.name, entry.app, _check_exists=False)
 
         async def call(frame: bytes) -> bytes:
-            answer: bytes = await serve.get_app_handle(app).handle_frame.remote(frame)
+            answer: bytes = await handle.handle_frame.remote(frame)
             return answer
 
         return call
 
     async def _follow(self) -> None:
         """Long-poll the control plane; while it is silent the last snapshot stays in force."""
-        rev = 0
         actor: Any = None
         me = {"id": self._id, "node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}
         while True:
+            now = self._routing.snapshot
+            rev = now.rev if now is not None else 0
             try:
-                actor = actor or ray.get_actor(CONTROL_NAME, namespace=NAMESPACE)
+                actor = actor or await asyncio.to_thread(ray.get_actor, CONTROL_NAME, NAMESPACE)
                 encoded: bytes = await asyncio.wait_for(actor.poll.remote(rev, {**me, "rev": rev}), 60)
-                snapshot = msgspec.json.decode(encoded, type=Snapshot)
-                if snapshot.rev != rev:
-                    await self._plane.apply(snapshot)
-                    rev = snapshot.rev
             except asyncio.CancelledError:
                 raise
             except Exception as error:
                 log.warning("control plane unreachable, keeping rev %s: %s", rev, error)
                 actor = None
-                await asyncio.sleep(0.25)
+                await asyncio.sleep(RETRY_S)
+                continue
+            try:
+                await self._plane.apply(msgspec.json.decode(encoded, type=Snapshot))
+                self._applied.set()
+            except Exception:
+                log.exception("cannot take over a snapshot, keeping rev %s", rev)
+                await asyncio.sleep(RETRY_S)
 
     async def _tick(self) -> None:
         while True:
@@ -203,7 +218,9 @@ class VariantReplica:
         variant = config.models[model].variants[entry.name]
         manifest, folder = Registry(config.registry.dir).open(entry.artifact)
         session = open_session(manifest, folder, runtime=entry.runtime, threads=variant.threads)
-        socket_dir = Paths.of(settings.state_dir).worker_dir(model, entry.name, entry.version)
+        paths = Paths.of(settings.state_dir)
+        paths.create()
+        socket_dir = paths.worker_dir(model, entry.name, entry.version)
         self._clock = SystemClock()
         self._hang_ns = int(variant.hang_timeout_s * 1e9)
         self._server = WorkerServer(session, socket_dir / f"{secrets.token_hex(4)}.sock")

@@ -70,8 +70,8 @@ class Scorer:
         candidate = answer.plane
         try:
             outputs, infer_ns = await self._answer(answer, teacher)
-        except Fault as fault:
-            shed = fault.cause is Cause.OVERLOADED
+        except Exception as error:
+            shed = isinstance(error, Fault) and error.cause is Cause.OVERLOADED
             cell = contract.C_REFERENCE_SHED if shed else contract.C_REFERENCE_ERROR
             self._recorder.count(table.model, candidate.entry.name, cell)
             return
@@ -84,8 +84,9 @@ class Scorer:
         name = shadow.entry.name
         try:
             outputs, infer_ns = await self._answer(answer, shadow)
-        except Fault as fault:
-            self._recorder.count(table.model, name, _SHADOW_CELLS.get(fault.cause, contract.C_SHADOW_ERROR))
+        except Exception as error:
+            cause = error.cause if isinstance(error, Fault) else Cause.ERROR
+            self._recorder.count(table.model, name, _SHADOW_CELLS.get(cause, contract.C_SHADOW_ERROR))
             return
         self._recorder.count(table.model, name, contract.C_SHADOW_OK)
         share = table.shadow.get(name, BUCKETS)
@@ -94,7 +95,7 @@ class Scorer:
     async def _answer(self, answer: Answered, plane: VariantPlane) -> tuple[Mapping[str, np.ndarray], int]:
         inputs = answer.session_inputs
         if plane.pipeline.preprocess_key != answer.plane.pipeline.preprocess_key:
-            inputs = plane.pipeline.preprocess(answer.client_inputs)
+            inputs = await plane.preprocess(answer.client_inputs, answer.rows)
         deadline = self._clock.monotonic_ns() + int(PATIENCE_S * 1e9)
         result = await plane.run(inputs, answer.rows, deadline, live=False)
         return result.outputs, result.infer_ns

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,12 +16,19 @@ from serving.clock import Clock
 from serving.config import QueueConfig, VariantConfig
 from serving.contract import Cause, VariantEntry
 from serving.errors import ErrorKind, RequestError
-from serving.gateway.batcher import Batcher, BatchResult
-from serving.gateway.recorder import Recorder
+from serving.gateway.batcher import Batcher
+from serving.gateway.recorder import Recorder, Trace
 from serving.gateway.workers import HandleWorker, LocalWorker, SocketPool, Worker, WorkerFailure
 from serving.registry.manifest import Manifest
 from serving.runtimes.base import open_session
 from serving.runtimes.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+#: Rows and bytes of text up to which tokenizing runs on the event loop: a thread hop costs more.
+INLINE_ROWS, INLINE_BYTES = 8, 32_768
+
+POLL_S = 0.05
 
 #: Calls a variant over its Serve handle with one frame; used between nodes.
 FrameCall = Callable[[bytes], Awaitable[bytes]]
@@ -37,6 +46,7 @@ class Fault(Exception):
         self.message = message
         self.batch_key = batch_key
         self.retry_after_s = retry_after_s
+        self.first: Fault | None = None  # the candidate's, if this is the baseline's that followed
 
     def as_error(self, *, shedding: bool = False) -> RequestError:
         """What a client is told if nobody else can answer. `shedding`: after a kill, excess is 503."""
@@ -46,6 +56,9 @@ class Fault(Exception):
         retry = self.retry_after_s or (1 if kind in (ErrorKind.OVERLOADED, ErrorKind.UNAVAILABLE) else None)
         return RequestError(kind, self.message, retry)
 
+
+#: What a batcher's refusal means; a variant that is closing was taken out of traffic.
+_CAUSES = {ErrorKind.DEADLINE: Cause.TIMEOUT, ErrorKind.UNAVAILABLE: Cause.KILLED}
 
 _KINDS: dict[Cause, ErrorKind] = {
     Cause.NONE: ErrorKind.INTERNAL,
@@ -74,9 +87,34 @@ class VariantStats:
     last_ms: int = 0
     batches: dict[int, tuple[int, int]] = field(default_factory=dict)
 
+    def succeeded(self, trace: Trace, total_ns: int, wall_ms: int) -> None:
+        self.success += 1
+        self.success_ns += total_ns
+        self.queue_ns += trace.queue_ns
+        self.input_ns += trace.preprocess_ns
+        self.infer_ns += trace.infer_ns
+        self.output_ns += trace.postprocess_ns
+        self.rows += trace.rows
+        self.last_ms = wall_ms
+
+    def failed(self, total_ns: int) -> None:
+        self.fail += 1
+        self.fail_ns += total_ns
+
     def batch(self, rows: int, infer_ns: int) -> None:
         count, total = self.batches.get(rows, (0, 0))
         self.batches[rows] = (count + 1, total + infer_ns)
+
+
+class Answer(NamedTuple):
+    """A checked answer: what the session gave, what the client gets, and how long it took (ns)."""
+
+    outputs: dict[str, np.ndarray]
+    tensors: dict[str, np.ndarray]
+    queue_ns: int
+    infer_ns: int
+    output_ns: int
+    batch_key: int
 
 
 class VariantPlane:
@@ -113,6 +151,8 @@ class VariantPlane:
         self.stats = VariantStats()
         self._recorder = recorder
         self._clock = clock
+        self._told = (0, 0)  # what was last published of the batcher's counters
+        self._running = 0  # callers that wait for an answer
         self.batcher = Batcher(
             entry.name,
             max_batch=entry.max_batch,
@@ -132,7 +172,7 @@ class VariantPlane:
             session = open_session(manifest, folder, runtime=entry.runtime, threads=config.threads)
             self._own.append(LocalWorker(f"{entry.name}@gateway", session))
         elif remote is not None:
-            self._own.append(HandleWorker(f"{entry.name}@handle", remote))
+            self._own += [HandleWorker(f"{entry.name}@handle-{n}", remote) for n in range(entry.replicas)]
         if entry.placement == "isolated" and config.transport == "auto":
             self._pool = SocketPool(socket_dir, clock=clock, on_change=self._on_workers, name=entry.name)
 
@@ -146,10 +186,8 @@ class VariantPlane:
     def ready(self) -> bool:
         return self.batcher.workers_available > 0
 
-    async def run(
-        self, inputs: dict[str, np.ndarray], rows: int, deadline_ns: int, *, live: bool = True
-    ) -> BatchResult:
-        """Answer session inputs, checked.
+    async def run(self, inputs: dict[str, np.ndarray], rows: int, deadline_ns: int, *, live: bool = True) -> Answer:
+        """Answer session inputs: batched, run, checked and postprocessed.
 
         Args:
             inputs: session tensors, first axis `rows`.
@@ -161,6 +199,7 @@ class VariantPlane:
         """
         name = self.entry.name
         left_s = (deadline_ns - self._clock.monotonic_ns()) / 1e9
+        self._running += 1
         try:
             async with asyncio.timeout(left_s):
                 result = await self.batcher.submit(inputs, rows, deadline_ns, live=live)
@@ -172,25 +211,60 @@ class VariantPlane:
         except RequestError as error:
             if error.kind in (ErrorKind.BAD_REQUEST, ErrorKind.TOO_LARGE):
                 raise  # the client's doing: nobody is to blame
-            cause = Cause.TIMEOUT if error.kind is ErrorKind.DEADLINE else Cause.OVERLOADED
+            cause = _CAUSES.get(error.kind, Cause.OVERLOADED)
             raise Fault(name, cause, error.message, retry_after_s=error.retry_after_s) from None
-        wrong = self.pipeline.check(result.outputs, rows)
+        finally:
+            self._running -= 1
+        began = self._clock.monotonic_ns()
+        try:
+            wrong = self.pipeline.check(result.outputs, rows)
+            tensors = self.pipeline.postprocess(result.outputs) if wrong is None else {}
+        except Exception as error:
+            log.exception("%s: cannot interpret what it gave", name)
+            message = f"{name}: its output cannot be interpreted ({type(error).__name__})"
+            raise Fault(name, Cause.ERROR, message, batch_key=result.batch_key) from error
         if wrong is not None:
             message = f"{name} gave an invalid output: {wrong}"
             raise Fault(name, Cause.INVALID_OUTPUT, message, batch_key=result.batch_key)
-        return result
+        output_ns = self._clock.monotonic_ns() - began
+        return Answer(result.outputs, tensors, result.queue_ns, result.infer_ns, output_ns, result.batch_key)
+
+    async def preprocess(self, inputs: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+        """Client tensors to session tensors; off the event loop if there is much to tokenize."""
+        if self.manifest.preprocess.kind == "none":
+            return inputs
+        if rows <= INLINE_ROWS and sum(len(text) for data in inputs.values() for text in data.flat) <= INLINE_BYTES:
+            return self.pipeline.preprocess(inputs)
+        return await asyncio.to_thread(self.pipeline.preprocess, inputs)
+
+    async def warm(self, limit_s: float) -> None:
+        """Wait until it has a worker, at most `limit_s` seconds."""
+        await self._wait(lambda: self.ready, limit_s)
+
+    async def drain(self, limit_s: float) -> None:
+        """Wait until nobody waits for it any more, at most `limit_s` seconds."""
+        await self._wait(lambda: not self._running, limit_s)
+
+    async def _wait(self, done: Callable[[], bool], limit_s: float) -> None:
+        for _ in range(int(limit_s / POLL_S)):
+            if done():
+                return
+            await asyncio.sleep(POLL_S)
 
     def drop_queued(self) -> None:
         """Fail what is queued and not yet dispatched: the variant may not answer any more."""
         self.batcher.fail_queued(WorkerFailure(Cause.KILLED, "taken out of traffic"))
 
     def publish_gauges(self) -> None:
-        """Write queue depth and worker count for the monitor."""
+        """Write queue depth, worker count and what was shed for the monitor."""
         name = self.entry.name
         self._recorder.gauge(self.model, name, contract.C_QUEUE_ROWS, self.batcher.queue_rows)
         self._recorder.gauge(self.model, name, contract.C_WORKERS, self.batcher.workers_available)
-        self._recorder.gauge(self.model, name, contract.C_SHED, self.batcher.shed)
-        self._recorder.gauge(self.model, name, contract.C_DROPPED_CANCELLED, self.batcher.dropped_cancelled)
+        now = (self.batcher.shed, self.batcher.dropped_cancelled)
+        for cell, count, told in zip((contract.C_SHED, contract.C_DROPPED_CANCELLED), now, self._told, strict=True):
+            if count > told:
+                self._recorder.count(self.model, name, cell, count - told)
+        self._told = now
 
     async def close(self) -> None:
         if self._pool is not None:

@@ -80,7 +80,6 @@ MEANINGS = {
     "models.M.guards.agreement.limit": "tolerated disagreement itself, in place of the above",
     "models.M.guards.agreement.gross_factor": "rolled back beyond this many times the limit",
     "models.M.guards.harm.budget": "tolerated share of labelled pairs that the teacher has right and the candidate wrong",
-    "models.M.capacity.on_kill": "what becomes of traffic that the baseline cannot carry after a kill: 503. `reserve` is accepted and does the same today",
 }  # fmt: skip
 
 _PLACES = {"models": "models.M", "models.M.variants": "models.M.variants.V", "models.M.slo": "models.M.slo[]"}

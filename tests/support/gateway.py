@@ -110,7 +110,7 @@ class InProcessGateway:
             kills=dict(kills) if kills is not None else self.snapshot.kills,
         )
         await self.plane.apply(self.snapshot)
-        await self.plane.settled()
+        await self.plane.planes.settled()
 
     async def ask(self, *texts: str, version: str = "", **caller: Any) -> Reply:
         """Send one request."""

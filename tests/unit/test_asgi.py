@@ -14,6 +14,7 @@ import pytest
 
 from serving.control.auth import Auth
 from serving.gateway.asgi import HttpGateway
+from serving.gateway.budget import InflightBudget
 from tests.support.gateway import InProcessGateway
 
 INFER = "/v2/models/tiny/infer"
@@ -82,7 +83,11 @@ async def gateway(tmp_path: Path) -> AsyncIterator[InProcessGateway]:
 
 @pytest.fixture
 def client(gateway: InProcessGateway) -> Client:
-    return Client(HttpGateway(gateway.config, gateway.plane, Auth.from_config("none", None), gateway.clock))
+    return Client(
+        HttpGateway(
+            gateway.config, gateway.plane, Auth.from_config("none", None), gateway.clock, InflightBudget(256 << 20)
+        )
+    )
 
 
 async def test_json_in_and_out(client: Client) -> None:
@@ -176,7 +181,9 @@ async def test_truncated_binary_says_what_came(client: Client) -> None:
 
 async def test_a_gzip_bomb_is_refused_without_being_unpacked(gateway: InProcessGateway) -> None:
     config = gateway.config.model_copy(update={"server": gateway.config.server.model_copy(update={"max_body_mib": 1})})
-    client = Client(HttpGateway(config, gateway.plane, Auth.from_config("none", None), gateway.clock))
+    client = Client(
+        HttpGateway(config, gateway.plane, Auth.from_config("none", None), gateway.clock, InflightBudget(256 << 20))
+    )
     answer = await client.infer(gzip.compress(bytes(64 << 20)), content_encoding="gzip")
     assert answer.status == 413
     answer = await client.infer(bytes(2 << 20))
@@ -230,6 +237,15 @@ async def test_pinned_and_overridden_variants_answer(client: Client) -> None:
     assert (override.headers["x-canarium-variant"], override.headers["x-canarium-reason"]) == ("candidate", "override")
 
 
+async def test_every_route_gives_back_what_it_held_of_the_body_budget(client: Client) -> None:
+    body = b" " * 10_000
+    for path in ("/v2/repository/index", INFER, "/v2/models/tiny/feedback", "/v2/models/nope/infer", "/v2/nowhere"):
+        await client.request("POST", path, body)
+        assert client.app._budget.held == 0, path
+    await client.infer(gzip.compress(orjson.dumps(GOOD)), content_encoding="gzip")
+    assert client.app._budget.held == 0
+
+
 async def test_a_repeated_request_id_is_answered_each_time(client: Client) -> None:
     first, second = [await client.infer({**GOOD, "id": "same"}) for _ in range(2)]
     assert (first.status, second.status) == (200, 200)
@@ -245,6 +261,8 @@ async def test_a_repeated_request_id_is_answered_each_time(client: Client) -> No
         ({"id": "r"}, 400, "label or kpi"),
         ({"id": "r", "label": [1]}, 400, "label"),
         ({"id": "r", "kpi": {"clicks": "many"}}, 400, "kpi"),
+        ({"id": "r", "kpi": {f"k{n}": n for n in range(17)}}, 400, "at most 16"),
+        ({"id": "r" * 100_000, "label": "spam"}, 413, "64 KiB"),
     ],
 )
 async def test_feedback(client: Client, body: Any, status: int, words: str) -> None:

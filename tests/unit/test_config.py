@@ -189,7 +189,6 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("+guards/latency/quantile", 0.4, "models.moderation.guards.latency.quantile: 0.4 must be over 0.5"),
     ("+guards/agreement/gross_factor", 1, "models.moderation.guards.agreement.gross_factor: 1 must be over 1"),
     ("+guards/harm/budget", 1, "models.moderation.guards.harm.budget: 1 must be under 1"),
-    ("+capacity/on_kill", "die", "models.moderation.capacity.on_kill: 'die' is not 'shed' or 'reserve'"),
 ]
 
 

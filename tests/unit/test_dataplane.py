@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from serving import contract
+from serving.clock import FakeClock
 from serving.contract import Cause, Kind, Latch, Reason, slot_key
 from serving.errors import ErrorKind, RequestError
 from serving.gateway.dataplane import Caller
+from serving.gateway.live import LiveRouting
+from serving.protocol.types import OutputRequest
 from tests.support.gateway import InProcessGateway, labels, request
 
 Start = Callable[..., InProcessGateway]
@@ -206,3 +209,138 @@ async def _pairs(gateway: InProcessGateway, kind: Kind) -> list[np.void]:
             return found
         await asyncio.sleep(0)  # give the loop its turn; unit tests do not wait by time
     raise AssertionError(f"no {kind.name} record was written")
+
+
+async def test_a_kill_is_obeyed_though_the_snapshot_names_a_variant_that_cannot_be_opened(start: Start) -> None:
+    gateway = start(candidate="")
+    await gateway.publish({"candidate": 100})
+    table = gateway.snapshot.tables["tiny"]
+    ghost = msgspec.structs.replace(table.variants["candidate"], name="ghost", artifact="tiny/ghost:1", version=9)
+    broken = msgspec.structs.replace(table, variants={**table.variants, "ghost": ghost}, epoch=table.epoch + 1)
+    bad = msgspec.structs.replace(gateway.snapshot, rev=99, tables={"tiny": broken}, kills={"tiny": Latch(1, 0)})
+    await gateway.plane.apply(bad)
+    reply = await gateway.ask("ham")
+    assert (reply.headers["x-canarium-variant"], reply.headers["x-canarium-reason"]) == ("teacher", "killed")
+    with pytest.raises(RequestError, match="is killed"):
+        await gateway.ask("ham", override="ghost")
+
+
+async def test_traffic_of_a_variant_that_is_not_open_goes_to_the_baseline_without_blame(start: Start) -> None:
+    gateway = start(candidate="")
+    await gateway.publish({"candidate": 100})
+    table = gateway.snapshot.tables["tiny"]
+    ghost = msgspec.structs.replace(table.variants["candidate"], name="ghost", artifact="tiny/ghost:1", version=9)
+    moved = msgspec.structs.replace(
+        table,
+        variants={**table.variants, "ghost": ghost},
+        candidates={"ghost": table.candidates["candidate"]},
+        epoch=table.epoch + 1,
+    )
+    await gateway.plane.apply(msgspec.structs.replace(gateway.snapshot, rev=99, tables={"tiny": moved}))
+    assert (await gateway.ask("ham")).headers["x-canarium-reason"] == "baseline"
+    assert gateway.records()[-1]["cause"] == Cause.NONE
+
+
+async def test_if_candidate_and_baseline_fail_the_candidate_is_the_one_recorded(start: Start) -> None:
+    gateway = start(candidate="raises", routing={"queue": {"default_timeout_ms": 400}})
+    await gateway.publish({"candidate": 100})
+    teacher = gateway.plane.planes.get("tiny", "teacher")
+    assert teacher is not None
+    teacher.pipeline.check = lambda outputs, rows: "logits holds NaN"  # type: ignore[method-assign]
+    with pytest.raises(RequestError, match="teacher gave an invalid output"):
+        await gateway.ask("spam", sticky="u1")
+    record = gateway.records()[-1]
+    assert (record["series"], record["cause"], record["status"]) == (
+        gateway.recorder.series("tiny", "candidate"),
+        Cause.ERROR,
+        500,
+    )
+    assert not record["flags"] & contract.Flag.BASELINE_VALID
+
+
+async def test_all_failures_of_one_batch_share_its_key_the_baselines_too(start: Start) -> None:
+    gateway = start()
+    await gateway.publish()
+    teacher = gateway.plane.planes.get("tiny", "teacher")
+    assert teacher is not None
+    teacher.pipeline.check = lambda outputs, rows: "logits holds NaN"  # type: ignore[method-assign]
+    await asyncio.gather(*(gateway.ask("ham", sticky=f"u{n}") for n in range(4)), return_exceptions=True)
+    keys = gateway.records()["batch_key"]
+    assert len(keys) == 4
+    assert 0 not in keys
+    assert len(set(keys)) < 4
+
+
+async def test_a_client_that_leaves_no_time_blames_nobody(start: Start) -> None:
+    gateway = start(candidate="hangs")
+    await gateway.publish({"candidate": 100})
+    reply = await gateway.ask("spam", sticky="u1", timeout_ms=60)
+    assert reply.headers["x-canarium-reason"] == "fallback:timeout"
+    assert not gateway.records()[-1]["flags"] & contract.Flag.LIVE
+
+
+async def test_a_failure_after_inference_is_recorded_and_falls_back(start: Start) -> None:
+    gateway = start(candidate="")
+    await gateway.publish({"candidate": 100})
+    candidate = gateway.plane.planes.get("tiny", "candidate")
+    assert candidate is not None
+
+    def bad(outputs: object) -> Any:
+        raise ValueError("cannot")
+
+    candidate.pipeline.postprocess = bad  # type: ignore[method-assign]
+    reply = await gateway.ask("spam", sticky="u1")
+    assert reply.headers["x-canarium-reason"] == "fallback:error"
+    assert gateway.records()[-1]["cause"] == Cause.ERROR
+
+
+async def test_reloading_the_baseline_under_load_fails_nobody(start: Start) -> None:
+    gateway = start(slow="slow")
+    table = gateway.snapshot.tables["tiny"]
+    moved = msgspec.structs.replace(table, baseline="slow")
+    gateway.snapshot = msgspec.structs.replace(gateway.snapshot, tables={"tiny": moved})
+    await gateway.publish()
+    asking = [asyncio.ensure_future(gateway.ask("spam", sticky=f"u{n}")) for n in range(6)]
+    await asyncio.sleep(0)
+    entry = msgspec.structs.replace(moved.variants["slow"], max_batch=2)
+    reloaded = msgspec.structs.replace(moved, variants={**moved.variants, "slow": entry}, epoch=moved.epoch + 1)
+    gateway.snapshot = msgspec.structs.replace(gateway.snapshot, rev=50, tables={"tiny": reloaded})
+    await gateway.plane.apply(gateway.snapshot)
+    replies = await asyncio.gather(*asking)
+    assert [labels(reply) for reply in replies] == [["spam"]] * 6
+
+
+async def test_a_pinned_answer_that_comes_after_a_kill_is_refused(start: Start) -> None:
+    gateway = start(candidate="slow")
+    await gateway.publish({"candidate": 10})
+    asking = asyncio.ensure_future(gateway.ask("spam", version="2"))
+    await asyncio.sleep(0)
+    gateway.word.latch_on(slot_key("tiny"))
+    with pytest.raises(RequestError) as caught:
+        await asking
+    assert caught.value.kind is ErrorKind.UNAVAILABLE
+
+
+async def test_a_heartbeat_of_an_earlier_boot_does_not_count(start: Start) -> None:
+    gateway = start(candidate="")
+    await gateway.publish({"candidate": 100})
+    gateway.word.beat(gateway.clock.monotonic_ns() + 10**15)  # the word outlived a reboot
+    clock = FakeClock(monotonic_ns=gateway.clock.monotonic_ns())
+    live = LiveRouting(gateway.config, gateway.word, clock)
+    live.accept(gateway.snapshot)
+    clock.advance(61)
+    live.tick()
+    assert live.monitor_lost == {"tiny"}
+    view = live.view("tiny")
+    assert view is not None
+    assert view.killed
+
+
+async def test_classes_of_a_text_output_are_refused_and_recorded(start: Start) -> None:
+    gateway = start()
+    await gateway.publish()
+    asked = request("spam")
+    asked.outputs = [OutputRequest("label", classification=1)]
+    with pytest.raises(RequestError, match="classification needs numbers"):
+        await gateway.plane.infer("tiny", "", asked, Caller(gateway.clock.monotonic_ns()))
+    assert gateway.records()[-1]["status"] == 400
