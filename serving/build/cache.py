@@ -27,6 +27,8 @@ from serving.clock import Clock, SystemClock
 from serving.errors import CanariumError
 from serving.registry.store import file_digest, write_atomically
 
+#: Results of one step that are kept, so that going back to an earlier recipe is free but the disk does not fill.
+KEEP = 4
 LIBRARIES = ("torch", "onnxruntime", "onnx", "tokenizers", "numpy", "scikit-learn", "safetensors")
 
 
@@ -115,6 +117,7 @@ class Cache:
             except OSError as error:
                 raise BuildError(f"another build is using {self._root}: wait for it or use another cache") from error
             yield
+            self._prune()
 
     def step(
         self,
@@ -157,6 +160,7 @@ class Cache:
             done = self._do(name, folder, function, given, parameters)
             made = Made(name, key, folder, done.seconds, False)
         else:
+            os.utime(folder)  # the least recently used are pruned
             made = Made(name, key, folder, done.seconds, True)
         self._listen(name, 1, 1, "cached" if made.cached else f"{made.seconds:.1f} s")
         self.made.append(made)
@@ -190,6 +194,15 @@ class Cache:
         finally:
             shutil.rmtree(out, ignore_errors=True)
         return done
+
+    def _prune(self) -> None:
+        """Keep the `KEEP` most recently used results of each step."""
+        results: dict[str, list[Path]] = {}
+        for done in self._root.glob("*/done.json"):
+            results.setdefault(done.parent.name.rpartition("-")[0], []).append(done.parent)
+        for folders in results.values():
+            for folder in sorted(folders, key=lambda path: path.stat().st_mtime_ns)[:-KEEP]:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _digest_of(step: str, path: Path) -> str:

@@ -32,7 +32,7 @@ class DataRecipe(_Section):
 
 
 class TokenizerRecipe(_Section):
-    """A WordPiece vocabulary trained on the train split; lengths in tokens and characters."""
+    """A byte-pair vocabulary trained on the train split; lengths in tokens and characters."""
 
     vocabulary: Annotated[int, Field(ge=50, le=200_000)] = 20_000
     max_tokens: Annotated[int, Field(ge=2, le=4096)] = 96

@@ -130,6 +130,7 @@ def _markdown(document: Mapping[str, Any]) -> str:
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "## Against the reference", "", *_reference_lines(document)]
+    lines += ["", "## Against the teacher", "", *_teacher_lines(document)]
     lines += ["", "## Distillation", "", *_distillation_lines(document)]
     lines += ["", "## Notes", "", *_notes(document)]
     return "\n".join(lines) + "\n"
@@ -158,6 +159,23 @@ def _reference_lines(document: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"- {name}: right alone on {pair['only_this']} rows, TF-IDF alone on {pair['only_reference']} "
             f"(exact sign test p = {pair['p_value']:.3f}): {verdict}."
+        )
+    return lines
+
+
+def _teacher_lines(document: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, row in document["variants"].items():
+        measured = row["measured"]
+        if name in ("teacher", "broken") or row["refused"]:
+            continue
+        worse = measured["negative_flips"]
+        better = measured["correct"] - document["variants"]["teacher"]["measured"]["correct"] + worse
+        p = metrics.sign_test(better, worse)
+        verdict = "more often right" if better > worse else "less often right"
+        lines.append(
+            f"- {name}: right where the teacher is wrong on {better} rows, wrong where it is right on {worse} "
+            f"(exact sign test p = {p:.3f}): {verdict if p < 0.05 else 'no difference at the 5 % level'}."
         )
     return lines
 

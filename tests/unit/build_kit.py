@@ -16,7 +16,7 @@ SHARED = "the a to you and of in for is on with please today here this".split() 
 
 
 def rows() -> list[dict[str, str]]:
-    """Synthetic mails, half of them spam, told apart by their words."""
+    """Synthetic mails, half of them spam, told apart by their words; one in twenty is labelled wrongly."""
     chance = random.Random(5)
     made = []
     for split, count in (("train", 160), ("calibration", 24), ("validation", 60), ("test", 60)):
@@ -24,6 +24,8 @@ def rows() -> list[dict[str, str]]:
             label, own = (("ham", HAM), ("spam", SPAM))[index % 2]
             words = chance.choices(own, k=6) + chance.choices(SHARED, k=8)
             chance.shuffle(words)
+            if index % 20 == 3:  # nobody could get these right
+                label = "ham"
             made.append({"text": " ".join(words), "label": label, "split": split})
     return made
 
