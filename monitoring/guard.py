@@ -160,6 +160,7 @@ class ModelGuards:
         self.baseline = model.baseline
         self.teacher = model.teacher
         self.candidates: dict[str, Candidate] = {}
+        self.epoch: int | None = None  # of the table in force; None before the first
         self._weights: dict[int, dict[str, float]] = {}  # epoch -> share of each variant
         self.unknown_epochs = 0  # records not used in a race: the weights they were routed by are not known
         self.skipped_epochs = 0  # records from before the arming
@@ -177,6 +178,7 @@ class ModelGuards:
         if table.baseline != self.baseline or table.teacher != self.teacher:
             self.baseline, self.teacher = table.baseline, table.teacher
             self.candidates.clear()
+        self.epoch = table.epoch
         shares = table_weights(table)
         self._weights[table.epoch] = shares
         kept = [epoch for epoch in sorted(self._weights) if epoch <= table.epoch][-EPOCHS_KEPT:]

@@ -183,6 +183,8 @@ class Sidecar:
         await self._commit()
 
     async def _commit(self) -> None:
+        if not self.watch.settled:
+            return  # records that wait for their snapshot would be lost by a crash
         flow = self.watch.flow()
         now = (
             flow.consumed,

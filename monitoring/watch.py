@@ -25,6 +25,8 @@ log = logging.getLogger("canarium.monitor")
 #: Share of records lost over the last minute above which statistics are not trusted.
 LOSS_LIMIT = 0.01
 LOSS_SPAN_S = 60.0
+#: How long (seconds) and how many records wait for the snapshot of their epoch: gateways may hear of it first.
+EARLY_S, EARLY_MAX = 5.0, 20_000
 _COLUMNS = (
     "kind", "series", "answered", "flags", "cause", "status", "epoch", "total_us", "batch_key", "request_key",
     "rows", "flips", "wall_ns", "mono_ns", "cls", "ref_cls",
@@ -41,6 +43,7 @@ class ModelWatch:
         self.joiner = Joiner()
         self.windows: dict[str, Window] = {}
         self.objectives = Objectives(config)
+        self.early: deque[tuple[Event, int, int]] = deque()  # event, class, reference class
 
     def window(self, variant: str) -> Window:
         return self.windows.setdefault(variant, Window())
@@ -94,6 +97,7 @@ class Watch:
         for chunk in self.ingest.poll(limit):
             count += len(chunk.records)
             self._feed(chunk)
+        self._release()
         return count, [trip for model in self.models.values() for trip in model.guards.trips()]
 
     def tick(self) -> None:
@@ -130,16 +134,40 @@ class Watch:
             )  # fmt: skip
             if kind == Kind.REQUEST:
                 errors[at] = is_error(event)
-                model.guards.observe(event)
-                if status == 200:
-                    model.joiner.request(request_key, event.answered, wall_ns)
-            elif kind == Kind.LABEL:
-                for pair in model.joiner.label(request_key, cls, wall_ns):
-                    model.guards.labelled(pair.variant, pair.teacher_right, pair.candidate_right, event)
-            elif kind in (Kind.REFERENCE, Kind.SHADOW):
-                model.guards.observe(event)
-                self._pair(model, event, cls, ref_cls)
+            if model.early or (model.guards.epoch is not None and epoch > model.guards.epoch):
+                model.early.append((event, cls, ref_cls))
+            else:
+                self._take(model, event, cls, ref_cls)
         self._chart(chunk, names, errors)
+
+    def _release(self) -> None:
+        """Hand on what waited for its snapshot, in order of arrival; or for too long."""
+        now_ns = self.clock.monotonic_ns()
+        for model in self.models.values():
+            while model.early:
+                event, cls, ref_cls = model.early[0]
+                known = model.guards.epoch is None or event.epoch <= model.guards.epoch
+                if not known and now_ns - event.mono_ns < EARLY_S * 1e9 and len(model.early) < EARLY_MAX:
+                    break
+                model.early.popleft()
+                self._take(model, event, cls, ref_cls)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was read is in the statistics; only then may the state be committed."""
+        return not any(model.early for model in self.models.values())
+
+    def _take(self, model: ModelWatch, event: Event, cls: int, ref_cls: int) -> None:
+        if event.kind == Kind.REQUEST:
+            model.guards.observe(event)
+            if event.status == 200:
+                model.joiner.request(event.request_key, event.answered, event.wall_ns)
+        elif event.kind == Kind.LABEL:
+            for pair in model.joiner.label(event.request_key, cls, event.wall_ns):
+                model.guards.labelled(pair.variant, pair.teacher_right, pair.candidate_right, event)
+        elif event.kind in (Kind.REFERENCE, Kind.SHADOW):
+            model.guards.observe(event)
+            self._pair(model, event, cls, ref_cls)
 
     def _pair(self, model: ModelWatch, event: Event, cls: int, ref_cls: int) -> None:
         if event.answered != model.guards.teacher or event.status != 200:

@@ -1,0 +1,62 @@
+"""Records that overtake the routing snapshot they were made under: nothing of a ramp's beginning is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from monitoring.config import MonitorConfig, MonitorModel, MonitorVariant
+from monitoring.watch import EARLY_S, Watch
+from serving.clock import FakeClock
+from serving.contract import Cause, Flag, Kind, Reason, RouteTable, Snapshot, VariantEntry
+from serving.gateway.spool import SpoolWriter
+
+
+def _snapshot(rev: int, epoch: int, share: int) -> Snapshot:
+    entries = {name: VariantEntry(name, number, f"m/{name}:1") for number, name in enumerate(("teacher", "nan"), 1)}
+    candidates = {"nan": ((0, share),)} if share else {}
+    table = RouteTable("m", epoch, "s", "teacher", "teacher", entries, candidates, {"nan": epoch} if share else {})
+    return Snapshot(rev, 1, {"m": table})
+
+
+class Bench:
+    def __init__(self, folder: Path) -> None:
+        self.clock = FakeClock()
+        variants = {"teacher": MonitorVariant(1), "nan": MonitorVariant(2)}
+        config = MonitorConfig(
+            "i", str(folder / "spool"), str(folder / "state"), str(folder / "word"), "http://127.0.0.1:1",
+            {"m": MonitorModel("teacher", "teacher", variants)},
+        )  # fmt: skip
+        self.watch = Watch(config, self.clock)
+        self.spool = SpoolWriter.create(config.spool_dir, "g", self.clock, 64)
+        self.spool.set_model("m", [10.0], ["a", "b"])
+        self.ids = {name: self.spool.series_id("m", name) for name in variants}
+        self.watch.apply(_snapshot(1, 1, 0))
+        self.watch.tick()
+
+    def invalid(self, count: int, epoch: int) -> None:
+        for _ in range(count):
+            self.spool.record(
+                Kind.REQUEST, Flag.LIVE | Flag.BASELINE_VALID, Reason.FALLBACK, Cause.INVALID_OUTPUT,
+                mono_ns=self.clock.monotonic_ns(), wall_ns=self.clock.wall_ns(), series=self.ids["nan"],
+                answered=self.ids["teacher"], status=200, rows=1, epoch=epoch,
+            )  # fmt: skip
+
+
+def test_records_of_an_epoch_wait_for_its_snapshot_and_then_count(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.invalid(3, epoch=2)
+    assert bench.watch.step() == (3, [])
+    assert not bench.watch.settled  # committing now would lose them in a crash
+    bench.watch.apply(_snapshot(2, 2, 5000))
+    _, trips = bench.watch.step()
+    assert [(trip.guard, trip.variant) for trip in trips] == [("invalid_output", "nan")]
+    assert bench.watch.settled
+
+
+def test_without_the_snapshot_they_are_handed_on_after_a_while(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.invalid(3, epoch=2)
+    bench.watch.step()
+    bench.clock.advance(EARLY_S + 1)
+    assert bench.watch.step() == (0, [])
+    assert bench.watch.settled
