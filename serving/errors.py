@@ -4,6 +4,8 @@ CanariumError
 ├── ConfigError            a configuration file that cannot be used (carries the path)
 ├── RegistryError          a missing, damaged or refused artifact
 ├── StartError             the server cannot start here (port taken, missing setting)
+├── BuildError             a recipe or a step of a build that fails (build/cache.py)
+├── StoreError             the control plane's database cannot be used (control/store.py)
 ├── WorkerFailure          a worker did not answer a batch (gateway/worker_base.py)
 ├── FrameError             bytes on a worker's socket that are no frame (gateway/frames.py)
 └── RequestError           one request cannot be answered; carries an ErrorKind

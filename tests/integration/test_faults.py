@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -109,6 +110,10 @@ def test_every_placement_and_transport_answers(tiny_stack: Stack) -> None:
         answer = tiny_stack.infer("tiny", "spam", x_canarium_variant=variant)
         assert (answer.status_code, answer.headers.get("x-canarium-variant")) == (200, variant)
         assert answer.json()["outputs"][1]["data"] == ["spam"]
+    version = next(v["version"] for v in tiny_stack.model("tiny")["variants"] if v["name"] == "far")
+    for announced in tiny_stack.paths.worker_dir("tiny", "far", version).glob("*.sock"):
+        announced.unlink()  # `far` is reached over the Serve handle: it needs no socket
+    assert tiny_stack.infer("tiny", "spam", x_canarium_variant="far").status_code == 200
 
 
 def test_the_monitor_killed_and_back_counts_nothing_twice(tiny_stack: Stack) -> None:
@@ -187,12 +192,23 @@ def test_the_cli_kills_with_the_control_plane_stopped(tiny_stack: Stack) -> None
 
 
 def test_a_full_queue_answers_429_with_retry_after(tiny_stack: Stack) -> None:
-    answers = []
-    with Background(_url(tiny_stack), "tiny", 4) as load:
-        wait_for(lambda: load.outcomes)
-        big = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [300], "data": ["ham"] * 300}]}
-        answers.append(tiny_stack.http.post("/v2/models/tiny/infer", json=big))
-    (refused,) = answers
-    assert refused.status_code in (413, 429)
-    assert "256" in refused.json()["error"]
-    assert load.failures == []
+    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [200], "data": ["ham"] * 200}]}
+    headers = {"x-canarium-variant": "slow", "x-canarium-timeout-ms": "10000"}
+
+    def ask(_: int) -> httpx.Response:
+        return tiny_stack.http.post("/v2/models/tiny/infer", json=body, headers=headers)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, range(4)))
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert {answer.status_code for answer in refused} == {429}
+    assert all(int(answer.headers["retry-after"]) >= 1 and "queue" in answer.json()["error"] for answer in refused)
+    assert len(refused) < 4
+    assert tiny_stack.infer("tiny", "ham").status_code == 200
+
+
+def test_a_request_larger_than_the_queue_is_refused_with_the_limit(tiny_stack: Stack) -> None:
+    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [300], "data": ["ham"] * 300}]}
+    answer = tiny_stack.http.post("/v2/models/tiny/infer", json=body)
+    assert answer.status_code == 413
+    assert "256" in answer.json()["error"]

@@ -40,7 +40,8 @@ class Background:
         self._url, self._clients = url, clients
         self._requests = self._forever(model, text, users)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._error: BaseException | None = None
         self.outcomes: list[Outcome] = []
 
     def __enter__(self) -> Background:
@@ -51,6 +52,15 @@ class Background:
         self._stopped.set()
         self._thread.join(60)
         assert not self._thread.is_alive()
+        if self._error is not None:
+            raise self._error
+        assert self.outcomes, "not one request was answered"
+
+    def _work(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:
+            self._error = error
 
     def _forever(self, model: str, text: str, users: int) -> Iterator[Request]:
         number = 0
