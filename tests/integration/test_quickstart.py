@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
 
 from tests.support.load import Background, send_all, text_request
 from tests.support.prometheus import RunningPrometheus
@@ -164,3 +169,33 @@ def test_the_admin_api_refuses_strangers(quickstart: Stack) -> None:
     assert httpx.put(url, json=body, headers={"Origin": "https://evil.example"}).status_code == 403
     assert httpx.put(url, json=body, headers={"Host": "evil.example"}).status_code in (400, 403, 421)
     assert httpx.put(url, content=json.dumps(body), headers={"Content-Type": "text/plain"}).status_code == 415
+
+
+def test_ray_serves_own_grpc_ports_answer_nobody_from_outside(quickstart: Stack) -> None:
+    """Ray Serve opens a gateway's own gRPC port on every interface; on loopback-only servers it must not answer."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing: only asks which address this machine would use
+        address = probe.getsockname()[0]
+    ports = [port for port in _listening() if 40_000 <= port <= 41_000]
+    assert ports
+    asked = 0
+    for port in ports:
+        client = tritonclient.grpc.InferenceServerClient(f"{address}:{port}")
+        text = tritonclient.grpc.InferInput("text", [1], "BYTES")
+        text.set_data_from_numpy(np.array([b"hello"], dtype=object))
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("moderation", [text], client_timeout=5)
+        asked += caught.value.status() == "StatusCode.PERMISSION_DENIED"
+        client.close()
+    assert asked or address.startswith("127.")
+
+
+def _listening() -> set[int]:
+    """TCP ports that something on this machine listens on."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                found.add(int(fields[1].rpartition(":")[2], 16))
+    return found
