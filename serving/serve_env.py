@@ -10,13 +10,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-#: Needed on every node of a cluster; `up` refuses to join one that lacks any of them.
+MIB = 1 << 20
+#: Bytes of the largest gRPC message that Serve takes and sends; without it 2 GiB, read before anybody is authenticated.
+GRPC_LIMIT = "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"
+#: Bytes of the largest batch over a Serve handle, the path between nodes; without it 4 MiB.
+HANDLE_LIMIT = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
+#: The default of `server.max_body_mib`.
+BODY_MIB = 64
+HANDLE_MIB = 256
+#: gRPC counts in 32 bits with a sign.
+MOST_MIB = 2047
+
+#: Needed on every node of a cluster; `up` refuses to join one that lacks any of them. The limits may be higher.
 REQUIRED: dict[str, str] = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.serve_env:http_middlewares",
+    GRPC_LIMIT: str(BODY_MIB * MIB),
+    HANDLE_LIMIT: str(HANDLE_MIB * MIB),
 }
 
 #: Good defaults for one machine: short drains, no telemetry, no request log.
@@ -36,7 +49,20 @@ NOTE = "note: "
 INSTANCE_VARIABLE = "CANARIUM_INSTANCE"
 
 
-def local_environment(instance: str, haproxy_dir: Path, ports: Mapping[str, int], token: str) -> dict[str, str]:
+def did_not_start(model: str, version: int) -> str:
+    """How a note begins that says why the workers of a variant do not start."""
+    return f"{NOTE}{model} version {version} did not start"
+
+
+def limits(max_body_mib: int) -> dict[str, str]:
+    """The limits on gRPC messages that go with `server.max_body_mib`."""
+    handle_mib = min(max(HANDLE_MIB, 2 * max_body_mib), MOST_MIB)
+    return {GRPC_LIMIT: str(max_body_mib * MIB), HANDLE_LIMIT: str(handle_mib * MIB)}
+
+
+def local_environment(
+    instance: str, haproxy_dir: Path, ports: Mapping[str, int], token: str, max_body_mib: int = BODY_MIB
+) -> dict[str, str]:
     """All variables of an instance that starts its own Ray.
 
     Args:
@@ -44,10 +70,12 @@ def local_environment(instance: str, haproxy_dir: Path, ports: Mapping[str, int]
         ports: `stats`, `metrics`, `fallback_http`, `fallback_grpc`: free ports for what HAProxy
             and Serve open beside the advertised ones.
         token: shared secret of the instance's Ray processes.
+        max_body_mib: `server.max_body_mib`, which holds for gRPC messages as well.
     """
     return {
         **REQUIRED,
         **LOCAL,
+        **limits(max_body_mib),
         INSTANCE_VARIABLE: instance,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
@@ -62,9 +90,18 @@ def local_environment(instance: str, haproxy_dir: Path, ports: Mapping[str, int]
     }
 
 
-def missing(environment: Mapping[str, str]) -> list[str]:
+def missing(environment: Mapping[str, str], max_body_mib: int = BODY_MIB) -> list[str]:
     """The required settings that an environment lacks, as `NAME=VALUE`."""
-    return [f"{name}={value}" for name, value in REQUIRED.items() if environment.get(name) != value]
+    needed = limits(max_body_mib)
+    fixed = {name: value for name, value in REQUIRED.items() if name not in needed}
+    return [
+        *(f"{name}={value}" for name, value in fixed.items() if environment.get(name) != value),
+        *(f"{name}={value}" for name, value in needed.items() if not _at_least(environment.get(name), int(value))),
+    ]
+
+
+def _at_least(given: str | None, least: int) -> bool:
+    return given is not None and given.isdecimal() and int(given) >= least
 
 
 class NoDisconnectWatch:

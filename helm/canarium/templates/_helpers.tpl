@@ -137,6 +137,13 @@ applications:
 - name: {{ $name }}
   value: {{ $value | quote }}
 {{- end }}
+{{- $handleMib := min 2047 (max 256 (mul 2 .Values.server.maxBodyMib)) }}
+{{- range $name, $mib := dict "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE" .Values.server.maxBodyMib "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH" $handleMib }}
+{{- if not (hasKey $.Values.ray.env $name) }}
+- name: {{ $name }}
+  value: {{ mul $mib 1048576 | quote }}
+{{- end }}
+{{- end }}
 - name: HOME
   value: /tmp
 {{- end }}
