@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +78,13 @@ class Paths:
         key = hashlib.sha256(f"{model}\0{variant}\0{version}".encode()).hexdigest()[:12]
         return self.socket_dir / key
 
+    def make_worker_dir(self, model: str, variant: str, version: int) -> Path:
+        """Make `worker_dir` and all above it, as safely as `create` does. Raises `OSError`."""
+        folder = self.worker_dir(model, variant, version)
+        for each in (self.short_dir, self.socket_dir, folder):
+            own_directory(each)
+        return folder
+
     def unit_key(self) -> str:
         """The key of the hashes by which the monitor tells users apart without knowing them.
 
@@ -85,24 +94,63 @@ class Paths:
             return given
         file = self.state_dir / "unit.key"
         if not file.exists():
-            write_private(file, secrets.token_hex(16).encode())
+            made = _write_beside(file, secrets.token_hex(16).encode())
+            try:
+                with contextlib.suppress(FileExistsError):  # another process was first: its key is the key
+                    os.link(made, file)
+            finally:
+                made.unlink()
         return file.read_text()
 
     def create(self) -> None:
-        """Make all directories. Raises `OSError`, also if the short one belongs to somebody else."""
+        """Make all directories; what is there already stays, and several processes may do this at once.
+
+        Raises:
+            OSError: one cannot be made, or one in the shared temporary directory is not ours alone.
+        """
         for folder in (self.state_dir, self.run_dir, self.spool_dir, self.monitor_dir, self.log_dir):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (self.short_dir, self.socket_dir, self.haproxy_dir):
-            folder.mkdir(mode=0o700, exist_ok=True)
-            if folder.stat().st_uid != os.getuid():
-                raise PermissionError(f"{folder} belongs to another user")
-            folder.chmod(0o700)
+            own_directory(folder)
+
+
+def own_directory(folder: Path) -> None:
+    """Make a directory of mode 0700 where others may write too (/tmp), or make sure that it is one of ours.
+
+    Raises:
+        PermissionError: something else has the name: a link, a file, a directory of another user or open to others.
+        OSError: it cannot be made.
+    """
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = os.lstat(folder)  # never through a link: somebody else may have laid it
+    if not stat.S_ISDIR(found.st_mode):
+        raise PermissionError(f"{folder} is not a directory, so it is not ours; remove it")
+    if found.st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to user {found.st_uid}, not to {os.getuid()}; set TMPDIR or remove it")
+    if found.st_mode & 0o077:
+        raise PermissionError(f"{folder} is open to other users (mode {stat.S_IMODE(found.st_mode):o}); remove it")
+    if stat.S_IMODE(found.st_mode) != 0o700:  # a strict umask took bits of ours
+        folder.chmod(0o700)
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Replace a file atomically; only its owner may read it."""
-    temporary = path.with_suffix(".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    temporary.rename(path)
+    """Replace a file atomically; only its owner may read it. Raises `OSError`, and then the old one stays."""
+    temporary = _write_beside(path, data)
+    try:
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_beside(path: Path, data: bytes) -> Path:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+    except OSError:  # a full disk: leave nothing behind
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
