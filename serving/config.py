@@ -41,11 +41,11 @@ class ServerConfig(_Section):
     @property
     def reachable(self) -> str:
         """The address by which this machine reaches what listens on `host`."""
-        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "localhost") else self.host
+        return {"0.0.0.0": "127.0.0.1", "localhost": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
 
     def urls(self) -> dict[str, str]:
-        """Addresses of the four servers."""
-        host = self.reachable
+        """Addresses of the four servers, an IPv6 address in brackets."""
+        host = f"[{self.reachable}]" if ":" in self.reachable else self.reachable
         return {
             "http": f"http://{host}:{self.http_port}",
             "grpc": f"{host}:{self.grpc_port}",
