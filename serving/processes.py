@@ -30,8 +30,12 @@ class InstanceLock:
         except OSError:
             os.close(descriptor)
             return False
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
+        except OSError:  # a full disk
+            os.close(descriptor)
+            raise
         self._descriptor = descriptor
         return True
 
@@ -42,18 +46,41 @@ class InstanceLock:
 
     @property
     def holder(self) -> int | None:
-        """Process id of whoever holds the lock; None if nobody does."""
+        """Process id of whoever holds the lock; None if nobody does, or has only this moment taken it.
+
+        The id in the file counts only while that process has this very file open: one that a crash left there may
+        be a stranger's by now. The lock itself is not tried, for that could refuse it to an `up` that starts.
+        """
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
+            pid = int(self._path.read_text() or 0)
+            lock = self._path.stat()
+        except (OSError, ValueError):
             return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return None
-        except OSError:
-            return int(os.read(descriptor, 20) or 0) or None
-        finally:
-            os.close(descriptor)
+        return pid if pid > 0 and _has_open(pid, lock) else None
+
+
+class Restarts:
+    """How long to wait before a process that ended is started again: ever longer while it ends at once.
+
+    The clock is an argument: seconds that never go back.
+    """
+
+    FIRST_S, MOST_S = 1.0, 30.0
+    #: A process that has run for so long has started well.
+    STEADY_S = 30.0
+
+    def __init__(self) -> None:
+        self._started_s = 0.0
+        self._wait_s = 0.0
+
+    def started(self, now_s: float) -> None:
+        self._started_s = now_s
+
+    def ended(self, now_s: float) -> float:
+        """Seconds to wait now."""
+        steady = now_s - self._started_s >= self.STEADY_S
+        self._wait_s = self.FIRST_S if steady or not self._wait_s else min(2 * self._wait_s, self.MOST_S)
+        return self._wait_s
 
 
 def alive(pid: int) -> bool:
@@ -100,6 +127,8 @@ def require_free(host: str, ports: dict[str, int]) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
+            except (socket.gaierror, UnicodeError):
+                raise StartError(f"server.host: {host} is no address of this machine") from None
             except OSError as error:
                 raise StartError(
                     f"server.{name}: port {port} on {host} is not free ({error.strerror}); "
@@ -117,6 +146,15 @@ def free_ports(count: int) -> list[int]:
     finally:
         for probe in probes:
             probe.close()
+
+
+def _has_open(pid: int, file: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(entry.stat(), file):
+                    return True
+    return False
 
 
 def _signal(pids: Iterable[int], number: signal.Signals) -> list[int]:
