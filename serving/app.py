@@ -7,18 +7,22 @@ when it is imported, so that must be complete before); KubeRay finds `build_app`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
+import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
+from ray.serve.schema import ApplicationStatus
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import monitoring
@@ -29,12 +33,18 @@ from serving.errors import CanariumError, StartError
 from serving.gateway.replica import CONTROL_NAME, NAMESPACE, Gateway, GatewaySettings, VariantReplica
 from serving.paths import Paths
 from serving.registry.store import Registry
-from serving.serve_env import NOTE, REQUIRED, missing
+from serving.serve_env import NOTE, REQUIRED, did_not_start, missing
 
 GATEWAY_APP = "canarium"
 #: Serve's own admission stays out of the way: the batcher's bounded queue is the one that decides.
 SERVE_ONGOING = 100_000
 SERVICER = "tritonclient.grpc.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server"
+#: How the line of a traceback begins that names the error.
+ERROR_LINE = re.compile(r"([\w.]+\.)?\w*(Error|Exception|Refused|Failure)\b.*: ")
+#: How long the end may take: gateways finish what they have, then Serve goes, then the control plane; seconds.
+DRAIN_S, SERVE_END_S, CONTROL_END_S = 7.0, 12.0, 4.0
+#: How long a control actor that is replaced may take to go, seconds.
+REPLACE_S = 20.0
 
 
 # ---------------------------------------------------------------- what is deployed
@@ -106,12 +116,15 @@ def tables(config: Config, registry: Registry) -> dict[str, dict[str, VariantEnt
 def start_control(settings: ControlSettings) -> list[str]:
     """Start (or find) the detached control actor on the head node and wait until it answers.
 
+    One that runs with other settings is replaced: its state is in the store, and gateways keep serving meanwhile.
+
     Returns:
         Lines that say where the configuration file and the stored state differ; the store wins.
 
     Raises:
         StartError: the actor did not start; carries its own words.
     """
+    replaced = _remove_unlike(settings)
     node = _head_node()
     remote: Any = ray.remote(ControlActor)
     actor = remote.options(
@@ -125,13 +138,46 @@ def start_control(settings: ControlSettings) -> list[str]:
         num_cpus=0,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
     ).remote(settings)
+    deadline = time.monotonic() + (REPLACE_S if replaced else 0)
+    while True:
+        try:
+            differences: list[str] = ray.get(actor.ready.remote(), timeout=60)["differences"]
+            return differences
+        except ray.exceptions.RayError as error:
+            if time.monotonic() < deadline:  # a killed one may hold the port for a moment
+                time.sleep(0.5)
+                continue
+            raise StartError(f"the control plane did not start: {_last_words(str(error))}") from None
+
+
+def _remove_unlike(settings: ControlSettings) -> bool:
+    """End a control actor that has other settings, or does not answer; whether there was one. Raises `StartError`."""
     try:
-        started = ray.get(actor.ready.remote(), timeout=60)
-    except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise StartError(f"the control plane did not start: {reason}") from None
-    differences: list[str] = started["differences"]
-    return differences
+        actor: Any = ray.get_actor(CONTROL_NAME, namespace=NAMESPACE)
+    except ValueError:
+        return False
+    with contextlib.suppress(ray.exceptions.RayError, AttributeError):  # an older one has no such method
+        if ray.get(actor.settings_digest.remote(), timeout=30) == settings.digest():
+            return False
+    _end_control(actor)
+    deadline = time.monotonic() + REPLACE_S
+    while time.monotonic() < deadline:
+        try:
+            ray.get_actor(CONTROL_NAME, namespace=NAMESPACE)
+        except ValueError:
+            return True
+        time.sleep(0.1)
+    raise StartError(f"the control plane of another configuration does not end within {REPLACE_S:g} s; try again")
+
+
+def _end_control(actor: Any) -> None:
+    """Let it save and release what it has; killed even if it does not answer, for it is detached."""
+    try:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(actor.shutdown.remote(), timeout=CONTROL_END_S)
+    finally:
+        with contextlib.suppress(ValueError, ray.exceptions.RayError):
+            ray.kill(actor)
 
 
 def control_settings(config: Config, registry: Registry) -> ControlSettings:
@@ -149,7 +195,7 @@ def control_settings(config: Config, registry: Registry) -> ControlSettings:
         word_path=str(paths.word_path),
         host=server.host,
         port=server.control_port,
-        monitor_url=f"http://{server.reachable}:{server.monitor_port}",
+        monitor_url=server.urls()["monitor"],
         console_dir=str(Path(next(iter(monitoring.__path__))) / "console"),
         urls=server.urls(),
         version=version("canarium"),
@@ -189,38 +235,50 @@ def build_variant(args: dict[str, str]) -> Any:
 # ---------------------------------------------------------------- one machine, or a cluster that is joined
 
 
+class _Stop(BaseException):
+    """A signal asked for the end. No `Exception`, so that nothing on the way takes it for a failure."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Start Ray (or join `RAY_ADDRESS`), Serve, the control plane, gateways and variants; stay until SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m serving.app")
     parser.add_argument("--config", required=True, help="JSON of a checked configuration with absolute paths")
     config = Config.model_validate_json(Path(parser.parse_args(arguments).config).read_bytes())
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     joined = bool(os.environ.get("RAY_ADDRESS"))
     try:
+        _on_signals(_stop)
         _start_ray(joined)
+        _on_signals(_stop)  # once more: `ray.init` puts its own in their place
+        if joined:
+            _check_nodes(config)
         try:
-            if not stop.is_set():
-                _deploy(config)
-            stop.wait()
+            _follow(_deploy(config))
         finally:
+            _on_signals(signal.SIG_IGN)  # the end is under way, a second signal must not break it off
             _end(joined)
+    except _Stop:
+        return 0
     except CanariumError as error:
         print(error, file=sys.stderr)
         return 1
     except Exception as error:
-        lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-        print(f"{lines[-1].strip()} (details: /tmp/ray/session_latest/logs)", file=sys.stderr)
+        print(f"{_last_words(str(error)) or type(error).__name__} (details: {_ray_logs()})", file=sys.stderr)
         return 1
-    return 0
+
+
+def _stop(number: int, frame: object) -> None:
+    raise _Stop
+
+
+def _on_signals(handler: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, handler)
 
 
 def _start_ray(joined: bool) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if joined:
         ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
-        _check_nodes()
         return
     ray.init(
         address="local",
@@ -234,10 +292,15 @@ def _start_ray(joined: bool) -> None:
     )
 
 
-def _deploy(config: Config) -> None:
+def _deploy(config: Config) -> dict[str, str]:
+    """Deploy everything, waiting for no application: one that cannot start must not take the others down.
+
+    Returns:
+        The applications, each with how a note begins that says that it did not start; of the gateways it is empty.
+    """
     server, registry = config.server, Registry(config.registry.dir)
     for line in start_control(control_settings(config, registry)):
-        print(f"{NOTE}{line}", flush=True)
+        _say(f"{NOTE}{line}")
     serve.start(
         proxy_location=ProxyLocation.EveryNode,
         http_options=HTTPOptions(host=server.host, port=server.http_port, request_timeout_s=None),
@@ -245,43 +308,113 @@ def _deploy(config: Config) -> None:
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     settings = GatewaySettings.of(config, Paths.of(config.state.dir))
-    targets = [
-        serve.RunTarget(target=variant_deployment(settings, model, entry), name=entry.app, route_prefix=None)
+    isolated = [
+        (model, entry)
         for model, variants in tables(config, registry).items()
         for entry in variants.values()
         if entry.placement == "isolated"
     ]
-    serve.run_many([*targets, serve.RunTarget(target=gateway_deployment(settings), name=GATEWAY_APP)])
+    targets = [
+        serve.RunTarget(target=variant_deployment(settings, model, entry), name=entry.app, route_prefix=None)
+        for model, entry in isolated
+    ]
+    gateways = serve.RunTarget(target=gateway_deployment(settings), name=GATEWAY_APP)
+    serve.run_many([*targets, gateways], wait_for_applications_running=False)
+    return {GATEWAY_APP: ""} | {entry.app: did_not_start(model, entry.version) for model, entry in isolated}
+
+
+def _follow(pending: dict[str, str]) -> NoReturn:
+    """Say which applications do not start, and why; stays until a signal.
+
+    Raises:
+        StartError: the gateways do not start, without which nothing is served.
+    """
+    while True:
+        time.sleep(1)
+        if not pending:
+            continue
+        try:
+            applications = serve.status().applications
+        except Exception:  # the controller is away for a moment, or comes back
+            continue
+        for name in [name for name in pending if name in applications]:
+            status = applications[name].status
+            if status not in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.RUNNING):
+                continue
+            words = pending.pop(name)
+            if status is ApplicationStatus.RUNNING:
+                continue
+            said = [applications[name].message, *(one.message for one in applications[name].deployments.values())]
+            reason = f"{failure_of(said)} (logs: {_ray_logs()}/serve)"
+            if name == GATEWAY_APP:
+                raise StartError(f"the gateways did not start: {reason}")
+            _say(f"{words}: {reason}")
+
+
+def failure_of(messages: list[str]) -> str:
+    """The one line of Ray Serve's words on a failed application that names the error, such as `ValueError: no`."""
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if ERROR_LINE.match(line)]
+    return (errors or lines or ["Ray Serve does not say why"])[-1]
 
 
 def _end(joined: bool) -> None:
-    try:
-        actor: Any = ray.get_actor(CONTROL_NAME, namespace=NAMESPACE)
-        ray.get(actor.shutdown.remote(), timeout=5)
-        ray.kill(actor)
-    except (ValueError, ray.exceptions.RayError):
-        pass  # it never started, or is gone already
+    """Let gateways finish their requests, then end Serve and the control plane; bounded in time."""
+    ending = threading.Thread(target=_end_serve, daemon=True)
+    ending.start()
+    ending.join(SERVE_END_S)
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):  # it never started, or is gone already
+        _end_control(ray.get_actor(CONTROL_NAME, namespace=NAMESPACE))
     if joined:
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        ending.join(SERVE_END_S)  # nobody else ends what is left on a cluster
     ray.shutdown()
 
 
-def _check_nodes() -> None:
+def _end_serve() -> None:
+    """The gateways first, while their variants and HAProxy are there to finish with."""
+    with contextlib.suppress(Exception):  # nothing was deployed, or the controller is gone
+        serve.delete(GATEWAY_APP, _blocking=False)
+        deadline = time.monotonic() + DRAIN_S
+        while GATEWAY_APP in serve.status().applications and time.monotonic() < deadline:
+            time.sleep(0.1)
+    with contextlib.suppress(Exception):
+        serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _check_nodes(config: Config) -> None:
     """Refuse a cluster on which a node lacks the settings under which Serve must run."""
 
     @ray.remote(num_cpus=0)
     def settings(names: list[str]) -> dict[str, str]:
         return {name: os.environ[name] for name in names if name in os.environ}
 
+    names, body = list(REQUIRED), config.server.max_body_mib
     for node in ray.nodes():  # type: ignore[no-untyped-call]
         if node["Alive"]:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            found = ray.get(settings.options(scheduling_strategy=strategy).remote(list(REQUIRED)), timeout=60)
-            if lacking := missing(found):
+            found = ray.get(settings.options(scheduling_strategy=strategy).remote(names), timeout=60)
+            if lacking := missing(found, body):
                 raise StartError(
                     f"RAY_ADDRESS: node {node['NodeManagerAddress']} lacks {' '.join(lacking)}; "
                     "set them before `ray start` on every node (see deployments/ray/env)"
                 )
+
+
+def _say(line: str) -> None:
+    """Into the log, which `canarium up` reads; on a full disk serving goes on without the words."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
+
+
+def _ray_logs() -> str:
+    if not ray.is_initialized():
+        return "/tmp/ray/session_latest/logs"
+    return f"/tmp/ray/{ray.get_runtime_context().get_session_name()}/logs"
+
+
+def _last_words(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO, TypeVar
 
 import httpx
 import msgspec
@@ -27,11 +28,20 @@ from serving.errors import StartError
 from serving.monitor_settings import monitor_settings
 from serving.paths import Paths, write_private
 from serving.registry.store import Registry
-from serving.serve_env import INSTANCE_VARIABLE, NOTE, local_environment
+from serving.serve_env import INSTANCE_VARIABLE, NOTE, did_not_start, local_environment
 
-READY_TIMEOUT_S = 240.0
-MONITOR_RESTART_S = 1.0
-STOP_GRACE_S = 20.0
+T = TypeVar("T")
+
+#: How long the baselines have to become ready, and after them the other variants.
+READY_TIMEOUT_S, VARIANTS_GRACE_S = 240.0, 60.0
+#: A baseline whose workers do not start is waited for a little longer, in case Ray Serve succeeds after all.
+FAILED_GRACE_S = 30.0
+#: What goes wrong again and again is said this often.
+SAY_AGAIN_S = 60.0
+#: How long the cluster process may take to end, on one machine and on a cluster that stays.
+STOP_GRACE_S, LEAVE_GRACE_S = 20.0, 35.0
+NO_ANSWER = "the gateway does not answer"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def up(config: Config, config_path: str | Path, console: Console | None = None) -> int:
@@ -56,8 +66,8 @@ def down(state_dir: str | Path, grace_s: float = 40.0) -> int:
     return ended + len(stray)
 
 
-class _Stopped(Exception):
-    """A signal asked for the end."""
+class _Stopped(BaseException):
+    """A signal asked for the end. No `Exception`, so that nothing on the way takes it for a failure."""
 
 
 class _Instance:
@@ -70,34 +80,42 @@ class _Instance:
         self._environment: Mapping[str, str] = {}
         self._cluster: subprocess.Popen[bytes] | None = None
         self._monitor: subprocess.Popen[bytes] | None = None
-        self._monitor_died_s = 0.0
-        self._log_start = 0
+        self._monitor_restarts = processes.Restarts()
+        self._monitor_due_s: float | None = None
+        self._monitor_said_s = -SAY_AGAIN_S
+        self._baselines: set[tuple[str, int]] = set()
+        self._notes: list[str] = []
+        self._notes_at = 0
         self._stopping = False
 
     def run(self) -> int:
         server, paths = self._config.server, self._paths
         registry = Registry(self._config.registry.dir)
-        for model in self._config.models.values():
-            for variant in model.variants.values():
-                registry.open(variant.artifact)  # a missing or damaged artifact is refused before anything starts
+        for name, model in self._config.models.items():
+            for variant_name, variant in model.variants.items():
+                manifest, _ = registry.open(variant.artifact)  # missing or damaged: refused before anything starts
+                if variant_name == model.baseline:
+                    self._baselines.add((name, manifest.version))
         paths.create()
         lock = processes.InstanceLock(paths.lock_file)
         if not lock.acquire():
-            raise StartError(
-                f"state.dir: {paths.state_dir} is in use by process {lock.holder}; `canarium down` ends it"
-            )
+            holder = lock.holder
+            user = f"process {holder}" if holder else "another process, which has just started"
+            raise StartError(f"state.dir: {paths.state_dir} is in use by {user}; `canarium down` ends it")
         processes.end(processes.members(paths.instance), 2.0)  # what a crash left behind
         ports = {name: getattr(server, name) for name in ("http_port", "grpc_port", "monitor_port", "control_port")}
         processes.require_free(server.host, ports)
         for leftover in paths.socket_dir.glob("*/*.sock"):
             leftover.unlink(missing_ok=True)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup canarium up` stays
+                signal.signal(number, self._on_signal)
         began = time.monotonic()
         try:
             self._write_up_file("starting")
             self._start()
             self._wait_ready()
+            self._wait_variants()
             self._say(f"ready after {time.monotonic() - began:.1f} s")
             self._announce()
             while True:
@@ -118,13 +136,15 @@ class _Instance:
         if not self._joined:
             names = ("stats", "metrics", "fallback_http", "fallback_grpc")
             extra = dict(zip(names, processes.free_ports(len(names)), strict=True))
-            environment |= local_environment(paths.instance, paths.haproxy_dir, extra, secrets.token_hex(32))
+            token, body = secrets.token_hex(32), self._config.server.max_body_mib
+            environment |= local_environment(paths.instance, paths.haproxy_dir, extra, token, body)
         self._environment = environment
+        write_private(self._monitor_file, msgspec.json.encode(monitor_settings(self._config)))
         self._start_monitor()
         self._say(f"{'joining' if self._joined else 'starting'} Ray, the control plane, gateways and variants …")
         settings = paths.run_dir / "instance.json"
         write_private(settings, self._config.model_dump_json().encode())
-        self._log_start = len(self._log("cluster").read_text(errors="replace")) if self._log("cluster").exists() else 0
+        self._notes_at = self._log("cluster").stat().st_size if self._log("cluster").exists() else 0
         self._cluster = self._spawn("cluster", "serving.app", settings)
 
     def _spawn(self, name: str, module: str, settings: Path) -> subprocess.Popen[bytes]:
@@ -139,60 +159,98 @@ class _Instance:
             )
 
     def _wait_ready(self) -> None:
-        """Until the server says it is ready and, where that can be asked without a token, every variant is."""
-        deadline = time.monotonic() + READY_TIMEOUT_S
-        waiting = "the gateway does not answer"
+        """Until the server says that it is ready, which means that every baseline is."""
+        began = time.monotonic()
+        failed_s: float | None = None
+        waiting = NO_ANSWER
         while waiting:
             self._watch()
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            failures = self._failures(self._baselines)
+            failed_s = now if failures and failed_s is None else failed_s
+            if failed_s is not None and now - failed_s > FAILED_GRACE_S:
+                raise StartError("\n".join(failures))
+            if now - began > READY_TIMEOUT_S:
                 raise StartError(f"not ready after {READY_TIMEOUT_S:g} s: {waiting} (logs: {self._paths.log_dir})")
             time.sleep(0.1)
-            with contextlib.suppress(httpx.HTTPError):
-                waiting = self._not_ready()
+            answer = self._ask(lambda client, base: client.get(f"{base}/health/ready").status_code)
+            waiting = NO_ANSWER if answer is None else "" if answer == 200 else "a baseline has no worker"
 
-    def _not_ready(self) -> str:
-        base = f"{self._config.server.urls()['http']}/v2"
-        with httpx.Client(timeout=2, trust_env=False) as client:
-            if client.get(f"{base}/health/ready").status_code != 200:
-                return "a baseline has no worker"
-            if self._config.auth.mode != "none":
-                return ""
-            index = client.post(f"{base}/repository/index")
-            index.raise_for_status()
-            return ", ".join(
-                f"{entry['name']} version {entry['version']}: {entry['reason']}"
-                for entry in index.json()
-                if entry["state"] != "READY"
+    def _wait_variants(self) -> None:
+        """For a while, until each variant has a worker or is known to get none; what is left is said, and no more."""
+        if self._config.auth.mode != "none":
+            return  # which variants have workers is not told without a token
+        deadline = time.monotonic() + VARIANTS_GRACE_S
+        while True:
+            self._watch()
+            waiting = {entry for entry in self._unserved() if not self._failures({entry})}
+            if not waiting or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        for model, version in sorted(waiting):
+            self._say(
+                f"{NOTE}{model} version {version} has no worker yet; its traffic is answered by the baseline "
+                f"(logs: {self._paths.log_dir})"
             )
+
+    def _unserved(self) -> set[tuple[str, int]]:
+        """The variants of which the gateway says that they have no worker, as model and version."""
+        index = self._ask(lambda client, base: client.post(f"{base}/repository/index"))
+        if index is None or index.status_code != 200:
+            return set(self._baselines)  # it does not answer just now: ask again
+        return {(entry["name"], int(entry["version"])) for entry in index.json() if entry["state"] != "READY"}
+
+    def _failures(self, variants: set[tuple[str, int]]) -> list[str]:
+        """What the cluster process said of these variants' workers that do not start."""
+        beginnings = tuple(did_not_start(model, version) for model, version in variants)
+        return [note.removeprefix(NOTE) for note in self._notes if note.startswith(beginnings)]
 
     # ------------------------------------------------------------ watch
 
     def _watch(self) -> None:
+        """One look at everything. Raises `StartError` when the cluster process has ended."""
+        self._repeat_notes()
         if self._cluster is not None and self._cluster.poll() is not None:
             words = _last_line(self._log("cluster")) or f"it ended with code {self._cluster.returncode}"
             raise StartError(f"{words} (log: {self._log('cluster')})")
-        if self._monitor is None or self._monitor.poll() is None:
+        self._watch_monitor(time.monotonic())
+
+    def _watch_monitor(self, now: float) -> None:
+        """Start it again when it ends. Nothing that goes wrong with that may end serving, such as a full disk."""
+        if self._monitor is not None and self._monitor.poll() is None:
             return
-        now = time.monotonic()
-        if not self._monitor_died_s:
-            self._monitor_died_s = now
-            words = _last_line(self._log("monitor"))
-            self._say(f"the monitor ended with code {self._monitor.returncode}, restarting it ({words})")
-        if now - self._monitor_died_s >= MONITOR_RESTART_S:
-            self._monitor_died_s = 0.0
-            self._start_monitor()
+        if self._monitor_due_s is None:
+            code = "" if self._monitor is None else f" with code {self._monitor.returncode}"
+            self._plan_monitor(now, f"the monitor ended{code}: {_last_line(self._log('monitor'))}")
+        elif now >= self._monitor_due_s:
+            self._monitor_due_s = None
+            try:
+                self._start_monitor()
+            except (OSError, subprocess.SubprocessError) as error:
+                self._plan_monitor(now, f"the monitor cannot be started: {error}")
+
+    def _plan_monitor(self, now: float, trouble: str) -> None:
+        wait_s = self._monitor_restarts.ended(now)
+        self._monitor_due_s = now + wait_s
+        if now - self._monitor_said_s >= SAY_AGAIN_S:
+            self._monitor_said_s = now
+            self._say(f"{trouble}; starting it again in {wait_s:g} s (log: {self._log('monitor')})")
 
     def _start_monitor(self) -> None:
-        settings = self._paths.run_dir / "monitor.json"
-        write_private(settings, msgspec.json.encode(monitor_settings(self._config)))
-        self._monitor = self._spawn("monitor", "monitoring.sidecar", settings)
+        self._monitor = self._spawn("monitor", "monitoring.sidecar", self._monitor_file)
+        self._monitor_restarts.started(time.monotonic())
+
+    @property
+    def _monitor_file(self) -> Path:
+        return self._paths.run_dir / "monitor.json"
 
     # ------------------------------------------------------------ end
 
     def _stop(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        for child, grace_s in ((self._cluster, STOP_GRACE_S), (self._monitor, 5.0)):
+        cluster_s = LEAVE_GRACE_S if self._joined else STOP_GRACE_S
+        for child, grace_s in ((self._cluster, cluster_s), (self._monitor, 5.0)):
             if child is not None:
                 with contextlib.suppress(ProcessLookupError):
                     child.terminate()
@@ -215,20 +273,60 @@ class _Instance:
 
     def _announce(self) -> None:
         self._write_up_file("ready")
-        for line in self._log("cluster").read_text(errors="replace")[self._log_start :].splitlines():
-            if line.startswith(NOTE):
-                self._say(line)
         urls = self._config.server.urls()
-        print(f"inference  {urls['http']}/v2  (HTTP)   {urls['grpc']}  (gRPC)")
-        print(f"console    {urls['control']}/")
-        print(f"metrics    {urls['monitor']}/metrics")
-        print("Ctrl-C or `canarium down` stops everything.", flush=True)
+        lines = (
+            f"inference  {urls['http']}/v2  (HTTP)   {urls['grpc']}  (gRPC)",
+            f"console    {urls['control']}/",
+            f"metrics    {urls['monitor']}/metrics",
+            "Ctrl-C or `canarium down` stops everything.",
+        )
+        try:
+            print(*lines, sep="\n", flush=True)
+        except OSError:
+            _mute(sys.stdout)
+
+    def _repeat_notes(self) -> None:
+        """Say the notes that the cluster process has written since the last time."""
+        try:
+            with self._log("cluster").open("rb") as log:
+                log.seek(self._notes_at)
+                whole, newline, _ = log.read(1 << 20).rpartition(b"\n")
+        except OSError:
+            return
+        self._notes_at += len(whole) + len(newline)
+        for line in whole.decode(errors="replace").splitlines():
+            if line.startswith(NOTE):
+                self._notes.append(line)
+                self._say(line)
+
+    def _ask(self, question: Callable[[httpx.Client, str], T]) -> T | None:
+        """Ask the gateway; None if it does not answer. Raises `StartError` for an address that is none."""
+        url = self._config.server.urls()["http"]
+        try:
+            with httpx.Client(timeout=2, trust_env=False) as client:
+                return question(client, f"{url}/v2")
+        except httpx.InvalidURL as error:
+            raise StartError(f"server.host: {self._config.server.host} makes no usable address: {error}") from None
+        except httpx.HTTPError:
+            return None
 
     def _log(self, name: str) -> Path:
         return self._paths.log_dir / f"{name}.log"
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
+        try:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        except (OSError, SystemExit):  # the terminal is gone; rich takes a broken pipe for a reason to leave
+            self._console.quiet = True
+            _mute(self._console.file)
+
+
+def _mute(stream: IO[str]) -> None:
+    """Send a stream whose terminal or pipe is gone nowhere, so that what it still holds fails nobody."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _last_line(log: Path) -> str:

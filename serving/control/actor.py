@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import socket
 from collections.abc import Iterator
@@ -60,6 +61,10 @@ class ControlSettings(msgspec.Struct, frozen=True):
     urls: dict[str, str] = {}
     version: str = "0.1.0"
 
+    def digest(self) -> str:
+        """The same for the same settings."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
 
 class ControlActor:
     """Starts at once inside a running loop (a Ray actor's), else with the first call."""
@@ -88,6 +93,10 @@ class ControlActor:
         url = f"http://{self._settings.host}:{self._settings.port}"
         state = plane.state
         return {"rev": state.rev, "lease": state.lease, "url": url, "differences": list(self._differences)}
+
+    async def settings_digest(self) -> str:
+        """`ControlSettings.digest` of what it was created with, by which a changed configuration is noticed."""
+        return self._settings.digest()
 
     async def poll(self, rev: int, gateway: dict[str, Any], timeout_s: float = 20.0) -> bytes:
         """The snapshot as JSON (`contract.Snapshot`), for one gateway.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,43 @@ def test_the_dead_mans_switch_puts_a_canary_on_the_baseline(tmp_path: Path) -> N
         finally:
             os.kill(monitor, signal.SIGCONT)
         wait_for(lambda: stack.infer("tiny", "ham").headers["x-canarium-variant"] == "good", 15)
+
+
+def test_a_candidate_that_cannot_start_costs_the_baseline_nothing(tmp_path: Path) -> None:
+    document = tiny_document(tmp_path / "registry", {"good": "", "broken": ""}, broken={"runtime": "torch"})
+    with running(document, tmp_path) as stack:
+        (broken,) = [one["version"] for one in stack.model("tiny")["variants"] if one["name"] == "broken"]
+        note = f"note: tiny version {broken} did not start"
+        (line,) = [line for line in stack.output().splitlines() if line.startswith(note)]
+        assert "onnx" in line  # why
+        assert "logs" in line  # and where to read on
+        assert stack.infer("tiny", "spam").headers["x-canarium-variant"] == "teacher"
+        epoch = stack.traffic("tiny", weights={"broken": 100})["epoch"]
+        wait_for(lambda: stack.infer("tiny", "ham").headers["x-canarium-epoch"] == str(epoch))
+        answer = stack.infer("tiny", "spam")
+        assert (answer.status_code, answer.headers["x-canarium-variant"]) == (200, "teacher")
+
+
+def test_a_closed_terminal_ends_everything_after_the_open_requests(tmp_path: Path) -> None:
+    with running(tiny_document(tmp_path / "registry", {}), tmp_path) as stack:
+        (worker,) = stack.pids(":teacher")
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                open_request = pool.submit(lambda: stack.infer("tiny", "spam", x_canarium_timeout_ms="8000"))
+                time.sleep(0.5)
+                assert stack.process is not None
+                stack.process.send_signal(signal.SIGHUP)
+                began = time.monotonic()
+                time.sleep(1)
+                os.kill(worker, signal.SIGCONT)
+                assert open_request.result(20).status_code == 200
+                assert stack.process.wait(30) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGCONT)
+        assert time.monotonic() - began < 15
+        assert processes.members(stack.paths.instance) == []
 
 
 def test_a_taken_port_is_refused_in_one_line(tmp_path: Path) -> None:
