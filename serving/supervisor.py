@@ -237,8 +237,8 @@ class _Instance:
             self._say(f"{trouble}; starting it again in {wait_s:g} s (log: {self._log('monitor')})")
 
     def _start_monitor(self) -> None:
-        self._monitor = self._spawn("monitor", "monitoring.sidecar", self._monitor_file)
         self._monitor_restarts.started(time.monotonic())
+        self._monitor = self._spawn("monitor", "monitoring.sidecar", self._monitor_file)
 
     @property
     def _monitor_file(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from serving import processes
+from serving.config import parse_config
 from serving.serve_env import REQUIRED
 from tests.integration.conftest import tiny_document
 from tests.support.stack import ROOT, Stack, wait_for
@@ -57,6 +59,15 @@ def _titles(mark: str) -> list[str]:
     return found
 
 
+def _actors(address: str) -> str:
+    """The names of the cluster's living actors."""
+    code = "import ray, sys; ray.init(log_to_driver=False); print(ray.util.list_named_actors(all_namespaces=True))"
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+
+
 def _up(stack: Stack, address: str) -> subprocess.Popen[bytes]:
     with stack.log.open("ab") as log:
         return subprocess.Popen(
@@ -77,6 +88,52 @@ def test_a_cluster_without_the_settings_is_refused_with_what_is_missing(tmp_path
     assert processes.members(stack.paths.instance) == []
 
 
+#: Starts the control plane three times: as it is, again, and for a configuration with one more variant.
+CONTROL = """
+import json, sys, httpx, ray
+from serving.app import CONTROL_NAME, NAMESPACE, control_settings, start_control
+from serving.config import Config
+from serving.paths import Paths
+from serving.registry.store import Registry
+
+ray.init(namespace=NAMESPACE, log_to_driver=False)
+seen = []
+for path in sys.argv[1:]:
+    config = Config.model_validate_json(open(path).read())
+    Paths.of(config.state.dir).create()
+    start_control(control_settings(config, Registry(config.registry.dir)))
+    actor = ray.get_actor(CONTROL_NAME, namespace=NAMESPACE)
+    view = httpx.get(f"{config.server.urls()['control']}/admin/v1/models/tiny", trust_env=False).json()
+    seen.append([actor._actor_id.hex(), [variant["name"] for variant in view["variants"]]])
+print(json.dumps(seen))
+"""
+
+
+def test_a_control_plane_of_another_configuration_is_replaced_and_keeps_its_state(tmp_path: Path) -> None:
+    document = tiny_document(tmp_path / "registry", {"good": "", "more": ""})
+    stack = Stack(document, tmp_path)
+    whole = parse_config(stack.document).absolute()
+    files = [tmp_path / "first.json", tmp_path / "second.json"]
+    files[1].write_text(whole.model_dump_json())
+    del stack.document["models"]["tiny"]["variants"]["more"]
+    files[0].write_text(parse_config(stack.document).absolute().model_dump_json())
+    with cluster(REQUIRED) as address:
+        done = subprocess.run(
+            [sys.executable, "-c", CONTROL, str(files[0]), str(files[0]), str(files[1])],
+            cwd=ROOT,
+            env={**os.environ, "RAY_ADDRESS": address},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    (first, same, other) = json.loads(done.stdout.splitlines()[-1])
+    assert first == same
+    assert first[1] == ["teacher", "good"]
+    assert other[0] != first[0]
+    assert other[1] == ["teacher", "good", "more"]
+
+
 def test_a_prepared_cluster_is_joined_and_outlives_the_instance(tmp_path: Path) -> None:
     stack = Stack(tiny_document(tmp_path / "registry", {"good": ""}), tmp_path)
     with cluster(REQUIRED) as address:
@@ -88,6 +145,7 @@ def test_a_prepared_cluster_is_joined_and_outlives_the_instance(tmp_path: Path) 
             wait_for(lambda: stack.infer("tiny", "spam").headers["x-canarium-variant"] == "good")
             stack.process.send_signal(signal.SIGINT)
             assert stack.process.wait(60) == 0
+            assert "canarium-control" not in _actors(address)
         finally:
             processes.end([stack.process.pid, *processes.members(stack.paths.instance)], 2)
         assert any("raylet" in title for title in _titles(f"cluster-{address.rpartition(':')[2]}"))
