@@ -18,6 +18,7 @@ from starlette.staticfiles import StaticFiles
 
 from serving.clock import Clock
 from serving.control import http
+from serving.control.audit import storable
 from serving.control.auth import Action, Auth, Principal
 from serving.control.events import KEEP_ALIVE_S
 from serving.control.idempotency import Answers
@@ -32,6 +33,8 @@ REASON_MAX = 1000
 ACTOR_MAX = 100
 #: Seqs stay exact in clients that read JSON numbers as doubles.
 SEQ_MAX = 2**53 - 1
+#: Seconds of its past that the monitor keeps for the charts.
+SERIES_MAX_S = 900
 #: Snapshot long-polls parked over HTTP at a time.
 PARKED_MAX = 256
 
@@ -48,6 +51,7 @@ class TrafficBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     weights: dict[str, float] = {}
     shadow: dict[str, float] = {}
     reference_percent: float | None = None
+    override_pause: bool = False
 
 
 class RollbackBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -126,7 +130,7 @@ class Admin:
         return http.answer(self._plane.monitor.verdicts(self._known(request)))
 
     async def _series(self, request: Request, _principal: Principal) -> Response:
-        seconds = http.integer(request, "seconds", 600, 1, 86_400) or 600
+        seconds = http.integer(request, "seconds", 600, 1, SERIES_MAX_S) or 600
         return http.answer(await self._plane.monitor.series(self._known(request), seconds))
 
     async def _audit(self, request: Request, _principal: Principal) -> Response:
@@ -186,6 +190,7 @@ class Admin:
             shadow=body.shadow,
             reference_percent=body.reference_percent,
             expect_epoch=_if_match(request),
+            override_pause=body.override_pause,
         )
         await self._plane.execute(command)
         return http.answer(self._plane.view(model))
@@ -234,6 +239,8 @@ class Admin:
             return msgspec.json.decode(content, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise bad_request(f"the body cannot be used: {error}") from None
+        except RecursionError:
+            raise bad_request("the body cannot be used: it is nested too deep") from None
 
 
 def create_app(
@@ -276,7 +283,7 @@ def _by(body: _Mutation, principal: Principal, evidence: dict[str, Any] | None =
     claimed = (body.actor or "").strip()
     if len(claimed) > ACTOR_MAX or not claimed.isprintable():
         raise bad_request(f"actor: is longer than {ACTOR_MAX} characters or not printable")
-    facts = dict(evidence or {})
+    facts = dict(storable(evidence or {}))
     if not principal.verified:
         return By(claimed or principal.name, reason, facts)
     if claimed and claimed != principal.name:

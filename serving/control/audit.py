@@ -33,6 +33,15 @@ class AuditEntry(msgspec.Struct, frozen=True):
     hash: str
 
 
+def storable(evidence: dict[str, Any]) -> dict[str, Any]:
+    """The evidence if a row can hold it, else what is wrong with it: nothing odd may block the trail."""
+    try:
+        orjson.dumps([[evidence]])  # a row puts it as deep
+    except TypeError as error:
+        return {"unusable": f"the evidence could not be kept: {error}"}
+    return evidence
+
+
 class Verification(msgspec.Struct, frozen=True):
     """Result of checking the chain; `first_bad` is the seq of the first row that does not fit."""
 

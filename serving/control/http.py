@@ -74,7 +74,7 @@ class Guard:
             return problem(403, f"Host {host!r} is not a name of this server, expected one of {_listed(self._hosts)}")
         origin = headers.get("origin")
         if origin is not None:
-            netloc = urlsplit(origin).netloc.lower()
+            netloc = _netloc(origin)
             if netloc != host and netloc not in self._hosts:
                 return problem(403, f"requests from the origin {origin!r} are not accepted")
         if method not in SAFE_METHODS:
@@ -153,6 +153,13 @@ def integer(request: Request, name: str, default: int | None, low: int, high: in
     if not low <= value <= high:
         raise bad_request(f"{name}: {value} is not between {low} and {high}")
     return value
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # not even a URL
+        return ""
 
 
 def _listed(hosts: Collection[str]) -> str:

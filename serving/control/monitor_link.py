@@ -75,6 +75,15 @@ class MonitorLink:
             "verdicts": beat.verdicts.get(model, []) if beat else [],
         }
 
+    def pauses(self, model: str) -> dict[str, str]:
+        """Variants whose ramp a guard has paused, with its sentence; none once the monitor is silent."""
+        beat = self._beat if self.alive else None
+        return {
+            str(verdict.get("variant")): f"{verdict.get('sentence')} (guard {verdict.get('guard')})"
+            for verdict in (beat.verdicts.get(model, []) if beat else [])
+            if verdict.get("verdict") == "fail" and verdict.get("action") == "pause"
+        }
+
     def headroom(self, model: str) -> float | None:
         return self._beat.headroom.get(model) if self._beat and self.alive else None
 

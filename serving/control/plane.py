@@ -19,6 +19,7 @@ import msgspec
 
 from serving.clock import Clock
 from serving.control.audit import AuditEntry, Verification, iso
+from serving.control.conflicts import above, claimed, refuse_if_just_rolled_back, refuse_if_vetoed_since, unless_paused
 from serving.control.events import EventHub
 from serving.control.gateways import Gateways
 from serving.control.monitor_link import Heartbeat, MonitorLink
@@ -37,9 +38,7 @@ from serving.core.commands import (
     ModelSpec,
     Outcome,
     Rollback,
-    SetTraffic,
 )
-from serving.core.killswitch import OFF, engage
 from serving.errors import ErrorKind, RequestError
 
 log = logging.getLogger("canarium.control")
@@ -95,6 +94,7 @@ class Plane:
         self._unsaved = asyncio.Event()
         self._fault: str | None = None
         self._fenced = False
+        self._in_flight: Command | None = None  # being saved, not in force yet
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="control-store")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="control-audit")
         self._tasks: list[asyncio.Task[None]] = []
@@ -224,8 +224,9 @@ class Plane:
     async def _act_then_persist(self, command: Kill | Rollback) -> Outcome:
         # Up to the publication nothing is awaited: no lock, thread or disk can delay it.
         look = self._word.look(self._state)
-        command, rest = _claimed(self._state, command, look)
+        command, rest = claimed(self._state, command, look)
         self._take_word(rest)
+        command = above(self._state, command, self._in_flight)
         outcome = step(self._state, command, self._clock.wall_ns())
         self._adopt(outcome)
         self._queue(outcome.audit)
@@ -238,26 +239,31 @@ class Plane:
             if self._fenced:
                 raise RequestError(ErrorKind.UNAVAILABLE, f"nothing was changed: {self._fault}")
             imported = self._take_word(self._word.look(self._state))
-            _refuse_if_just_rolled_back(command, imported)
+            refuse_if_just_rolled_back(command, imported)
             base = self._state
+            command = unless_paused(base, command, self.monitor)
             outcome = step(base, command, self._clock.wall_ns())
             if outcome.state is base:
                 return outcome
+            self._in_flight = command
             try:
                 await self._save(outcome.audit, outcome.state)
             except StoreError as error:
                 self._unsaved.set()
                 raise RequestError(ErrorKind.UNAVAILABLE, f"nothing was changed: {error}", 2) from error
+            finally:
+                self._in_flight = None
             if self._state is not base:
-                outcome = self._again(command, outcome)
+                outcome = self._again(command, outcome, base)
             self._adopt(outcome)
             await self._word.write(outcome.effects)
             return outcome
 
-    def _again(self, command: Command, saved: Outcome) -> Outcome:
+    def _again(self, command: Command, saved: Outcome, base: ControlState) -> Outcome:
         """The command upon what a kill or rollback made of the state while it was being saved."""
         self._unsaved.set()
         try:
+            refuse_if_vetoed_since(command, base, self._state)
             return step(self._state, command, self._clock.wall_ns())
         except RequestError as error:
             self._queue(
@@ -338,6 +344,10 @@ class Plane:
             except StoreError as error:
                 self._fault = str(error)
                 raise
+            except Exception as error:  # the writer must go on trying, whatever it was
+                log.exception("the state could not be written")
+                self._fault = f"{type(error).__name__}: {error}"
+                raise StoreError(f"the state could not be written: {self._fault}") from error
             self._fault = None
             for _ in range(len(earlier) - (self.audit_lost - lost)):
                 self._pending.popleft()
@@ -387,36 +397,3 @@ class Plane:
                 continue
             await self._sleep(pause)
             pause = min(pause * 2, RETRY_MAX_S)
-
-
-def _claimed(state: ControlState, command: Kill | Rollback, look: Look) -> tuple[Kill | Rollback, Look]:
-    """The command with the seqs that the word gave its latches, and the look without those latches.
-
-    The monitor writes the word first and then asks here: that is one act, and its own words
-    belong in the trail, not "found in the control word".
-    """
-    kills, vetoes = dict(look.found.kills), dict(look.found.vetoes)
-    if isinstance(command, Kill):
-        seq = engage(kills.pop(command.model, OFF)).seq
-        command = msgspec.structs.replace(command, at_least=max(command.at_least, seq))
-    elif (table := state.tables.get(command.model)) is not None:
-        names = {command.variant} if command.variant else table.candidates.keys() | table.shadow.keys()
-        seqs = {name: engage(vetoes.pop(f"{command.model}/{name}", OFF)).seq for name in names}
-        command = msgspec.structs.replace(command, at_least=seqs)
-    found = msgspec.structs.replace(look.found, kills=kills, vetoes=vetoes)
-    return command, Look(found, look.doubtful)
-
-
-def _refuse_if_just_rolled_back(command: Command, imported: Outcome) -> None:
-    """Traffic may not clear a rollback that its author cannot have known of."""
-    if not isinstance(command, SetTraffic):
-        return
-    for row in imported.audit:
-        wanted = command.weights.get(row.variant or "") or command.shadow.get(row.variant or "")
-        if row.action == "rollback" and row.model == command.model and wanted:
-            latch = imported.state.vetoes.get(f"{row.model}/{row.variant}", OFF)
-            raise RequestError(
-                ErrorKind.CONFLICT,
-                f"{row.variant} was rolled back in the meantime (veto {latch.seq}, {row.reason}): "
-                "nothing was changed; ask again if it is to have traffic all the same",
-            )

@@ -190,7 +190,7 @@ def _with_shares(table: RouteTable, weights: dict[str, int], shadow: dict[str, i
 def _rollback(state: ControlState, command: Rollback, now_ns: int) -> Outcome:
     table = table_of(state, command.model)
     if command.variant is None:
-        targets = sorted(table.candidates.keys() | table.shadow.keys())
+        targets = sorted(table.candidates.keys() | table.shadow.keys() | command.at_least.keys())
     else:
         _known_variant(table, command.variant)
         if command.variant == table.baseline:

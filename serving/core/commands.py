@@ -65,6 +65,7 @@ class SetTraffic(msgspec.Struct, frozen=True):
         reference_percent: percent of candidate answers that the teacher scores again.
         salt: the routing salt to use if the model goes from no candidate to some.
         expect_epoch: refuse unless the table still has this epoch.
+        override_pause: raise a weight although a guard of the monitor says that the ramp pauses.
     """
 
     model: str
@@ -74,12 +75,13 @@ class SetTraffic(msgspec.Struct, frozen=True):
     shadow: dict[str, float] = {}
     reference_percent: float | None = None
     expect_epoch: int | None = None
+    override_pause: bool = False
 
 
 class Rollback(msgspec.Struct, frozen=True):
     """Take a variant (None: every candidate and shadow) out of traffic and latch its veto.
 
-    `at_least`: lowest veto seq of each variant.
+    `at_least`: lowest veto seq of each variant; with None those named here are taken out too.
     """
 
     model: str

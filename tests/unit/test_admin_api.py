@@ -433,3 +433,45 @@ async def test_with_a_dead_database_the_brakes_work_and_the_rest_says_so(rig: Ri
     response = await api.put(f"{ONE}/traffic", json={"reference_percent": 1, **WHY})
     assert response.status_code == 503
     assert response.json()["error"].startswith("nothing was changed: ")
+
+
+@pytest.mark.parametrize(
+    "odd", ['{"n": 1180591620717411303424}', '{"deep": %s1%s}' % ("[" * 253, "]" * 253)], ids=["huge", "deep"]
+)  # fmt: skip
+async def test_evidence_that_no_row_can_hold_keeps_nobody_from_a_kill(
+    api: httpx.AsyncClient, rig: Rig, odd: str
+) -> None:
+    body = '{"reason": "why", "evidence": %s}' % odd  # noqa: UP031 - braces
+    answer = await api.post(f"{ONE}:kill", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 200
+    assert await rig.plane.save_pending()
+    assert "could not be kept" in (await rig.trail())[-1].evidence["unusable"]
+    assert (await rig.plane.verify()).ok
+
+
+@pytest.mark.parametrize("body", ["[" * 100_000, '{"reason": "\\ud800"}', '{"reason": "x", "nope": 1}', "\ufeff{}", ""])
+async def test_an_odd_body_is_the_clients_fault(api: httpx.AsyncClient, body: str) -> None:
+    answer = await api.post(f"{ONE}:kill", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert "body cannot be used" in answer.json()["error"]
+
+
+async def test_a_paused_ramp_is_a_conflict_that_can_be_overridden(api: httpx.AsyncClient, rig: Rig) -> None:
+    verdict = {"guard": "agreement", "variant": "int8", "verdict": "fail", "action": "pause", "sentence": "it differs"}
+    beat = {"at": 1.0, "mode": "ok", "verdicts": {"moderation": [verdict]}}
+    assert (await api.post(f"{ROOT}/monitor/heartbeat", json=beat)).status_code == 200
+    answer = await api.put(f"{ONE}/traffic", json={**WHY, "weights": {"int8": 10}})
+    assert answer.status_code == 409
+    assert "it differs" in answer.json()["error"]
+    answer = await api.put(f"{ONE}/traffic", json={**WHY, "weights": {"int8": 10}, "override_pause": True})
+    assert answer.status_code == 200
+
+
+async def test_more_past_than_the_monitor_keeps_is_the_clients_fault(api: httpx.AsyncClient) -> None:
+    answer = await api.get(f"{ONE}/series", params={"seconds": 901})
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "seconds: 901 is not between 1 and 900"
+
+
+async def test_an_origin_that_is_no_url_can_do_nothing(api: httpx.AsyncClient) -> None:
+    assert (await api.get(f"{ROOT}/status", headers={"origin": "http://[oops"})).status_code == 403

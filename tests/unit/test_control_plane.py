@@ -323,3 +323,112 @@ async def test_a_model_shows_who_killed_it_and_why(rig: Rig) -> None:
     assert (view["killed"], view["killed_by"], view["kill_seq"]) == (True, "kill-switch", 0)
     assert view["kill"]["reason"] == "because"
     assert rig.plane.status()["kill_switch"]["on"] is True
+
+
+# ---------------------------------------------------------------- brakes pulled while a change is being saved
+
+
+class Held:
+    """Holds the store up in the middle of the next write."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig, self.go, self.reached = rig, threading.Event(), threading.Event()
+        rig.store.before_write = self._hold  # type: ignore[method-assign]
+
+    def _hold(self) -> None:
+        self.reached.set()
+        self.go.wait(10)
+
+    async def start(self, command: SetTraffic | Rearm) -> asyncio.Task[object]:
+        running: asyncio.Task[object] = asyncio.create_task(self.rig.plane.execute(command))
+        await until(self.reached.is_set)
+        return running
+
+
+async def test_a_kill_during_a_rearm_of_the_last_one_stays_in_force(rig: Rig) -> None:
+    await rig.plane.execute(Kill("moderation", ME))
+    held = Held(rig)
+    rearming = await held.start(Rearm("moderation", ME, 1))
+    await rig.plane.execute(Kill("moderation", By("bob", "still bad")))
+    held.go.set()
+    with pytest.raises(RequestError, match="kill 1 of moderation is not the one in force, 2 is"):
+        await rearming
+    assert rig.plane.state.kills["moderation"] == Latch(2, 0)
+    assert rig.word.latch(MODEL_KILL) == Latch(2, 0)
+    await rig.plane.save_pending()
+    assert [row.action for row in await rig.trail()][1:] == ["kill", "rearm", "kill", "rearm-undone"]
+
+
+@pytest.mark.parametrize("variant", ["int8", None])
+async def test_a_rollback_during_a_raise_stays_in_force(rig: Rig, variant: str | None) -> None:
+    await rig.plane.execute(Rollback("moderation", ME, "int8"))
+    held = Held(rig)
+    raising = await held.start(traffic(20))
+    await rig.plane.execute(Rollback("moderation", By("bob", "still bad"), variant))
+    held.go.set()
+    with pytest.raises(RequestError, match=r"int8 was rolled back in the meantime \(veto 2\)") as caught:
+        await raising
+    assert caught.value.kind is ErrorKind.CONFLICT
+    assert weights(table(rig.plane.state))["int8"] == 0
+    assert rig.word.latch(INT8_VETO) == Latch(2, 0)
+    await rig.plane.save_pending()
+    assert "traffic-undone" in [row.action for row in await rig.trail()]
+
+
+async def test_a_veto_by_the_word_during_a_raise_stays_in_force(rig: Rig) -> None:
+    held = Held(rig)
+    raising = await held.start(traffic(20))
+    rig.word.latch_on(INT8_VETO)
+    await rig.plane.poll_word()
+    held.go.set()
+    with pytest.raises(RequestError, match="rolled back in the meantime"):
+        await raising
+    assert weights(table(rig.plane.state))["int8"] == 0
+
+
+async def test_a_row_that_cannot_be_written_does_not_end_the_writer(rig: Rig) -> None:
+    await rig.plane.execute(Kill("moderation", By("ann", "why", {"count": 1 << 70})))
+    assert not await rig.plane.save_pending()
+    assert "TypeError" in rig.plane.status()["control"]["database"]
+
+
+# ---------------------------------------------------------------- a paused ramp
+
+
+def beat(rig: Rig, verdict: str = "fail", action: str = "pause") -> None:
+    said = {
+        "guard": "agreement", "variant": "int8", "verdict": verdict, "action": action, "sentence": "int8 disagrees",
+    }  # fmt: skip
+    rig.plane.heartbeat(Heartbeat("now", "ok", {"moderation": [said]}))
+
+
+async def test_a_weight_is_not_raised_while_a_guard_pauses_the_ramp(rig: Rig) -> None:
+    beat(rig)
+    before = rig.plane.snapshot
+    with pytest.raises(RequestError, match=r"int8 may not get more traffic.*int8 disagrees \(guard agreement\)") as no:
+        await rig.plane.execute(traffic(20))
+    assert no.value.kind is ErrorKind.CONFLICT
+    assert rig.plane.snapshot == before
+    for percent in (5, 2, 0):  # the same, less, nothing
+        await rig.plane.execute(traffic(percent))
+        assert weights(table(rig.plane.state))["int8"] == percent * 100
+    await rig.plane.execute(SetTraffic(model="moderation", by=ME, salt="s", weights={"distilled": 10}))
+
+
+async def test_an_override_raises_it_and_is_in_the_trail(rig: Rig) -> None:
+    beat(rig)
+    await rig.plane.execute(traffic(20, override_pause=True))
+    assert weights(table(rig.plane.state))["int8"] == 2000
+    row = (await rig.trail())[-1]
+    assert row.evidence == {"override_pause": {"int8": "int8 disagrees (guard agreement)"}}
+
+
+async def test_only_a_fresh_pause_counts(rig: Rig) -> None:
+    beat(rig, "fail", "rollback")
+    await rig.plane.execute(traffic(6))
+    beat(rig, "inconclusive", "pause")
+    await rig.plane.execute(traffic(7))
+    beat(rig)
+    rig.clock.advance(6.0)
+    await rig.plane.execute(traffic(8))
+    assert weights(table(rig.plane.state))["int8"] == 800
