@@ -92,6 +92,8 @@ class _Http:
         """Send one request and return a success. Raises `ClientError`."""
         try:
             response = self._client.request(method, path, params=params, json=body, headers=headers)
+        except httpx.InvalidURL as error:
+            raise Unreachable(f"{self.url!r} is no address of {self._what}: {error}") from None
         except httpx.TimeoutException:
             raise Unreachable(f"{self._what} at {self.url} did not answer within {self._timeout_s:g} s") from None
         except httpx.TransportError as error:
