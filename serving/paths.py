@@ -48,6 +48,11 @@ class Paths:
         return self.run_dir / WORD_FILE
 
     @property
+    def snapshot_file(self) -> Path:
+        """The last routing snapshot that a gateway took over, for one that starts without a control plane."""
+        return self.run_dir / "snapshot.json"
+
+    @property
     def spool_dir(self) -> Path:
         return self.run_dir / "spool"
 

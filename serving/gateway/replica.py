@@ -27,7 +27,7 @@ from serving.gateway.spool import SpoolWriter, latency_buckets_ms
 from serving.gateway.variants import FrameCall, VariantPlane
 from serving.gateway.worker_server import WorkerServer
 from serving.gateway.workers import WorkerFailure
-from serving.paths import Paths
+from serving.paths import Paths, write_private
 from serving.registry.store import Registry
 from serving.runtimes.base import open_session
 
@@ -38,8 +38,9 @@ CONTROL_NAME = "canarium-control"
 NAMESPACE = "canarium"
 #: How often a gateway looks at the control word and tells the monitor that it lives, seconds.
 TICK_S = 0.05
-#: How long a new gateway waits for its first table, and before it asks again, seconds.
-FIRST_TABLE_S, RETRY_S = 30.0, 0.25
+#: How long a new gateway waits for the control plane before it takes the kept table, then for any table; and
+#: before it asks again (seconds).
+PATIENCE_S, FIRST_TABLE_S, RETRY_S = 5.0, 25.0, 0.25
 #: A closing variant replica finishes what it has for this long, seconds.
 DRAIN_S = 1.5
 
@@ -89,11 +90,30 @@ class Gateway:
     async def __serve_build_asgi_app__(self) -> HttpGateway:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follow()), loop.create_task(self._tick())]
-        # Serve sends traffic as soon as this returns, so wait for the first table; without one, start all the same.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_TABLE_S):
-                await self._applied.wait()
+        # Serve sends traffic as soon as this returns, so wait for the first table. A gateway that starts while the
+        # control plane is dead serves by the last table that any gateway of this node was given.
+        if not await self._table_within(PATIENCE_S):
+            await self._take_over_kept()
+            await self._table_within(FIRST_TABLE_S)
         return self._http
+
+    async def _table_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._applied.wait()
+        return self._applied.is_set()
+
+    async def _take_over_kept(self) -> None:
+        try:
+            kept = await asyncio.to_thread(self._paths.snapshot_file.read_bytes)
+            await self._plane.apply(msgspec.json.decode(kept, type=Snapshot))
+        except FileNotFoundError:
+            return  # the first start of all
+        except Exception:
+            log.exception("cannot use the kept snapshot %s", self._paths.snapshot_file)
+            return
+        log.warning("the control plane is silent: starting with the kept snapshot")
+        self._applied.set()
 
     def _make_plane(self, model: str, entry: VariantEntry) -> VariantPlane:
         manifest, folder = self._registry.open(entry.artifact)
@@ -154,6 +174,8 @@ class Gateway:
             try:
                 await self._plane.apply(msgspec.json.decode(encoded, type=Snapshot))
                 self._applied.set()
+                with contextlib.suppress(OSError):  # a full disk must not stop a gateway
+                    await asyncio.to_thread(write_private, self._paths.snapshot_file, encoded)
             except Exception:
                 log.exception("cannot take over a snapshot, keeping rev %s", rev)
                 await asyncio.sleep(RETRY_S)
