@@ -42,10 +42,11 @@ class Actuation(msgspec.Struct):
     word_seq: int = 0  # 0: the word is not written yet
     acknowledged: bool = False
     attempts: int = 0
+    overtaken: bool = False  # a human cleared it, or started over, before the control plane heard of it
 
     @property
     def done(self) -> bool:
-        return self.acknowledged and self.word_seq > 0
+        return self.overtaken or (self.acknowledged and self.word_seq > 0)
 
 
 class Actuator:
@@ -75,6 +76,7 @@ class Actuator:
         self._tasks: set[asyncio.Task[None]] = set()
         self.seconds_buckets = [0] * (len(SECONDS_BOUNDS) + 1)
         self.seconds_sum = 0.0
+        self.last_beat_ns = clock.wall_ns()  # of the last heartbeat in the word; at first of the start
         self.failures = 0  # attempts that the control plane did not acknowledge
 
     def submit(self, trip: Trip) -> bool:
@@ -99,6 +101,7 @@ class Actuator:
     def beat(self) -> None:
         """Write the heartbeat into the control word. Raises `OSError`."""
         self._opened().beat(self._clock.monotonic_ns())
+        self.last_beat_ns = self._clock.wall_ns()
 
     def kill_latch(self, model: str) -> Latch | None:
         """The model's kill latch in the word; None if it is unreadable, which means killed."""
@@ -162,6 +165,20 @@ class Actuator:
         latch = published or Latch()
         return latch.seq if latch.on else max(latch.seq, latch.cleared) + 1
 
+    def _overtaken(self, trip: Trip) -> bool:
+        """Whether the arming that tripped is over: what is told late must not strike a newer one."""
+        snapshot = self._snapshot()
+        if snapshot is None:
+            return False
+        since, veto, kill, _ = trip.arming
+        if trip.action == "kill":
+            return snapshot.kills.get(trip.model, Latch()).cleared > kill
+        table = snapshot.tables.get(trip.model)
+        if table is not None and table.baseline == trip.variant:
+            return True  # made the baseline since: there is nothing to go back to
+        now = table.since.get(trip.variant, -1) if table is not None else -1
+        return now > since or snapshot.vetoes.get(f"{trip.model}/{trip.variant}", Latch()).cleared > veto
+
     # ------------------------------------------------------------ the control plane
 
     def _spawn(self, actuation: Actuation) -> None:
@@ -172,6 +189,10 @@ class Actuator:
     async def _deliver(self, actuation: Actuation) -> None:
         pause = BACKOFF_S[0]
         while not actuation.done:
+            if self._overtaken(actuation.trip):
+                log.info("%s of %s/%s: traffic was given since: dropped", *_what(actuation.trip))
+                actuation.overtaken = True
+                return
             if actuation.word_seq == 0:
                 self._write_word(actuation)
             if not actuation.acknowledged:
@@ -192,7 +213,7 @@ class Actuator:
         path = f"/admin/v1/models/{trip.model}:{trip.action}"
         try:
             response = await self._client.post(path, json=body, timeout=TIMEOUT_S)
-        except httpx.HTTPError as error:
+        except Exception as error:  # whatever it was, the next attempt must come
             log.error("POST %s: %s: tried again", path, error or type(error).__name__)
             return False
         if response.is_success or response.status_code in SETTLED:
@@ -221,6 +242,10 @@ class Actuator:
     def _forget(self) -> None:
         for key in [key for key, actuation in self._done.items() if actuation.done][: max(0, len(self._done) - KEPT)]:
             del self._done[key]
+
+
+def _what(trip: Trip) -> tuple[str, str, str]:
+    return (trip.action, trip.model, trip.variant)
 
 
 def action_key(trip: Trip) -> str:

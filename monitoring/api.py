@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from monitoring.windows import KEPT_S
+
+WILDCARDS = ("0.0.0.0", "::", "*", "")
+
+
+def allowed_hosts(host: str, port: int) -> frozenset[str]:
+    """The values of `Host` that name this server; empty, meaning any, if it listens on every address."""
+    if host in WILDCARDS:
+        return frozenset()
+    names = {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host.lower()}
+    return frozenset({f"{name}:{port}" for name in names} | (names if port == 80 else set()))
+
+
+class HostGuard:
+    """ASGI middleware: refuses other names, by which a web page could read what loopback shows (DNS rebinding)."""
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app: ASGIApp = self._app
+        if scope["type"] == "http" and self._hosts:
+            host = Headers(scope=scope).get("host", "").lower()
+            if host not in self._hosts:
+                expected = ", ".join(sorted(self._hosts))
+                app = _json({"error": f"Host {host!r} is not a name of this monitor, expected one of {expected}"}, 403)
+        await app(scope, receive, send)
 
 
 def build_app(
@@ -21,6 +50,7 @@ def build_app(
     verdicts: Callable[[], Any],
     series: Callable[[str, int], dict[str, Any] | None],
     health: Callable[[], dict[str, Any]],
+    hosts: Collection[str] = (),
 ) -> Starlette:
     """The application.
 
@@ -28,6 +58,7 @@ def build_app(
         verdicts: verdicts by model.
         series: (model, seconds) -> chart columns, None for an unknown model.
         health: what `/healthz` says; 503 unless its `ok` is true.
+        hosts: see `allowed_hosts`; empty means any.
     """
 
     async def metrics(request: Request) -> Response:
@@ -58,7 +89,8 @@ def build_app(
             Route("/healthz", healthz),
             Route("/v1/verdicts", all_verdicts),
             Route("/v1/series", one_series),
-        ]
+        ],
+        middleware=[Middleware(HostGuard, hosts=hosts)],
     )
 
 

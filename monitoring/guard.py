@@ -123,7 +123,7 @@ class Candidate:
         from_shadow = self.arming[0] < 0 and tuple(cleared) == self.arming[1:]
         for guard, detector in self.detectors.items():
             if not (from_shadow and guard in ("agreement", "harm")):
-                detector.reset()
+                detector.rearm()
                 self.examples[guard].clear()
         self.tripped = []
         self.arming = arming
@@ -237,6 +237,8 @@ class ModelGuards:
             for candidate in self.candidates.values():
                 if candidate.weight > 0 and event.epoch >= candidate.arming[0]:
                     self._race(candidate, event, error, from_candidate=False)
+                else:  # so that the threshold is known when traffic comes
+                    candidate.latency.learn(event.total_us)
             return
         own = self.candidates.get(event.variant)
         if own is None:
@@ -249,7 +251,7 @@ class ModelGuards:
         if error:
             own.examples["invalid_output" if invalid else "errors"].append(event.request_key)
         if invalid or event.cause == Cause.NONE:
-            own.invalid.observe(invalid, bool(event.flags & Flag.BASELINE_VALID))
+            own.invalid.observe(invalid, bool(event.flags & Flag.BASELINE_VALID), event.batch_key)
         # Invalid outputs have a guard of their own; here they would be counted against it twice.
         self._race(own, event, error and not invalid, from_candidate=True)
 
@@ -264,7 +266,7 @@ class ModelGuards:
         share = mine / (mine + theirs)
         candidate.errors.observe(from_candidate, error, share, event.batch_key)
         slow_before = candidate.latency.candidate_slow
-        candidate.latency.observe(from_candidate, event.total_us, share, event.batch_key)
+        candidate.latency.observe(from_candidate, event.total_us, share, event.batch_key, event.mono_ns)
         if candidate.latency.candidate_slow > slow_before:
             candidate.examples["latency"].append(event.request_key)
 

@@ -82,7 +82,11 @@ LABELLED = (
 )  # fmt: skip
 PLAIN = (
     ("canarium_rows", "Rows asked for.", C_ROWS),
-    ("canarium_pairs", "Rows answered by both the variant and the teacher.", C_PAIRS),
+    (
+        "canarium_pairs",
+        "Rows compared with the teacher's answer or, of shadow copies, the one returned.",
+        C_PAIRS,
+    ),
     ("canarium_pair_flips", "Rows among those on which the top class differs.", C_PAIR_FLIPS),
     ("canarium_shed_requests", "Requests refused because the queue was full.", C_SHED),
     ("canarium_cancelled_requests", "Queued requests dropped because their client went away.", C_DROPPED_CANCELLED),
@@ -238,9 +242,10 @@ class MonitorCollector(Collector):
             errors.add_metric((loop,), number)
         yield errors
         heartbeat = _gauge(
-            "canarium_monitor_heartbeat_timestamp_seconds", "When this was collected, seconds since the epoch."
+            "canarium_monitor_heartbeat_timestamp_seconds",
+            "When the monitor last wrote its heartbeat for the gateways, seconds since the epoch.",
         )
-        yield _single(heartbeat, self._watch.clock.wall_ns() / 1e9)
+        yield _single(heartbeat, self._actuator.last_beat_ns / 1e9)
         build = _gauge("canarium_build_info", "1, with the version.", ("version",))
         build.add_metric((package_version(),), 1)
         yield build

@@ -133,5 +133,5 @@ def _status(target: SloTarget, variant: str, history: slo.History) -> SloStatus:
         ratio=slo.objective_ratio(history, target.window_s),
         budget_remaining=slo.budget_remaining(history, target.objective, target.window_s),
         burn_rates={name: slo.burn_rate(history, target.objective, span) for name, span in slo.WINDOWS.items()},
-        alerts=slo.alerts(history, target.objective),
+        alerts=slo.alerts(history, target.objective, target.window_s),
     )

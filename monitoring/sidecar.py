@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry
 
 from monitoring import state as storage
 from monitoring.actuate import Actuator
-from monitoring.api import build_app
+from monitoring.api import allowed_hosts, build_app
 from monitoring.config import MonitorConfig, load
 from monitoring.metrics import MonitorCollector
 from monitoring.verdicts import iso
@@ -67,6 +67,7 @@ class Sidecar:
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="commit")  # one thread: commits in order
         self._started_ns = self._read_ns = clock.monotonic_ns()
         self._committed: tuple[int, ...] = ()
+        self._resumed = False
 
     def _actuator(self) -> Actuator:
         return Actuator(
@@ -92,7 +93,6 @@ class Sidecar:
 
     async def run(self, listener: socket.socket) -> None:
         """Run everything until `stop`; commits at the end."""
-        self.actuator.resume()
         server = _Server(uvicorn.Config(self._app(), log_level="warning", access_log=False, lifespan="off"))
         loops = [
             asyncio.create_task(coroutine)
@@ -158,6 +158,14 @@ class Sidecar:
 
     async def _tick(self) -> None:
         self.watch.tick()
+        if self.clock.monotonic_ns() - self._started_ns >= SNAPSHOT_GRACE_S * 1e9:
+            self._resume()
+
+    def _resume(self) -> None:
+        """Go on with what a former process left undone, once it is known whether that still holds."""
+        if not self._resumed:
+            self._resumed = True
+            self.actuator.resume()
 
     async def _beat_word(self) -> None:
         if not self._blind():
@@ -175,6 +183,7 @@ class Sidecar:
         snapshot = msgspec.json.decode(response.content, type=Snapshot)
         if not self.watch.apply(snapshot):
             log.warning("snapshot rev %d of an older lease (%d) refused", snapshot.rev, snapshot.lease)
+        self._resume()
 
     async def _commit_when_due(self) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
@@ -237,7 +246,8 @@ class Sidecar:
     def _app(self) -> Any:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(MonitorCollector(self.watch, self.actuator, self.loop_errors))
-        return build_app(registry, self.watch.verdicts, self.watch.series, self._health)
+        hosts = allowed_hosts(self.config.host, self.config.port)
+        return build_app(registry, self.watch.verdicts, self.watch.series, self._health, hosts)
 
 
 _JSON = {"content-type": "application/json"}

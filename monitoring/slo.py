@@ -21,7 +21,7 @@ from bisect import bisect_right
 import msgspec
 
 HOUR, DAY = 3600.0, 86_400.0
-#: (burn rate, long window, short window, severity) for a budget over 30 days.
+#: (burn rate, long window, short window, severity) for a budget over 30 days; `alerts` scales it to others.
 POLICIES: tuple[tuple[float, float, float, str], ...] = (
     (14.4, HOUR, 300.0, "page"),
     (6.0, 6 * HOUR, 1800.0, "page"),
@@ -108,10 +108,16 @@ def objective_ratio(history: History, window_s: float) -> float | None:
     return 1.0 - bad / total if total else None
 
 
-def alerts(history: History, objective: float) -> list[Alert]:
-    """The policies that fire now, the most urgent first."""
+def alerts(history: History, objective: float, window_s: float = 30 * DAY) -> list[Alert]:
+    """The policies that fire now, the most urgent first.
+
+    Args:
+        window_s: the objective's window. The factors are scaled with it, so that an alert always
+            means that the same share of the window's budget is gone.
+    """
     firing = []
-    for factor, long_s, short_s, severity in POLICIES:
+    for factor_30d, long_s, short_s, severity in POLICIES:
+        factor = factor_30d * window_s / (30 * DAY)
         total, _ = history.over(long_s)
         long_burn = burn_rate(history, objective, long_s)
         short_burn = burn_rate(history, objective, short_s)

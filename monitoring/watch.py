@@ -44,6 +44,7 @@ class ModelWatch:
         self.windows: dict[str, Window] = {}
         self.objectives = Objectives(config)
         self.early: deque[tuple[Event, int, int]] = deque()  # event, class, reference class
+        self.overdue = -1  # the newest epoch whose snapshot was waited for in vain
 
     def window(self, variant: str) -> Window:
         return self.windows.setdefault(variant, Window())
@@ -92,9 +93,10 @@ class Watch:
         return True
 
     def step(self, limit: int = CHUNK) -> tuple[int, list[Trip]]:
-        """Read what is new, at most `limit` records of each file: (records read, guards that tripped)."""
+        """Read what is new, about `limit` records at most: (records read, guards that tripped)."""
         count = 0
-        for chunk in self.ingest.poll(limit):
+        files = len(self.ingest.gateways)
+        for chunk in self.ingest.poll(max(256, limit // max(1, files))):  # bounds the time until the loop breathes
             count += len(chunk.records)
             self._feed(chunk)
         self._release()
@@ -134,7 +136,7 @@ class Watch:
             )  # fmt: skip
             if kind == Kind.REQUEST:
                 errors[at] = is_error(event)
-            if model.early or (model.guards.epoch is not None and epoch > model.guards.epoch):
+            if model.early or self._early(model, epoch):
                 model.early.append((event, cls, ref_cls))
             else:
                 self._take(model, event, cls, ref_cls)
@@ -146,11 +148,18 @@ class Watch:
         for model in self.models.values():
             while model.early:
                 event, cls, ref_cls = model.early[0]
-                known = model.guards.epoch is None or event.epoch <= model.guards.epoch
-                if not known and now_ns - event.mono_ns < EARLY_S * 1e9 and len(model.early) < EARLY_MAX:
-                    break
+                if self._early(model, event.epoch):
+                    if now_ns - event.mono_ns < EARLY_S * 1e9 and len(model.early) < EARLY_MAX:
+                        break
+                    # Cut off from the control plane: those that follow need not wait, and commits go on.
+                    model.overdue = event.epoch
                 model.early.popleft()
                 self._take(model, event, cls, ref_cls)
+
+    @staticmethod
+    def _early(model: ModelWatch, epoch: int) -> bool:
+        known = model.guards.epoch
+        return known is not None and epoch > max(known, model.overdue)
 
     @property
     def settled(self) -> bool:
@@ -181,12 +190,14 @@ class Watch:
         seconds = (records["wall_ns"] // 1_000_000_000).astype(np.int64)
         served = (records["kind"] == Kind.REQUEST) & (records["flags"] & Flag.CLIENT_FAULT == 0)
         paired = ((records["kind"] == Kind.REFERENCE) | (records["kind"] == Kind.SHADOW)) & (records["status"] == 200)
+        by = records["answered"]
         for series in np.unique(records["series"]).tolist():
             model, variant = names[series] if series < len(names) else (None, "")
             if model is None:
                 continue
             mine = records["series"] == series
-            requests, pairs = mine & served, mine & paired
+            teachers = [at for at, name in enumerate(names) if name == (model, model.guards.teacher)]
+            requests, pairs = mine & served, mine & paired & np.isin(by, teachers)
             window = model.window(variant)
             if requests.any():
                 durations = records["total_us"][requests].astype(np.float64)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from monitoring.detectors.betting import Betting, Mirrored
 
 #: Failed or slow batches whose key is remembered, so that each is one event.
-RECENT_BATCHES = 64
+RECENT_BATCHES = 1024
 
 
 class Detector:
@@ -41,6 +41,10 @@ class Detector:
         self.passed = False
         self._against.reset()
         self._for.reset()
+
+    def rearm(self) -> None:
+        """Forget what was observed of the candidate, and no more."""
+        self.reset()
 
     @property
     def log_evidence(self) -> float:
@@ -118,7 +122,7 @@ class BatchRace:
         self._requests = [0, 0]  # baseline, candidate
         self._batches = [0, 0]
         self._last = [0, 0]
-        self._recent: list[int] = []
+        self._recent: dict[int, None] = {}
 
     def count(self, from_candidate: bool, batch_key: int) -> None:
         """One live request of an arm; `batch_key` 0 means that it was in no batch."""
@@ -129,13 +133,20 @@ class BatchRace:
             self._last[arm] = batch_key
 
     def share(self, weight: float) -> float:
-        """The candidate's expected share of event units, at least `weight` (in [0, 1])."""
+        """The largest share of event units that is no fault of the candidate's; at least `weight` (in [0, 1])."""
+        return max(weight, self._by_batches(weight))
+
+    def least(self, weight: float) -> float:
+        """The smallest share of event units to expect; at most `weight`. What a pass is held to."""
+        return min(weight, self._by_batches(weight))
+
+    def _by_batches(self, weight: float) -> float:
         baseline, candidate = (
             requests / batches if batches else 1.0
             for requests, batches in zip(self._requests, self._batches, strict=True)
         )
         mine, theirs = weight / candidate, (1.0 - weight) / baseline
-        return max(weight, mine / (mine + theirs)) if mine + theirs > 0 else weight
+        return mine / (mine + theirs) if mine + theirs > 0 else weight
 
     def first(self, batch_key: int) -> bool:
         """Whether this is the first event of its batch."""
@@ -143,12 +154,14 @@ class BatchRace:
             return True
         if batch_key in self._recent:
             return False
-        self._recent.append(batch_key)
-        del self._recent[:-RECENT_BATCHES]
+        self._recent[batch_key] = None
+        if len(self._recent) > RECENT_BATCHES:
+            del self._recent[next(iter(self._recent))]
         return True
 
     def state(self) -> list[list[int]]:
         return [list(self._requests), list(self._batches), list(self._last), list(self._recent)]
 
     def load(self, state: list[list[int]]) -> None:
-        self._requests, self._batches, self._last, self._recent = (list(map(int, part)) for part in state)
+        self._requests, self._batches, self._last, recent = (list(map(int, part)) for part in state)
+        self._recent = dict.fromkeys(recent)

@@ -79,10 +79,10 @@ class Errors(Detector):
         self.race.count(from_candidate, batch_key)
         self._settle()
         self.candidate_errors += from_candidate
+        if from_candidate:  # each request, as the clean ones: a pass is about the rate that clients see
+            self._for.update(1.0, self.budget)
         if not self.race.first(batch_key):
             return False
-        if from_candidate:
-            self._for.update(1.0, self.budget)
         if alone and not from_candidate:
             return False
         self.last_limit = ALONE_LIMIT if alone else _odds_share(expected, self.ratio)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-from monitoring.detectors.base import Detector
+from monitoring.detectors.base import BatchRace, Detector
 
 #: A pass says that at most this share of the answers is invalid.
 PASS_LIMIT = 0.001
@@ -15,7 +15,8 @@ class InvalidOutput(Detector):
     """A hard count: the candidate fails at its `limit`-th invalid answer.
 
     Assumption: a sound model never answers so where the baseline answers the same input validly;
-    the count needs no statistics. Inputs on which the baseline fails too count against nobody.
+    the count needs no statistics. Inputs on which the baseline fails too count against nobody, and
+    a batch counts once: its answers may be wrong for one and the same reason.
     Observation: one live request of the candidate, X = 1{invalid and the baseline valid}.
     Formula: fails when sum X >= limit; shown as log count against log limit. Passes by the mirrored
     test of E[X] >= 0.001. Source: betting.py for the pass; the count is a rule, not a test.
@@ -30,17 +31,19 @@ class InvalidOutput(Detector):
     """
 
     name: ClassVar[str] = "invalid_output"
-    FIELDS: ClassVar[tuple[str, ...]] = (*Detector.FIELDS, "_clean")
+    FIELDS: ClassVar[tuple[str, ...]] = (*Detector.FIELDS, "_clean", "batches")
 
     def __init__(self, limit: int = 3, **budgets: float) -> None:
         self.limit = limit
+        self.batches = BatchRace()
         super().__init__(**budgets)
 
     def reset(self) -> None:
         super().reset()
+        self.batches.reset()
         self._clean = 0
 
-    def observe(self, invalid: bool, baseline_valid: bool) -> bool:
+    def observe(self, invalid: bool, baseline_valid: bool, batch_key: int = 0) -> bool:
         """One live answer of the candidate; True when it makes the detector fail."""
         if invalid and not baseline_valid:
             return False
@@ -48,9 +51,11 @@ class InvalidOutput(Detector):
         if not invalid:
             self._clean += 1
             return False
-        self.events += 1
         self._settle()
         self._for.update(1.0, PASS_LIMIT)
+        if not self.batches.first(batch_key):
+            return False
+        self.events += 1
         return self._judge()
 
     def settle(self) -> None:

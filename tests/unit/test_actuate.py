@@ -17,8 +17,12 @@ from serving.clock import FakeClock
 from serving.contract import ControlWord, Latch, Snapshot, slot_key
 
 
-def trip(action: str = "rollback", guard: str = "errors", since: int = 4, model: str = "m") -> Trip:
-    return Trip(model, "int8", guard, action, (since, 0, 0, 0), "int8 fails", {"events": 3}, 900_000_000, 10**18)
+def trip(
+    action: str = "rollback", guard: str = "errors", since: int = 4, model: str = "m", kill_cleared: int = 0
+) -> Trip:
+    return Trip(
+        model, "int8", guard, action, (since, 0, kill_cleared, 0), "int8 fails", {"events": 3}, 900_000_000, 10**18
+    )
 
 
 class Bench:
@@ -54,7 +58,7 @@ class Bench:
 async def test_the_word_is_above_what_was_cleared(tmp_path: Path, published: Latch | None, expected: Latch) -> None:
     snapshot = Snapshot(1, 1, {}, kills={"m": published} if published else {})
     bench = Bench(tmp_path, snapshot)
-    assert bench.actuator.submit(trip("kill"))
+    assert bench.actuator.submit(trip("kill", kill_cleared=published.cleared if published else 0))
     assert bench.latch("m") == expected  # before the control plane has heard of it
     assert bench.posts == []
     await bench.settle()
@@ -117,3 +121,47 @@ async def test_what_is_remembered_is_bounded(tmp_path: Path) -> None:
         bench.actuator.submit(trip(since=since))
         await bench.settle()
     assert len(bench.actuator.actuations) <= 257
+
+
+@pytest.mark.parametrize("action", ["rollback", "kill"])
+async def test_what_is_told_late_does_not_strike_a_newer_arming(tmp_path: Path, action: str) -> None:
+    bench = Bench(tmp_path, Snapshot(1, 1, {}), status=503)
+    bench.actuator.submit(trip(action))
+    await bench.settle()
+    assert (len(bench.posts), bench.actuator.waiting) == (1, 1)
+    stored = msgspec.msgpack.decode(msgspec.msgpack.encode(bench.actuator.state()))
+    await bench.actuator.close()
+
+    cleared = {"m": Latch(1, 1)} if action == "kill" else {}
+    vetoes = {"m/int8": Latch(1, 1)} if action == "rollback" else {}
+    again = Bench(tmp_path, Snapshot(2, 1, {}, cleared, vetoes))
+    before = again.latch("m"), again.latch("m", "int8")
+    again.actuator.load(stored)
+    again.actuator.resume()
+    await again.settle()
+    assert again.posts == []
+    assert again.actuator.waiting == 0
+    assert (again.latch("m"), again.latch("m", "int8")) == before
+
+
+async def test_the_time_of_the_last_heartbeat_is_that_of_the_word(tmp_path: Path) -> None:
+    clock, broken = FakeClock(), tmp_path / "absent" / "word"
+    path = broken
+    actuator = Actuator(clock, httpx.AsyncClient(), lambda: ControlWord.open(path), lambda: None, "test")
+    started = clock.wall_ns()
+    clock.advance(30)
+    with pytest.raises(OSError, match="No such file"):
+        actuator.beat()
+    assert actuator.last_beat_ns == started
+    path = tmp_path / "word"
+    actuator.beat()
+    assert actuator.last_beat_ns == clock.wall_ns()
+
+
+async def test_no_fault_of_the_client_ends_the_attempts(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bad = msgspec.structs.replace(trip(), statistic={"events": float("nan")})  # not JSON
+    bench.actuator.submit(bad)
+    await bench.settle()
+    assert (bench.actuator.waiting, bench.actuator.failures) == (1, 1)
+    await bench.actuator.close()

@@ -436,7 +436,7 @@ async def test_with_a_dead_database_the_brakes_work_and_the_rest_says_so(rig: Ri
 
 
 @pytest.mark.parametrize(
-    "odd", ['{"n": 1180591620717411303424}', '{"deep": %s1%s}' % ("[" * 253, "]" * 253)], ids=["huge", "deep"]
+    "odd", ['{"n": 1180591620717411303424}', f'{{"deep": {"[" * 253}1{"]" * 253}}}'], ids=["huge", "deep"]
 )  # fmt: skip
 async def test_evidence_that_no_row_can_hold_keeps_nobody_from_a_kill(
     api: httpx.AsyncClient, rig: Rig, odd: str

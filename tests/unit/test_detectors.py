@@ -48,7 +48,7 @@ def _errors(detector: Detector, a: float, b: float) -> None:
 
 def _latency(detector: Detector, a: float, b: float) -> None:
     assert isinstance(detector, Latency)
-    detector.observe(a < 0.5, b * 1e5, share=0.5, batch_key=0)
+    detector.observe(a < 0.5, b * 1e5, share=0.5, batch_key=0, at_ns=int(detector.candidate_requests * 1e8))
 
 
 DETECTORS: dict[str, tuple[Callable[[], Detector], Feed]] = {
@@ -155,8 +155,8 @@ class TestDetectionIndex:
         rng = np.random.default_rng(4)
         guard = Latency(0.99, margin=0.25, margin_ms=1.0, alpha=ALPHA)
         for n, (arm, value) in enumerate(zip(rng.random(100_000) < 0.2, rng.lognormal(8, 0.3, 100_000), strict=True)):
-            if guard.observe(bool(arm), value * (2.2 if arm else 1), share=0.2):
-                assert n == 699
+            if guard.observe(bool(arm), value * (2.2 if arm else 1), share=0.2, at_ns=n * 10_000_000):
+                assert n == 3218
                 return
         pytest.fail("never found")
 
@@ -208,9 +208,41 @@ class TestFalseAlarms:
                 failed, value = bool(rng.random() < 0.05), float(rng.lognormal(8, 0.5))
                 for _ in range(1 if arm else 8):
                     errors.observe(arm, failed, 0.05, batch)
-                    latency.observe(arm, value, 0.05, batch)
+                    latency.observe(arm, value, 0.05, batch, at_ns=batch * 20_000_000)
             alarms += errors.failed + latency.failed
         assert alarms <= 8
+
+    def test_stalls_of_single_workers_are_no_alarm(self) -> None:
+        """A/A at 10 %, 200 requests/s: each arm's worker stalls for 0.3 s once in 20 s, and then has a queue."""
+        alarms = races = 0
+        when = np.arange(36_000) / 200
+        for run in range(10):
+            rng, guard, race = np.random.default_rng(run), Latency(0.99, alpha=0.05), False
+            arms, values = rng.random(36_000) < 0.1, rng.lognormal(8, 0.2, 36_000)
+            for arm in (False, True):
+                for stall in rng.random(9) * 180:
+                    left = np.where((when >= stall) & (arms == arm), stall + 0.3 - when, 0.0)
+                    values += np.maximum(left, 0.0) * 1e6
+            for n, (arm, value) in enumerate(zip(arms.tolist(), values.tolist(), strict=True)):
+                if guard.observe(arm, value, 0.1, at_ns=n * 5_000_000):
+                    alarms += 1
+                race |= value > 100_000 and guard._against.log_evidence >= guard.log_threshold
+            races += race
+        assert alarms <= 2
+        assert races > alarms  # what the race alone would have said
+
+    def test_a_slow_start_is_no_alarm(self) -> None:
+        """The candidate's first three seconds are slow, then it is as the baseline."""
+        guard = Latency(0.99, alpha=ALPHA)
+        rng = np.random.default_rng(8)
+        for n, value in enumerate(rng.lognormal(8, 0.2, 2000).tolist()):
+            guard.observe(False, value, 0.0, at_ns=n * 5_000_000)
+        for n, (arm, value) in enumerate(
+            zip((rng.random(40_000) < 0.1).tolist(), rng.lognormal(8, 0.2, 40_000).tolist(), strict=True), 2000
+        ):
+            slow = arm and n < 2000 + 600
+            assert not guard.observe(arm, value + 1e6 * slow, 0.1, at_ns=n * 5_000_000)
+        assert guard.candidate_slow > 50
 
     def test_the_mixture_is_a_mean_of_products(self) -> None:
         """Over every outcome of five fair coins the mean evidence is exactly 1."""
@@ -248,6 +280,57 @@ class TestPower:
             guard.observe(True, 1e9, share=1.0)
         assert guard.no_data
         assert not guard.failed
+
+    @pytest.mark.parametrize("rps", [20, 2000])
+    def test_a_slow_candidate_is_found_within_ten_seconds_at_any_rate(self, rps: int) -> None:
+        guard, rng = Latency(0.99, alpha=ALPHA), np.random.default_rng(9)
+        for value in rng.lognormal(8, 0.3, 2000).tolist():
+            guard.learn(value)
+        for n, (arm, value) in enumerate(
+            zip((rng.random(10 * rps) < 0.3).tolist(), rng.lognormal(8, 0.3, 10 * rps).tolist(), strict=True)
+        ):
+            guard.observe(arm, value * (10 if arm else 1), 0.3, at_ns=n * 1_000_000_000 // rps)
+        assert guard.failed
+
+    def test_a_rearmed_detector_still_knows_the_baseline(self) -> None:
+        guard = Latency(0.99)
+        for n in range(1024):
+            guard.learn(1000 + n % 90)
+        threshold = guard.threshold_us
+        assert threshold < 7000
+        for n in range(20):
+            guard.observe(True, 1e6, 0.5, at_ns=n * 10**9)
+            guard.observe(False, 1000, 0.5, at_ns=n * 10**9)
+        assert guard.failed
+        guard.rearm()
+        assert (guard.failed, guard.no_data, guard.threshold_us) == (False, True, threshold)
+
+    def test_whole_batches_that_fail_do_not_pass_as_few_errors(self) -> None:
+        """1 % of the requests fail, in batches of 16, with a budget of 0.5 %."""
+        guard = Errors(1.25, budget=0.005)
+        for batch in range(1, 2001):
+            for _ in range(16):
+                guard.observe(True, batch % 100 == 1, share=0.05, batch_key=batch)
+        guard.settle()
+        assert not guard.passed
+
+    def test_a_pass_is_held_to_the_least_share(self) -> None:
+        """A candidate with batches of one causes 30 % of the slow events with 20 % of the traffic."""
+        guard = Latency(0.99)
+        for n in range(1024):
+            guard.learn(1000 + n % 90)
+        rng = np.random.default_rng(10)
+        for batch, arm in enumerate((rng.random(4000) < 0.3).tolist(), 1):
+            for n in range(1 if arm else 8):
+                guard.observe(arm, 1e6 if n == 0 else 1000, 0.2, batch)
+        assert guard.race.share(0.2) > 0.5
+        assert not guard.passed
+
+    def test_a_batch_of_invalid_outputs_is_one(self) -> None:
+        guard = InvalidOutput(3)
+        for batch in (1, 2):
+            assert not any(guard.observe(True, baseline_valid=True, batch_key=batch) for _ in range(16))
+        assert guard.observe(True, baseline_valid=True, batch_key=3)
 
     def test_a_failed_batch_is_one_event(self) -> None:
         guard = Errors(1.25)

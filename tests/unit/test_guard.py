@@ -212,6 +212,15 @@ class TestArming:
         watched.configure(snapshot({"int8": 500}, kills={name: Latch(1, 1)}))
         assert self.fail(watched, 1) == ["invalid_output"]
 
+    def test_the_baselines_latency_is_known_before_the_traffic_comes(self) -> None:
+        watched = guards({})
+        feed(watched, request("teacher", total_us=1000), times=600)
+        watched.configure(snapshot({"int8": 500}, epoch=2))
+        feed(watched, request("int8", total_us=1000, epoch=2))
+        assert watched.candidates["int8"].latency.threshold_us < 7000
+        watched.configure(snapshot({"int8": 500}, epoch=3, since={"int8": 3}))
+        assert watched.candidates["int8"].latency.threshold_us < 7000
+
     def test_a_new_baseline_starts_anew(self) -> None:
         watched = guards()
         feed(watched, pair("int8", False), times=10)

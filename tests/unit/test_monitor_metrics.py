@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 
 from monitoring.actuate import Actuator
+from monitoring.api import allowed_hosts, build_app
 from monitoring.config import MonitorConfig, MonitorModel, MonitorVariant, SloTarget
 from monitoring.metrics import MonitorCollector, wilson
 from monitoring.state import read, write
@@ -298,3 +299,34 @@ def test_a_damaged_state_is_set_aside(tmp_path: Path, damage: bytes) -> None:
     assert read(tmp_path) is None
     assert (tmp_path / "state.msgpack.bad").read_bytes() == damage
     assert read(tmp_path) is None
+
+
+def test_a_heartbeat_that_stops_shows(bench: Bench) -> None:
+    bench.actuator.beat()
+    at = bench.clock.wall_ns() / 1e9
+    bench.clock.advance(30)
+    assert bench.value("canarium_monitor_heartbeat_timestamp_seconds") == at
+
+
+@pytest.mark.parametrize(
+    ("configured", "named", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:8002", 200),
+        ("127.0.0.1", "LOCALHOST:8002", 200),
+        ("127.0.0.1", "evil.example:8002", 403),
+        ("127.0.0.1", "127.0.0.1:9999", 403),
+        ("127.0.0.1", "127.0.0.1", 403),
+        ("10.1.2.3", "10.1.2.3:8002", 200),
+        ("::1", "[::1]:8002", 200),
+        ("monitor.internal", "monitor.internal:8002", 200),
+        ("0.0.0.0", "any.name:1", 200),
+    ],
+)
+async def test_only_its_own_names_are_served(configured: str, named: str, status: int) -> None:
+    app = build_app(
+        CollectorRegistry(), dict, lambda _model, _seconds: None, lambda: {"ok": True}, allowed_hosts(configured, 8002)
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        for path in ("/metrics", "/healthz", "/v1/verdicts"):
+            answer = await client.get(path, headers={"host": named})
+            assert answer.status_code == status

@@ -61,6 +61,14 @@ def test_both_windows_must_burn(phases: tuple[tuple[float, float], ...], expecte
     assert [alert.factor for alert in alerts(fine, OBJECTIVE)] == expected
 
 
+@pytest.mark.parametrize(("days", "factor"), [(7, 14.4 * 7 / 30), (30, 14.4), (90, 43.2)])
+def test_factors_are_those_of_the_generated_rules(days: int, factor: float) -> None:
+    """2 % of the budget in an hour, whatever the window; as deployments/prometheus/generate.py has it."""
+    over, under = (history((7200, factor * share), rate=100_000) for share in (0.00101, 0.00099))
+    assert alerts(over, OBJECTIVE, days * DAY)[0].factor == pytest.approx(factor)
+    assert factor not in [pytest.approx(alert.factor) for alert in alerts(under, OBJECTIVE, days * DAY)]
+
+
 def test_few_events_alert_nobody() -> None:
     few = History()
     few.add(0, 0, 0)

@@ -60,3 +60,31 @@ def test_without_the_snapshot_they_are_handed_on_after_a_while(tmp_path: Path) -
     bench.clock.advance(EARLY_S + 1)
     assert bench.watch.step() == (0, [])
     assert bench.watch.settled
+
+
+def test_cut_off_from_the_control_plane_it_waits_once_an_epoch(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.invalid(1, epoch=2)
+    bench.watch.step()
+    bench.clock.advance(EARLY_S + 1)
+    bench.watch.step()
+    bench.invalid(1, epoch=2)
+    bench.watch.step()
+    assert bench.watch.settled  # commits go on
+    bench.invalid(1, epoch=3)
+    bench.watch.step()
+    assert not bench.watch.settled
+
+
+def test_only_pairs_with_the_teacher_are_charted(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    for answered in ("teacher", "nan"):
+        bench.spool.record(
+            Kind.SHADOW, Flag.LIVE, series=bench.ids["nan"], answered=bench.ids[answered], status=200, rows=1, epoch=1,
+            flips=int(answered == "nan"), wall_ns=bench.clock.wall_ns(), mono_ns=bench.clock.monotonic_ns(),
+        )  # fmt: skip
+    bench.watch.step()
+    bench.clock.advance(1)
+    chart = bench.watch.series("m", 2)
+    assert chart is not None
+    assert [value for value in chart["variants"]["nan"]["agreement"] if value is not None] == [1.0]
