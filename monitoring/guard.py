@@ -33,6 +33,7 @@ Arming = tuple[int, int, int, int]
 UNARMED: Arming = (-1, 0, 0, 0)
 
 _BLAMED = (Cause.TIMEOUT, Cause.DIED, Cause.OVERLOADED)
+_WAITED = (Cause.TIMEOUT, Cause.OVERLOADED)
 _BLAMED_IF_ANSWERED = (Cause.ERROR, Cause.INVALID_OUTPUT)
 
 
@@ -264,7 +265,8 @@ class ModelGuards:
         if mine <= 0:
             return
         share = mine / (mine + theirs)
-        candidate.errors.observe(from_candidate, error, share, event.batch_key)
+        waited = event.cause in _WAITED
+        candidate.errors.observe(from_candidate, error, share, event.batch_key, waited=waited, at_ns=event.mono_ns)
         slow_before = candidate.latency.candidate_slow
         candidate.latency.observe(from_candidate, event.total_us, share, event.batch_key, event.mono_ns)
         if candidate.latency.candidate_slow > slow_before:

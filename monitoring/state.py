@@ -12,7 +12,7 @@ import msgspec
 log = logging.getLogger("canarium.monitor")
 
 FILE = "state.msgpack"
-VERSION = 1
+VERSION = 2
 
 
 class Committed(msgspec.Struct):

@@ -10,13 +10,17 @@ from monitoring.detectors.base import BatchRace, Detector
 #: error rate is held to ALONE_LIMIT instead.
 ALONE_SHARE = 0.9
 ALONE_LIMIT = 0.10
+#: Requests that a candidate kept waiting within so long of each other (ns) are one event.
+SPELL_NS = 500_000_000
 
 
 class Errors(Detector):
     """A race of error events between the candidate and the baseline.
 
     Assumption: units fall to the arms by a hash, so trouble common to both strikes the candidate
-    with the share w of its traffic; a batch that failed together is one event (see `BatchRace`).
+    with the share w of its traffic; a batch that failed together is one event (see `BatchRace`), and
+    so is what one stall of the candidate's worker kept waiting: only candidates have the tight
+    budget of a fallback, so the same stall of the baseline's worker shows no error.
     Observation: at each error event X = 1{it came from the candidate}, in {0, 1}.
     Formula: with odds of failing at most r times the baseline's, E[X | past] <= w r / (w r + 1 - w).
     When w > 0.9 there is hardly another arm: then each of the candidate's requests is an
@@ -40,6 +44,7 @@ class Errors(Detector):
     name: ClassVar[str] = "errors"
     FIELDS: ClassVar[tuple[str, ...]] = (
         *Detector.FIELDS, "race", "_clean", "_clean_alone", "candidate_requests", "candidate_errors", "last_limit",
+        "_spell_ns",
     )  # fmt: skip
 
     def __init__(self, ratio: float = 1.25, budget: float = 0.01, **budgets: float) -> None:
@@ -56,12 +61,24 @@ class Errors(Detector):
         self.candidate_requests = 0
         self.candidate_errors = 0
         self.last_limit = 0.0
+        self._spell_ns = -SPELL_NS
 
-    def observe(self, from_candidate: bool, error: bool, share: float, batch_key: int = 0) -> bool:
+    def observe(
+        self,
+        from_candidate: bool,
+        error: bool,
+        share: float,
+        batch_key: int = 0,
+        *,
+        waited: bool = False,
+        at_ns: int = 0,
+    ) -> bool:
         """One live request of either arm; True when it makes the detector fail.
 
         Args:
             share: the candidate's configured share of the two arms' traffic, in [0, 1].
+            waited: the error is one of time: a timeout, or no capacity.
+            at_ns: when it was answered, nanoseconds of the monotonic clock; needed with `waited`.
         """
         alone = share > ALONE_SHARE
         if from_candidate:
@@ -72,16 +89,19 @@ class Errors(Detector):
                 self._clean += 1
                 self._clean_alone += alone
             return False
-        return self._error(from_candidate, share, batch_key, alone)
+        same = waited and from_candidate and not alone and 0 <= at_ns - self._spell_ns < SPELL_NS
+        if waited and from_candidate and not same:
+            self._spell_ns = at_ns
+        return self._error(from_candidate, share, batch_key, alone, same)
 
-    def _error(self, from_candidate: bool, share: float, batch_key: int, alone: bool) -> bool:
+    def _error(self, from_candidate: bool, share: float, batch_key: int, alone: bool, same: bool) -> bool:
         expected = self.race.share(share)
         self.race.count(from_candidate, batch_key)
         self._settle()
         self.candidate_errors += from_candidate
         if from_candidate:  # each request, as the clean ones: a pass is about the rate that clients see
             self._for.update(1.0, self.budget)
-        if not self.race.first(batch_key):
+        if not self.race.first(batch_key) or same:
             return False
         if alone and not from_candidate:
             return False

@@ -124,6 +124,27 @@ class TestBlame:
         feed(watched, request("int8", Cause.ERROR, epoch=1), request("teacher", status=500, epoch=1), times=60)
         assert [trip.guard for trip in watched.trips()] == ["errors"]
 
+    def test_what_one_stall_kept_waiting_is_one_event(self) -> None:
+        watched = guards()
+        for n in range(30):
+            feed(watched, request("int8", Cause.TIMEOUT, mono_ns=10**9 + n * 10**7))
+        errors = watched.candidates["int8"].errors
+        assert (errors.events, errors.candidate_errors) == (1, 30)
+        assert watched.trips() == []
+
+    @pytest.mark.parametrize("cause", [Cause.TIMEOUT, Cause.OVERLOADED])
+    def test_a_candidate_that_hangs_is_found_within_two_seconds(self, cause: Cause) -> None:
+        watched = guards()
+        for n in range(20):
+            feed(watched, request("int8", cause, mono_ns=10**9 + n * 10**8))
+        assert [trip.guard for trip in watched.trips()] == ["errors"]
+
+    def test_alone_every_timeout_counts(self) -> None:
+        watched = guards({"int8": 10_000})
+        for n in range(60):
+            feed(watched, request("int8", Cause.TIMEOUT if n % 2 else Cause.NONE, mono_ns=10**9 + n * 10**6))
+        assert [trip.guard for trip in watched.trips()] == ["errors"]
+
     def test_two_candidates_are_judged_apart(self) -> None:
         watched = guards({"int8": 500, "broken": 500})
         feed(watched, request("teacher"), request("int8"), request("broken", Cause.ERROR), times=40)
