@@ -192,9 +192,15 @@ class AdminClient:
         weights: Mapping[str, float] | None = None,
         shadow: Mapping[str, float] | None = None,
         reference_percent: float | None = None,
+        override_pause: bool = False,
     ) -> Json:
-        """Set percentages; only what is named changes."""
-        body = {"weights": weights, "shadow": shadow, "reference_percent": reference_percent}
+        """Set percentages; only what is named changes. `override_pause` raises a candidate that a guard has paused."""
+        body = {
+            "weights": weights,
+            "shadow": shadow,
+            "reference_percent": reference_percent,
+            "override_pause": override_pause or None,
+        }
         named = {key: value for key, value in body.items() if value is not None}
         return self._change("PUT", f"models/{_part(model)}/traffic", reason, named)
 

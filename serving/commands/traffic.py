@@ -29,6 +29,7 @@ KILL_PATIENCE_S = 2.0
 @click.argument("weights", nargs=-1, metavar="[VARIANT=PERCENT]...")
 @click.option("--shadow", multiple=True, metavar="VARIANT=PERCENT", help="Share of requests copied to a variant.")
 @click.option("--reference", type=click.FloatRange(0, 100), help="Share of candidate answers re-scored, percent.")
+@click.option("--override-pause", is_flag=True, help="Raise a weight although a guard has paused the candidate.")
 @reason_option
 @control_options
 @json_option
@@ -37,6 +38,7 @@ def traffic(
     weights: tuple[str, ...],
     shadow: tuple[str, ...],
     reference: float | None,
+    override_pause: bool,
     reason: str,
     control: str,
     token_file: Path | None,
@@ -52,7 +54,12 @@ def traffic(
         raise click.UsageError("nothing to set: name VARIANT=PERCENT, --shadow or --reference")
     with admin(control, token_file) as client:
         view = client.traffic(
-            model, reason=said(reason), weights=shares or None, shadow=copies or None, reference_percent=reference
+            model,
+            reason=said(reason),
+            weights=shares or None,
+            shadow=copies or None,
+            reference_percent=reference,
+            override_pause=override_pause,
         )
     if as_json:
         emit_json(view)
