@@ -12,7 +12,7 @@ import msgspec
 log = logging.getLogger("canarium.monitor")
 
 FILE = "state.msgpack"
-VERSION = 2
+VERSION = 3
 
 
 class Committed(msgspec.Struct):

@@ -71,6 +71,7 @@ def statistic(detector: Detector) -> dict[str, Any]:
     """The numbers of a verdict."""
     return {
         "log_evidence": round(detector.log_evidence, 4),
+        **({"log_evidence_at_failure": round(detector.failed_at, 4)} if detector.failed else {}),
         "log_threshold": round(detector.log_threshold, 4),
         "log_pass_evidence": round(detector.log_pass_evidence, 4),
         "observations": detector.observations,
@@ -109,7 +110,8 @@ def _ending(detector: Detector, word: str, degraded: str) -> str:
     if isinstance(detector, Agreement) and word == "fail" and not detector.failed:
         evidence = detector.log_limit_evidence
     if word == "fail":
-        # The verdict latches; evidence seen since may have fallen below the threshold again.
+        # The verdict latches: what counts is the evidence when it crossed, whatever was seen since.
+        evidence = max(evidence, detector.failed_at)
         return f": evidence e^{evidence:.1f} {'≥' if evidence >= threshold else 'since fallen from'} e^{threshold:.1f}"
     if word == "pass":
         needed = -math.log(detector.pass_alpha)

@@ -24,7 +24,7 @@ class Detector:
     """
 
     name: ClassVar[str] = ""
-    FIELDS: ClassVar[tuple[str, ...]] = ("observations", "events", "failed", "passed", "_against", "_for")
+    FIELDS: ClassVar[tuple[str, ...]] = ("observations", "events", "failed", "failed_at", "passed", "_against", "_for")
 
     def __init__(self, alpha: float = 0.002, pass_alpha: float = 0.05) -> None:
         self.alpha = alpha
@@ -38,6 +38,7 @@ class Detector:
         self.observations = 0
         self.events = 0
         self.failed = False
+        self.failed_at = 0.0  # log evidence at the observation that made it fail; it may fall again afterwards
         self.passed = False
         self._against.reset()
         self._for.reset()
@@ -79,7 +80,7 @@ class Detector:
             self.passed = True
         if self.failed or self.log_evidence < self.log_threshold:
             return False
-        self.failed = True
+        self.failed, self.failed_at = True, self.log_evidence
         return True
 
     def state(self) -> dict[str, Any]:

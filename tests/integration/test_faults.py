@@ -98,6 +98,7 @@ def test_kill_9_of_an_isolated_worker_under_32_clients(tiny_stack: Stack) -> Non
 
 
 def test_a_hung_worker_is_replaced(tiny_stack: Stack) -> None:
+    wait_for(lambda: tiny_stack.http.get("/v2/models/tiny/versions/7/ready").status_code == 200, 60)
     _ramp(tiny_stack, hangs=100)
     (worker,) = tiny_stack.pids("ServeReplica:canarium-tiny-hangs")
     assert tiny_stack.infer("tiny", "boom").headers["x-canarium-reason"] == "fallback:timeout"

@@ -108,7 +108,9 @@ def test_a_broken_candidate_is_rolled_back_by_its_guard(quickstart: Stack) -> No
     )
     assert entry["action"] == "rollback"
     assert "disagrees with teacher" in entry["reason"]
-    assert entry["evidence"]["statistic"]["log_evidence"] >= entry["evidence"]["statistic"]["log_threshold"]
+    statistic = entry["evidence"]["statistic"]
+    assert statistic["log_evidence_at_failure"] >= statistic["log_threshold"]
+    assert "≥" in entry["reason"]
     assert quickstart.infer("moderation", "x", x_user_id="u1").headers["x-canarium-variant"] == "teacher"
 
 

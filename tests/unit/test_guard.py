@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from monitoring.config import AgreementSettings, GuardSettings, MonitorModel, MonitorVariant, SloTarget
+from monitoring.detectors.agreement import Agreement
 from monitoring.guard import GUARDS, Event, ModelGuards, agreement_limit, gross_limit, is_error
 from monitoring.join import Joiner
-from monitoring.verdicts import Verdict
+from monitoring.verdicts import Verdict, verdict
 from serving.contract import Cause, Flag, Kind, Latch, RouteTable, Snapshot, VariantEntry
 
 LIVE = Flag.LIVE | Flag.BASELINE_VALID
@@ -385,3 +386,18 @@ class TestJoin:
         joiner.pair(1 << 63, "int8", 1, 0, 6)
         again.load(msgspec.msgpack.decode(msgspec.msgpack.encode(joiner.state())))
         assert len(again.label(1 << 63, 0, 7)) == 1
+
+
+def test_a_trip_tells_the_evidence_at_its_crossing_whatever_was_seen_since() -> None:
+    guard = Agreement(limit=0.02, gross=0.1)
+    guard.alpha = 0.002
+    while not guard.failed:
+        guard.observe(1, 1)
+    crossed = guard.failed_at
+    for _ in range(40):
+        guard.observe(0, 1)
+    assert guard.log_evidence < guard.log_threshold <= crossed
+    told = verdict(guard, "v", "teacher", 0.1, 0, examples=[])
+    assert told.verdict == "fail"
+    assert f"evidence e^{crossed:.1f} ≥ e^{guard.log_threshold:.1f}" in told.sentence
+    assert told.statistic["log_evidence_at_failure"] == pytest.approx(crossed, abs=1e-4)
