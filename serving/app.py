@@ -38,6 +38,8 @@ from serving.serve_env import NOTE, REQUIRED, did_not_start, missing
 GATEWAY_APP = "canarium"
 #: Serve's own admission stays out of the way: the batcher's bounded queue is the one that decides.
 SERVE_ONGOING = 100_000
+#: Looks (one a second) without a live head node after which the instance gives up.
+LOST_AFTER = 5
 SERVICER = "tritonclient.grpc.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server"
 #: How the line of a traceback begins that names the error.
 ERROR_LINE = re.compile(r"([\w.]+\.)?\w*(Error|Exception|Refused|Failure)\b.*: ")
@@ -323,14 +325,27 @@ def _deploy(config: Config) -> dict[str, str]:
     return {GATEWAY_APP: ""} | {entry.app: did_not_start(model, entry.version) for model, entry in isolated}
 
 
+def _cluster_lives() -> bool:
+    """Whether Ray still has a live head node; without one nothing is replaced and no table reaches a gateway."""
+    try:
+        _head_node()
+    except Exception:
+        return False
+    return True
+
+
 def _follow(pending: dict[str, str]) -> NoReturn:
     """Say which applications do not start, and why; stays until a signal.
 
     Raises:
-        StartError: the gateways do not start, without which nothing is served.
+        StartError: the gateways do not start, without which nothing is served, or Ray is gone.
     """
+    absent = 0
     while True:
         time.sleep(1)
+        absent = 0 if _cluster_lives() else absent + 1
+        if absent >= LOST_AFTER:
+            raise StartError(f"the Ray cluster is gone: its node does not answer (logs: {_ray_logs()})")
         if not pending:
             continue
         try:

@@ -95,7 +95,8 @@ class _Http:
         except httpx.InvalidURL as error:
             raise Unreachable(f"{self.url!r} is no address of {self._what}: {error}") from None
         except httpx.TimeoutException:
-            raise Unreachable(f"{self._what} at {self.url} did not answer within {self._timeout_s:g} s") from None
+            late = "" if method == "GET" else "; it may still take effect: look at `canarium audit`"
+            raise Unreachable(f"{self._what} at {self.url} did not answer within {self._timeout_s:g} s{late}") from None
         except httpx.TransportError as error:
             raise Unreachable(
                 f"cannot reach {self._what} at {self.url} ({error}); is it running? Start it with `canarium up -f FILE`"

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,7 @@ def down(state_dir: str | Path, grace_s: float = 40.0) -> int:
     stray = processes.members(paths.instance)
     processes.end(stray, 3.0)
     paths.up_file.unlink(missing_ok=True)
+    shutil.rmtree(paths.short_dir, ignore_errors=True)
     return ended + len(stray)
 
 
@@ -211,7 +213,10 @@ class _Instance:
         """One look at everything. Raises `StartError` when the cluster process has ended."""
         self._repeat_notes()
         if self._cluster is not None and self._cluster.poll() is not None:
-            words = _last_line(self._log("cluster")) or f"it ended with code {self._cluster.returncode}"
+            code = self._cluster.returncode
+            words = _last_line(self._log("cluster")) or f"the cluster process ended with code {code}"
+            if code < 0:
+                words = f"the cluster process was killed by signal {-code}"
             raise StartError(f"{words} (log: {self._log('cluster')})")
         self._watch_monitor(time.monotonic())
 
@@ -258,6 +263,7 @@ class _Instance:
                     child.wait(grace_s)
         processes.end(processes.members(self._paths.instance), 5.0)
         self._paths.up_file.unlink(missing_ok=True)
+        shutil.rmtree(self._paths.short_dir, ignore_errors=True)
 
     def _on_signal(self, number: int, frame: object) -> None:
         if not self._stopping:

