@@ -158,6 +158,7 @@ class VariantPlane:
             max_batch=entry.max_batch,
             max_rows=queue.max_rows,
             max_queue_delay_ms=queue.max_queue_delay_ms,
+            max_wait_ms=queue.max_wait_ms,
             clock=clock,
             hang_timeout_s=config.hang_timeout_s,
             on_batch=self._on_batch,

@@ -81,7 +81,7 @@ class InProcessGateway:
             manifest,
             folder,
             config=settings.variants[entry.name],
-            queue=settings.routing.queue,
+            queue=settings.queue,
             recorder=self.recorder,
             clock=self.clock,
             socket_dir=Path("/nonexistent"),
