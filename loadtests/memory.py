@@ -15,9 +15,13 @@ from pathlib import Path
 import click
 import uvloop
 
+from deployments.quickstart import running
 from deployments.quickstart.running import DATA, Quickstart
 from loadtests import soak as soaking
+from loadtests.cycles import KINDS, Cycles
 from loadtests.payloads import read_rows
+from loadtests.rss import Resident, growth
+from serving.config import load_config
 from serving.paths import Paths
 from serving.processes import free_ports
 
@@ -25,6 +29,35 @@ from serving.processes import free_ports
 @click.group()
 def main() -> None:
     """Measure resident memory over time."""
+
+
+@main.command()
+@click.option("--count", type=click.IntRange(min=1), default=500, show_default=True)
+@click.option("--every", type=click.IntRange(min=1), default=25, show_default=True, help="Read the memory so often.")
+@click.option("--warm-up", type=click.IntRange(min=0), default=50, show_default=True, help="Cycles not judged.")
+@click.option(
+    "--kind", "names", multiple=True, type=click.Choice([kind.name for kind in KINDS]), help="Only these; all by turns."
+)
+def cycles(count: int, every: int, warm_up: int, names: tuple[str, ...]) -> None:
+    """Load and unload the quickstart's variants in this process, as a gateway does."""
+    kinds = [kind for kind in KINDS if not names or kind.name in names]
+    readings: list[tuple[int, Resident]] = []
+
+    def told(number: int, memory: Resident) -> None:
+        readings.append((number, memory))
+        click.echo(f"| {number} | {memory.total:.1f} | {memory.own:.1f} |")
+
+    click.echo("| cycles | resident MiB | of it own |\n|---:|---:|---:|")
+    with tempfile.TemporaryDirectory(prefix="canarium-cycles-") as folder:
+        uvloop.run(
+            Cycles(Path(load_config(running.CONFIG).registry.dir), Path(folder), read_rows(DATA)).run(
+                count, kinds, every, told
+            )
+        )
+    judged = [memory.total for number, memory in readings if number >= warm_up]
+    change = growth(judged)
+    click.echo(f"\nsince cycle {warm_up}: {change:+.1%}, limit {soaking.LIMIT:.0%}")
+    sys.exit(change > soaking.LIMIT)
 
 
 @main.command()
