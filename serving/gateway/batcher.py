@@ -198,6 +198,8 @@ class Batcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._disarm()
+        # These lead back to the variant that owns us: without them it is freed at once, with its session's memory.
+        self._on_batch = self._close_check = None
 
     # ------------------------------------------------------------ admission
 

@@ -112,6 +112,17 @@ class InProcessGateway:
         await self.plane.apply(self.snapshot)
         await self.plane.planes.settled()
 
+    async def withdraw(self, variant: str) -> None:
+        """Publish a snapshot without a variant."""
+        table = self.snapshot.tables["tiny"]
+        table = msgspec.structs.replace(
+            with_weight(table, variant, 0, epoch=table.epoch + 1),
+            variants={name: entry for name, entry in table.variants.items() if name != variant},
+        )
+        self.snapshot = msgspec.structs.replace(self.snapshot, rev=self.snapshot.rev + 1, tables={"tiny": table})
+        await self.plane.apply(self.snapshot)
+        await self.plane.planes.settled()
+
     async def ask(self, *texts: str, version: str = "", **caller: Any) -> Reply:
         """Send one request."""
         return await self.plane.infer("tiny", version, request(*texts), Caller(self.clock.monotonic_ns(), **caller))
