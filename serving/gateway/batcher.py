@@ -176,6 +176,24 @@ class Batcher:
                     self.expired += 1
             raise
 
+    def refuse_if_late(self, rows: int, deadline_ns: int) -> None:
+        """Refuse a live request of `rows` rows that would wait longer than it may behind other live work.
+
+        `submit` does so itself; a caller who asks before it makes the inputs saves that work. Raises
+        `RequestError` OVERLOADED.
+        """
+        now = self._clock.monotonic_ns()
+        wait_ns = self._pace.wait_ns(self._queue.live_rows, self.workers_available, now)
+        if not wait_ns:
+            return
+        allowed_ns = min(self._max_wait_ns, deadline_ns - now - rows * self._pace.row_ns)
+        if wait_ns > allowed_ns:
+            self.shed += 1
+            raise self._overloaded(
+                f"{self.name} is expected to begin in {wait_ns / 1e6:.0f} ms, "
+                f"the request can wait {max(0.0, allowed_ns) / 1e6:.0f} ms"
+            )
+
     def fail_queued(self, error: Exception) -> int:
         """Fail everything queued and not yet dispatched; a kill re-routes it to the baseline.
 
@@ -234,7 +252,7 @@ class Batcher:
                 "send fewer rows a request or raise routing.queue.max_rows",
             )
         if live:
-            self._refuse_if_late(rows, deadline_ns - now, now)
+            self.refuse_if_late(rows, deadline_ns)
         offer = self._queue.offer(request.entries, now)
         self._expire(offer.expired)
         for entry in offer.evicted:
@@ -247,17 +265,6 @@ class Batcher:
             else:
                 self.shadow_shed += 1
             raise self._overloaded()
-
-    def _refuse_if_late(self, rows: int, left_ns: int, now: int) -> None:
-        """Raises `RequestError` OVERLOADED if a live request would wait longer than it may behind other live work."""
-        wait_ns = self._pace.wait_ns(self._queue.live_rows, self.workers_available, now)
-        allowed_ns = min(self._max_wait_ns, left_ns - rows * self._pace.row_ns)
-        if wait_ns and wait_ns > allowed_ns:
-            self.shed += 1
-            raise self._overloaded(
-                f"{self.name} is expected to begin in {wait_ns / 1e6:.0f} ms, "
-                f"the request can wait {max(0.0, allowed_ns) / 1e6:.0f} ms"
-            )
 
     def _withdraw(self, request: Request) -> bool:
         """Take a request's queued entries out; whether there were any."""

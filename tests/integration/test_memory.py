@@ -13,15 +13,15 @@ from tests.support.stack import ROOT
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("kind", ["onnxruntime, colocated", "onnxruntime, isolated"])
-def test_fifty_variants_that_come_and_go_leave_nothing_behind(kind: str) -> None:
+def test_variants_that_come_and_go_leave_nothing_behind() -> None:
     assert (REGISTRY / "models" / "moderation").is_dir(), "the quickstart is not built: `make quickstart` does it"
+    kind = "onnxruntime, colocated"
     done = subprocess.run(
-        [sys.executable, "-m", "loadtests.memory", "cycles", "--count", "75", "--warm-up", "25", "--kind", kind],
+        [sys.executable, "-m", "loadtests.memory", "cycles", "--count", "125", "--warm-up", "25", "--kind", kind],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "| 75 |" in done.stdout
+    assert "| 125 |" in done.stdout
