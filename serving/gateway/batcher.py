@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from serving.clock import Clock
 from serving.contract import Cause
+from serving.core.admission import Pace
 from serving.core.batching import Arrays, BatchQueue, Entry, chunk_rows, merge, shape_of, split
 from serving.errors import ErrorKind, RequestError, bad_request
 from serving.gateway.requests import BatchResult, Request
@@ -54,6 +55,8 @@ class Batcher:
         max_batch: most rows of a batch; a larger request is split and put together again.
         max_rows: most rows queued. A live request evicts queued shadow work before it is refused.
         max_queue_delay_ms: how long a free worker may wait for a fuller batch; 0 = not at all.
+        max_wait_ms: a live request that is expected to wait longer than this, or than its deadline
+            allows, is refused when it comes; None = only its deadline counts.
         clock: monotonic time of deadlines and measurements.
         hang_timeout_s: a worker that takes longer over a batch is overdue: its callers fail with
             TIMEOUT and it gets no more until it answers.
@@ -73,6 +76,7 @@ class Batcher:
         max_queue_delay_ms: float,
         clock: Clock,
         hang_timeout_s: float,
+        max_wait_ms: float | None = None,
         on_batch: Callable[[int, int], None] | None = None,
         pad_inputs: frozenset[str] = frozenset(),
         max_bytes: int = 64 << 20,
@@ -80,7 +84,7 @@ class Batcher:
     ) -> None:
         self.name = name
         self.dropped_cancelled = 0  # queued requests whose caller went away
-        self.shed = 0  # live requests refused because the queue was full
+        self.shed = 0  # live requests refused because they would not fit or would wait too long
         self.shadow_shed = 0  # shadow requests refused or evicted
         self.expired = 0  # requests whose deadline passed while they were queued
         self._queue = BatchQueue(
@@ -100,7 +104,8 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._due = False
         self._key = secrets.randbits(64)
-        self._ns_per_row = 0.0
+        self._pace = Pace()
+        self._max_wait_ns = math.inf if max_wait_ms is None else max_wait_ms * 1e6
         self._outage_key = 0
         self._closed = False
 
@@ -147,7 +152,7 @@ class Batcher:
             live: False for shadow and reference work, which is shed first.
 
         Raises:
-            RequestError: OVERLOADED (queue full), DEADLINE (expired while queued), TOO_LARGE (more
+            RequestError: OVERLOADED (queue full or too slow), DEADLINE (expired while queued), TOO_LARGE (more
                 rows than the queue holds) or UNAVAILABLE (closed).
             WorkerFailure: its batch failed, or no worker is there.
         """
@@ -158,7 +163,7 @@ class Batcher:
         now = self._clock.monotonic_ns()
         request = Request(asyncio.get_running_loop().create_future(), now)
         request.entries = self._entries(request, inputs, rows, deadline_ns, live)
-        self._admit(request, rows, live, now)
+        self._admit(request, rows, deadline_ns, live, now)
         if self._idle and (not self._queue.max_queue_delay_ns or self._timer is None or not self._queue.wait_ns(now)):
             self._wake()
         try:
@@ -170,6 +175,24 @@ class Batcher:
                 else:
                     self.expired += 1
             raise
+
+    def refuse_if_late(self, rows: int, deadline_ns: int) -> None:
+        """Refuse a live request of `rows` rows that would wait longer than it may behind other live work.
+
+        `submit` does so itself; a caller who asks before it makes the inputs saves that work. Raises
+        `RequestError` OVERLOADED.
+        """
+        now = self._clock.monotonic_ns()
+        wait_ns = self._pace.wait_ns(self._queue.live_rows, self.workers_available, now)
+        if not wait_ns:
+            return
+        allowed_ns = min(self._max_wait_ns, deadline_ns - now - rows * self._pace.row_ns)
+        if wait_ns > allowed_ns:
+            self.shed += 1
+            raise self._overloaded(
+                f"{self.name} is expected to begin in {wait_ns / 1e6:.0f} ms, "
+                f"the request can wait {max(0.0, allowed_ns) / 1e6:.0f} ms"
+            )
 
     def fail_queued(self, error: Exception) -> int:
         """Fail everything queued and not yet dispatched; a kill re-routes it to the baseline.
@@ -193,6 +216,8 @@ class Batcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._disarm()
+        # These lead back to the variant that owns us: without them it is freed at once, with its session's memory.
+        self._on_batch = self._close_check = None
 
     # ------------------------------------------------------------ admission
 
@@ -217,7 +242,7 @@ class Batcher:
             for at in range(0, rows, step)
         ]
 
-    def _admit(self, request: Request, rows: int, live: bool, now: int) -> None:
+    def _admit(self, request: Request, rows: int, deadline_ns: int, live: bool, now: int) -> None:
         if rows < 1:
             raise bad_request(f"a request to {self.name} has {rows} rows: send at least one")
         if rows > self._queue.max_rows:
@@ -226,6 +251,8 @@ class Batcher:
                 f"a request of {rows} rows is more than the queue of {self.name} holds ({self._queue.max_rows} rows): "
                 "send fewer rows a request or raise routing.queue.max_rows",
             )
+        if live:
+            self.refuse_if_late(rows, deadline_ns)
         offer = self._queue.offer(request.entries, now)
         self._expire(offer.expired)
         for entry in offer.evicted:
@@ -343,20 +370,29 @@ class Batcher:
             for entry in batch:
                 self._fail(entry.owner, failure)
             return
-        # One of them may be poison: each again on its own, so that only that one fails.
+        # One of them may be poison: each again on its own, so that only that one fails. This ends with the last
+        # deadline of the batch, since who is past its own is not run again.
         for entry in batch:
             if entry.owner.future.done():
                 continue
-            if entry.deadline_ns <= self._clock.monotonic_ns():
+            if not entry.live and self._queue.live_rows:
+                self.shadow_shed += 1
+                self._fail(entry.owner, self._overloaded(f"{self.name} has live work to do first"))
+            elif entry.deadline_ns <= self._clock.monotonic_ns():
                 self._expire((entry,))
             elif self._close_check is not None and (error := self._close_check()) is not None:
                 self._fail(entry.owner, error)
-            elif (again := await self._attempt(worker, (entry,))) is not None:
+            elif (again := await self._attempt(worker, (entry,), alone=True)) is not None:
                 self._fail(entry.owner, again)
 
-    async def _attempt(self, worker: Worker, batch: Sequence[Entry]) -> WorkerFailure | None:
+    async def _attempt(self, worker: Worker, batch: Sequence[Entry], *, alone: bool = False) -> WorkerFailure | None:
         key = self._next_key()
         closed_ns = self._clock.monotonic_ns()
+        rows = [entry.rows for entry in batch]
+        total = sum(rows)
+        left = self._queue.live_rows if batch[0].live else self._queue.rows
+        full = not alone and (total >= self._queue.max_batch or left > 0)
+        self._pace.started(key, total, closed_ns)
         try:
             inputs = merge([entry.inputs for entry in batch])
             async with asyncio.timeout(self._hang_timeout_s):
@@ -375,13 +411,13 @@ class Batcher:
         except Exception as error:
             log.exception("%s: the worker %s raised", self.name, worker.name)
             return WorkerFailure(Cause.ERROR, short_message(error), key)
-        rows = [entry.rows for entry in batch]
+        finally:
+            self._pace.ended(key)
         shares = split(outputs, rows)
         if shares is None:
             return WorkerFailure(Cause.ERROR, f"{worker.name} returned outputs without one row for each input row", key)
         infer_ns = self._clock.monotonic_ns() - closed_ns
-        total = sum(rows)
-        self._ns_per_row += 0.1 * (infer_ns / total - self._ns_per_row) if self._ns_per_row else infer_ns / total
+        self._pace.measured(total, infer_ns, full=full)
         for entry, share in zip(batch, shares, strict=True):
             entry.owner.deliver(entry, share, closed_ns, infer_ns, total, key)
         if self._on_batch is not None:
@@ -402,11 +438,11 @@ class Batcher:
             return WorkerFailure(Cause.TIMEOUT, message, key)
         return WorkerFailure(Cause.DIED, f"{self.name} has no worker: none is connected", key)
 
-    def _overloaded(self) -> RequestError:
-        wait_s = self._queue.rows * self._ns_per_row / 1e9 / max(1, self.workers_available)
+    def _overloaded(self, message: str = "") -> RequestError:
+        wait_s = self._pace.wait_ns(self._queue.rows, self.workers_available, self._clock.monotonic_ns()) / 1e9
         return RequestError(
             ErrorKind.OVERLOADED,
-            f"the queue of {self.name} is full ({self._queue.rows} of {self._queue.max_rows} rows)",
+            message or f"the queue of {self.name} is full ({self._queue.rows} of {self._queue.max_rows} rows)",
             retry_after_s=min(_MAX_RETRY_AFTER_S, max(1, math.ceil(wait_s))),
         )
 

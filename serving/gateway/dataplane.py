@@ -233,6 +233,7 @@ class DataPlane:
     async def _run(self, work: _Work, plane: VariantPlane, deadline_ns: int) -> Answer:
         trace = work.trace
         if not work.inputs:
+            plane.refuse_if_late(trace.rows, deadline_ns)
             began = self._clock.monotonic_ns()
             work.inputs = await plane.preprocess(work.client_inputs, trace.rows)
             trace.preprocess_ns += self._clock.monotonic_ns() - began

@@ -125,7 +125,7 @@ class Gateway:
             manifest,
             folder,
             config=config,
-            queue=configured.routing.queue,
+            queue=configured.queue,
             recorder=self._recorder,
             clock=self._clock,
             socket_dir=self._paths.worker_dir(model, entry.name, entry.version),

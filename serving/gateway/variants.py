@@ -158,6 +158,7 @@ class VariantPlane:
             max_batch=entry.max_batch,
             max_rows=queue.max_rows,
             max_queue_delay_ms=queue.max_queue_delay_ms,
+            max_wait_ms=queue.max_wait_ms,
             clock=clock,
             hang_timeout_s=config.hang_timeout_s,
             on_batch=self._on_batch,
@@ -211,8 +212,7 @@ class VariantPlane:
         except RequestError as error:
             if error.kind in (ErrorKind.BAD_REQUEST, ErrorKind.TOO_LARGE):
                 raise  # the client's doing: nobody is to blame
-            cause = _CAUSES.get(error.kind, Cause.OVERLOADED)
-            raise Fault(name, cause, error.message, retry_after_s=error.retry_after_s) from None
+            raise self._refusal(error) from None
         finally:
             self._running -= 1
         began = self._clock.monotonic_ns()
@@ -228,6 +228,17 @@ class VariantPlane:
             raise Fault(name, Cause.INVALID_OUTPUT, message, batch_key=result.batch_key)
         output_ns = self._clock.monotonic_ns() - began
         return Answer(result.outputs, tensors, result.queue_ns, result.infer_ns, output_ns, result.batch_key)
+
+    def refuse_if_late(self, rows: int, deadline_ns: int) -> None:
+        """Refuse a request for which there is no time, before its inputs are made. Raises `Fault` OVERLOADED."""
+        try:
+            self.batcher.refuse_if_late(rows, deadline_ns)
+        except RequestError as error:
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: RequestError) -> Fault:
+        cause = _CAUSES.get(error.kind, Cause.OVERLOADED)
+        return Fault(self.entry.name, cause, error.message, retry_after_s=error.retry_after_s)
 
     async def preprocess(self, inputs: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
         """Client tensors to session tensors; off the event loop if there is much to tokenize."""

@@ -63,6 +63,7 @@ MEANINGS = {
     "models.M.routing.fallback.budget_ms": "part of a request's time kept for the baseline, at most half of it",
     "models.M.routing.queue.max_rows": "rows that wait for one variant in one gateway (429)",
     "models.M.routing.queue.max_queue_delay_ms": "how long an idle worker may wait for a fuller batch",
+    "models.M.routing.queue.max_wait_ms": "longest expected wait at which a request is still taken (429); half of the latency SLO's threshold if absent, or of the default deadline",
     "models.M.routing.queue.default_timeout_ms": "deadline of requests that name none (504)",
     "models.M.slo[].name": "`latency`: share of answers under a threshold; `availability`: share of requests answered",
     "models.M.slo[].objective": "share of good events that is aimed at",
