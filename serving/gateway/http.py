@@ -14,8 +14,8 @@ from serving.control.auth import Action, Auth, Principal
 from serving.errors import ErrorKind, RequestError, bad_request
 from serving.gateway import describe
 from serving.gateway.budget import Held, InflightBudget
-from serving.gateway.dataplane import DataPlane, Reply
 from serving.gateway.caller import Caller, RequestIds, timeout_of
+from serving.gateway.dataplane import DataPlane, Reply
 from serving.protocol import compress, oip_binary, oip_json
 from serving.protocol.describe import Description, encode, server_metadata
 from serving.protocol.types import InferRequest, shown
@@ -80,8 +80,8 @@ class HttpExchange:
             return gateway.refuse(error, self.request_id)
         except Exception:
             log.exception("request %s failed", self.request_id)
-            error = RequestError(ErrorKind.INTERNAL, f"internal error, request {self.request_id}")
-            return gateway.refuse(error, self.request_id)
+            fault = RequestError(ErrorKind.INTERNAL, f"internal error, request {self.request_id}")
+            return gateway.refuse(fault, self.request_id)
 
     def end(self) -> None:
         self._held.release()
