@@ -18,6 +18,7 @@ from serving.contract import Cause
 from serving.core.admission import Pace
 from serving.core.batching import Arrays, BatchQueue, Entry, chunk_rows, merge, shape_of, split
 from serving.errors import ErrorKind, RequestError, bad_request
+from serving.gateway.deadlines import Deadlines
 from serving.gateway.requests import BatchResult, Request
 from serving.gateway.threads import short_message
 from serving.gateway.worker_base import Worker, WorkerFailure
@@ -31,14 +32,17 @@ _MAX_RETRY_AFTER_S = 30
 
 
 class _Slot:
-    """A worker and what its task waits for."""
+    """A worker, its task, and what that waits for."""
 
-    __slots__ = ("retired", "waiter", "worker")
+    __slots__ = ("overdue", "retired", "since_ns", "task", "waiter", "worker")
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
+        self.task: asyncio.Task[None] | None = None
         self.retired = False
         self.waiter: asyncio.Future[None] | None = None
+        self.since_ns = 0  # when its batch began
+        self.overdue = False  # its batch is cancelled because it takes too long
 
     def wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():
@@ -94,7 +98,11 @@ class Batcher:
             max_queue_delay_ns=int(max_queue_delay_ms * 1e6),
         )
         self._clock = clock
-        self._hang_timeout_s = hang_timeout_s
+        self._hang_ns = int(hang_timeout_s * 1e9)
+        self._hang_timer: asyncio.TimerHandle | None = None
+        self._busy: set[_Slot] = set()  # those that were replaced meanwhile among them
+        self._deadlines = Deadlines(clock, self._deadline_passed)
+        self._available = 0
         self._on_batch = on_batch
         self._pad_inputs = pad_inputs
         self._close_check = close_check
@@ -119,7 +127,7 @@ class Batcher:
     @property
     def workers_available(self) -> int:
         """Workers that are connected and not hung, busy or not."""
-        return sum(slot.worker.available for slot in self._slots.values())
+        return self._available
 
     def set_workers(self, workers: Sequence[Worker]) -> None:
         """Replace the workers. One that is left out finishes its batch; closing it is its owner's business."""
@@ -136,7 +144,7 @@ class Batcher:
             if key not in self._slots:
                 slot = self._slots[key] = _Slot(worker)
                 worker.on_change = self._workers_changed
-                task = loop.create_task(self._feed(slot), name=f"batcher-{self.name}-{worker.name}")
+                task = slot.task = loop.create_task(self._feed(slot), name=f"batcher-{self.name}-{worker.name}")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         self._workers_changed()
@@ -148,33 +156,52 @@ class Batcher:
 
         Args:
             inputs: arrays whose axis 0 has `rows` rows; an input without runs in a batch of its own.
-            deadline_ns: on the clock's monotonic scale; enforced here only until its batch closes.
+            deadline_ns: on the clock's monotonic scale; after it the caller is told, whatever its batch does.
             live: False for shadow and reference work, which is shed first.
 
         Raises:
-            RequestError: OVERLOADED (queue full or too slow), DEADLINE (expired while queued), TOO_LARGE (more
-                rows than the queue holds) or UNAVAILABLE (closed).
+            RequestError: OVERLOADED (queue full or too slow), DEADLINE, TOO_LARGE (more rows than the queue holds)
+                or UNAVAILABLE (closed).
             WorkerFailure: its batch failed, or no worker is there.
         """
         if self._closed:
             raise self._closed_error()
-        if not self.workers_available:
+        if not self._available:
             raise self._no_worker()
         now = self._clock.monotonic_ns()
+        if self._idle and not self._queue.rows and self._idle[0].worker.instant and 0 < rows <= self._queue.max_batch:
+            return self._run_at_once(self._idle[0].worker, inputs, rows, deadline_ns, now)
         request = Request(asyncio.get_running_loop().create_future(), now)
         request.entries = self._entries(request, inputs, rows, deadline_ns, live)
         self._admit(request, rows, deadline_ns, live, now)
+        self._deadlines.add(deadline_ns, request)
         if self._idle and (not self._queue.max_queue_delay_ns or self._timer is None or not self._queue.wait_ns(now)):
             self._wake()
         try:
             return await request.future
         except asyncio.CancelledError:
             if self._withdraw(request):
-                if self._clock.monotonic_ns() < deadline_ns:
-                    self.dropped_cancelled += 1
-                else:
-                    self.expired += 1
+                self.dropped_cancelled += 1
             raise
+
+    def _run_at_once(self, worker: Worker, inputs: Arrays, rows: int, deadline_ns: int, now: int) -> BatchResult:
+        """Run one request while the loop waits, which takes less than the queue, a future and a wake-up would."""
+        if deadline_ns <= now:
+            self.expired += 1
+            raise RequestError(ErrorKind.DEADLINE, f"the deadline passed in {self.name}'s queue")
+        if self._close_check is not None and (error := self._close_check()) is not None:
+            raise error
+        key = self._next_key()
+        try:
+            outputs = worker.run_now(inputs)
+        except WorkerFailure as failure:
+            failure.batch_key = key
+            raise
+        infer_ns = self._clock.monotonic_ns() - now
+        self._pace.measured(rows, infer_ns, full=False)
+        if self._on_batch is not None:
+            self._on_batch(rows, infer_ns)
+        return BatchResult(outputs, 0, infer_ns, rows, key)
 
     def refuse_if_late(self, rows: int, deadline_ns: int) -> None:
         """Refuse a live request of `rows` rows that would wait longer than it may behind other live work.
@@ -183,7 +210,7 @@ class Batcher:
         `RequestError` OVERLOADED.
         """
         now = self._clock.monotonic_ns()
-        wait_ns = self._pace.wait_ns(self._queue.live_rows, self.workers_available, now)
+        wait_ns = self._pace.wait_ns(self._queue.live_rows, self._available, now)
         if not wait_ns:
             return
         allowed_ns = min(self._max_wait_ns, deadline_ns - now - rows * self._pace.row_ns)
@@ -216,6 +243,9 @@ class Batcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._disarm()
+        self._deadlines.close()
+        if self._hang_timer is not None:
+            self._hang_timer.cancel()
         # These lead back to the variant that owns us: without them it is freed at once, with its session's memory.
         self._on_batch = self._close_check = None
 
@@ -283,6 +313,13 @@ class Batcher:
                 self.expired += 1
                 self._fail(entry.owner, RequestError(ErrorKind.DEADLINE, f"the deadline passed in {self.name}'s queue"))
 
+    def _deadline_passed(self, request: Request) -> None:
+        if self._withdraw(request):
+            self.expired += 1
+            request.fail(RequestError(ErrorKind.DEADLINE, f"the deadline passed in {self.name}'s queue"))
+        else:
+            request.fail(RequestError(ErrorKind.DEADLINE, f"{self.name} did not answer within the deadline"))
+
     # ------------------------------------------------------------ workers
 
     async def _feed(self, slot: _Slot) -> None:
@@ -300,7 +337,7 @@ class Batcher:
             if self._idle and self._queue.rows:
                 self._wake()
             try:
-                await self._run(worker, batch)
+                await self._run(slot, batch)
             except Exception as error:
                 log.exception("%s: a batch failed unexpectedly", self.name)
                 for entry in batch:
@@ -354,7 +391,8 @@ class Batcher:
             self._timer = None
 
     def _workers_changed(self) -> None:
-        if self.workers_available:
+        self._available = sum(slot.worker.available for slot in self._slots.values())
+        if self._available:
             self._outage_key = 0
         else:
             self.fail_queued(self._no_worker())
@@ -362,8 +400,8 @@ class Batcher:
             if slot.worker.available and slot not in self._idle:
                 slot.wake()
 
-    async def _run(self, worker: Worker, batch: Sequence[Entry]) -> None:
-        failure = await self._attempt(worker, batch)
+    async def _run(self, slot: _Slot, batch: Sequence[Entry]) -> None:
+        failure = await self._attempt(slot, batch)
         if failure is None:
             return
         if failure.cause is not Cause.ERROR or len(batch) == 1:
@@ -382,12 +420,15 @@ class Batcher:
                 self._expire((entry,))
             elif self._close_check is not None and (error := self._close_check()) is not None:
                 self._fail(entry.owner, error)
-            elif (again := await self._attempt(worker, (entry,), alone=True)) is not None:
+            elif (again := await self._attempt(slot, (entry,), alone=True)) is not None:
                 self._fail(entry.owner, again)
 
-    async def _attempt(self, worker: Worker, batch: Sequence[Entry], *, alone: bool = False) -> WorkerFailure | None:
-        key = self._next_key()
-        closed_ns = self._clock.monotonic_ns()
+    async def _attempt(self, slot: _Slot, batch: Sequence[Entry], *, alone: bool = False) -> WorkerFailure | None:
+        worker, key = slot.worker, self._next_key()
+        closed_ns = slot.since_ns = self._clock.monotonic_ns()
+        self._busy.add(slot)
+        if self._hang_timer is None:
+            self._watch_hangs(self._hang_ns)
         rows = [entry.rows for entry in batch]
         total = sum(rows)
         left = self._queue.live_rows if batch[0].live else self._queue.rows
@@ -395,16 +436,15 @@ class Batcher:
         self._pace.started(key, total, closed_ns)
         try:
             inputs = merge([entry.inputs for entry in batch])
-            async with asyncio.timeout(self._hang_timeout_s):
-                outputs = await worker.run(inputs)
+            outputs = await worker.run(inputs)
         except WorkerFailure as failure:
             failure.batch_key = key
             return failure
-        except TimeoutError:
-            return WorkerFailure(
-                Cause.TIMEOUT, f"{worker.name} has not answered a batch for {self._hang_timeout_s:g} s", key
-            )
         except asyncio.CancelledError:
+            if slot.overdue and slot.task is not None and not slot.task.uncancel():
+                return WorkerFailure(
+                    Cause.TIMEOUT, f"{worker.name} has not answered a batch for {self._hang_ns / 1e9:g} s", key
+                )
             for entry in batch:
                 self._fail(entry.owner, self._closed_error())
             raise
@@ -412,6 +452,8 @@ class Batcher:
             log.exception("%s: the worker %s raised", self.name, worker.name)
             return WorkerFailure(Cause.ERROR, short_message(error), key)
         finally:
+            self._busy.discard(slot)
+            slot.overdue = False
             self._pace.ended(key)
         shares = split(outputs, rows)
         if shares is None:
@@ -423,6 +465,26 @@ class Batcher:
         if self._on_batch is not None:
             self._on_batch(total, infer_ns)
         return None
+
+    def _watch_hangs(self, wait_ns: int) -> None:
+        """One timer for all workers, that looks again when the batch that runs longest would be overdue."""
+        self._hang_timer = asyncio.get_running_loop().call_later(wait_ns / 1e9, self._find_hangs)
+
+    def _find_hangs(self) -> None:
+        self._hang_timer = None
+        now = self._clock.monotonic_ns()
+        left_ns = 0
+        for slot in self._busy:
+            left = slot.since_ns + self._hang_ns - now
+            if slot.overdue or slot.task is None:
+                continue
+            if left <= 0:
+                slot.overdue = True
+                slot.task.cancel()
+            else:
+                left_ns = min(left_ns or left, left)
+        if left_ns:
+            self._watch_hangs(left_ns)
 
     # ------------------------------------------------------------ errors
 
@@ -439,7 +501,7 @@ class Batcher:
         return WorkerFailure(Cause.DIED, f"{self.name} has no worker: none is connected", key)
 
     def _overloaded(self, message: str = "") -> RequestError:
-        wait_s = self._pace.wait_ns(self._queue.rows, self.workers_available, self._clock.monotonic_ns()) / 1e9
+        wait_s = self._pace.wait_ns(self._queue.rows, self._available, self._clock.monotonic_ns()) / 1e9
         return RequestError(
             ErrorKind.OVERLOADED,
             message or f"the queue of {self.name} is full ({self._queue.rows} of {self._queue.max_rows} rows)",

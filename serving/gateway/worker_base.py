@@ -47,6 +47,15 @@ class Worker(Protocol):
         """Whether it still owes the answer to a batch that was overdue."""
         ...
 
+    @property
+    def instant(self) -> bool:
+        """Whether `run_now` may be used: its batches take less time than to wait for them would."""
+        ...
+
+    def run_now(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one batch at once, while the loop waits. Raises `WorkerFailure`."""
+        ...
+
     async def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one batch. Raises `WorkerFailure`."""
         ...
@@ -63,6 +72,13 @@ class WorkerBase:
         self.name = name
         self.on_change: Callable[[], None] | None = None
         self.rank = 0
+
+    @property
+    def instant(self) -> bool:
+        return False
+
+    def run_now(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        raise NotImplementedError(f"{self.name} is not instant")
 
     def _changed(self) -> None:
         if self.on_change is not None:

@@ -42,6 +42,17 @@ class LocalWorker(WorkerBase):
     def hung(self) -> bool:
         return bool(self._overdue)
 
+    @property
+    def instant(self) -> bool:
+        return self._thread.inline and self.available
+
+    def run_now(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            return self._thread.run_now(partial(self._session.run, inputs))
+        except Exception as error:
+            log.warning("%s: a batch failed", self.name, exc_info=error)
+            raise WorkerFailure(Cause.ERROR, short_message(error)) from error
+
     async def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if not self.available:
             raise WorkerFailure(Cause.TIMEOUT if self._overdue else Cause.DIED, f"{self.name} takes no batches now")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.errors import RegistryError, bad_request
+from serving.protocol.tensors import all_finite
 from serving.registry.manifest import Manifest
 from serving.runtimes.base import NUMPY_TYPES
 
@@ -136,7 +137,7 @@ class Pipeline:
                 return f"{name} has shape {list(got)} instead of {[rows, *shape[1:]]}"
             if not got or got[0] != rows:
                 return f"{name} has shape {list(got)} for a batch of {rows}"
-            if dtype.kind == "f" and not np.isfinite(value).all():
+            if dtype.kind == "f" and not all_finite(value):
                 return f"{name} holds {'NaN' if np.isnan(value).any() else 'Inf'}"
         if self._classification and outputs[self._logits].shape[-1] != len(self._labels):
             classes = outputs[self._logits].shape[-1]

@@ -95,7 +95,7 @@ class Ledger:
             assert call.cancel_ms is not None, "cancelled, and not by its caller"
             if caller.dispatched.issuperset(caller.marks):
                 return "cancelled while running"
-            return "expired" if self.loop.monotonic_ns() >= caller.deadline_ns else "cancelled"
+            return "cancelled"
         except WorkerFailure:
             return "failed"
         except RequestError as error:
@@ -117,7 +117,7 @@ class Ledger:
             return "shed" if caller.call.live else "shadow shed"
         assert error.kind is ErrorKind.DEADLINE, error
         assert self.loop.monotonic_ns() >= caller.deadline_ns, "expired before its deadline"
-        return "expired"
+        return "late" if caller.dispatched.issuperset(caller.marks) else "expired"
 
     def check_bounds(self) -> None:
         assert self.batcher.queue_rows <= self.max_rows
