@@ -157,6 +157,7 @@ class Ledger:
             if caller.call.live
             and caller.submitted
             and not caller.outcome
+            and caller.deadline_ns > self.loop.monotonic_ns()
             and not caller.dispatched.issuperset(caller.marks)
         ]
 
