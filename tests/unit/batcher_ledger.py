@@ -49,7 +49,6 @@ class Caller:
     marks: list[int]
     deadline_ns: int
     dispatched: set[int] = field(default_factory=set)
-    submitted: bool = False
     cut_short: bool = False
     outcome: str = ""
 
@@ -87,17 +86,13 @@ class Ledger:
         self._owners |= dict.fromkeys(marks, caller)
         x = np.array(marks, call.dtype)[:, None] * STRIDE + np.arange(call.width, dtype=call.dtype)
         x = -x if call.poison else x
-        task = self.loop.create_task(self._submit(caller, x))
+        task = self.loop.create_task(self.batcher.submit({"x": x}, call.rows, caller.deadline_ns, live=call.live))
         if call.cancel_ms is not None:
             self.loop.call_later((call.cancel_ms + 0.3 * self.apart) / 1000, task.cancel)
         outcome = await self._judge(caller, x, task)
         assert not caller.outcome, f"{caller} ends again, as {outcome}"
         caller.outcome = outcome
         self.check_bounds()
-
-    async def _submit(self, caller: Caller, x: np.ndarray) -> BatchResult:
-        caller.submitted = True  # a task that was made has not begun yet
-        return await self.batcher.submit({"x": x}, caller.call.rows, caller.deadline_ns, live=caller.call.live)
 
     async def _judge(self, caller: Caller, x: np.ndarray, task: asyncio.Task[BatchResult]) -> str:
         call = caller.call
@@ -147,19 +142,9 @@ class Ledger:
             assert caller.call.dtype == x.dtype, "two types in one batch"
         assert len({caller.call.live for caller in owners}) == 1, "live and shadow work in one batch"
         if not owners[0].call.live:
-            assert not self._live_waiting(), "live work waits behind shadow work"
+            # Asked of the queue: a caller that has ended in this very moment has not been told yet.
+            assert not self.batcher._queue.live_rows, "live work waits behind shadow work"
         return owners
-
-    def _live_waiting(self) -> list[Caller]:
-        return [
-            caller
-            for caller in self.callers
-            if caller.call.live
-            and caller.submitted
-            and not caller.outcome
-            and caller.deadline_ns > self.loop.monotonic_ns()
-            and not caller.dispatched.issuperset(caller.marks)
-        ]
 
     def check_end(self) -> None:
         """Everybody has ended, nothing is left, and the batcher counted what the callers saw."""
