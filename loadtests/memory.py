@@ -84,8 +84,8 @@ def soak(minutes: int, rate: float, path: Path | None) -> None:
     if result.recorder is not None:
         answers = {" ".join(key): histogram.count for key, histogram in result.recorder.by_answer.items()}
         click.echo(f"\n{dict(result.recorder.codes)}, {result.left} clients that left, answers {answers}")
-    wrong = soaking.flat(result)
-    click.echo(f"not flat: {', '.join(wrong)}" if wrong else "flat")
+    wrong = soaking.grown(result)
+    click.echo(f"it grows: {', '.join(wrong)}" if wrong else "flat")
     sys.exit(bool(wrong))
 
 

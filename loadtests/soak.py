@@ -34,7 +34,9 @@ TRAFFIC = (
 FEEDBACK, WRONG, SEVERAL = 0.15, 0.05, 0.2
 #: Clients a second that go away before their answer.
 LEAVING_RATE = 1.0
-#: A process is flat if it grows by less than this from the fifth minute to the last.
+#: The instance is flat if its memory grows by less than this from the fifth minute to the last, and if no process
+#: grows by as much in the second half. In the first half bounded stores fill up: the records that the gateway keeps
+#: for the monitor (65,536), the requests that the monitor remembers for labels to come (20,000).
 LIMIT, SETTLED_MINUTE = 0.05, 5
 
 
@@ -47,13 +49,21 @@ class Soak:
     left: int = 0
     recorder: Recorder | None = None
 
-    def growth(self, process: tuple[int, str]) -> tuple[float, float] | None:
-        """Relative growth (all, own) since the fifth minute; None for a process that was not there all the time."""
+    def growth(self, process: tuple[int, str], since: int = SETTLED_MINUTE) -> tuple[float, float] | None:
+        """Relative growth (all, own) since that minute; None for a process that was not there all the time."""
         series = self.readings[process]
-        if len(series) < self.minutes or self.minutes <= SETTLED_MINUTE + 1:
+        if len(series) < self.minutes or self.minutes <= since + 1:
             return None
-        settled = series[SETTLED_MINUTE:]
+        settled = series[since:]
         return growth([one.total for one in settled]), growth([one.own for one in settled])
+
+    @property
+    def total(self) -> list[float]:
+        """Memory of all processes together, by minute."""
+        return [
+            sum(series[minute].total for series in self.readings.values() if minute < len(series))
+            for minute in range(self.minutes)
+        ]
 
 
 class Mix:
@@ -154,18 +164,21 @@ def table(result: Soak) -> str:
         change = result.growth(process)
         cells += [f"{part:+.1%}" for part in change] if change else ["", ""]
         lines.append(f"| {process[1]} | " + " | ".join(cells) + " |")
+    total = result.total
+    cells = [f"{total[minute]:.0f}" for minute in shown]
+    cells.append(f"{growth(total[SETTLED_MINUTE:]):+.1%}" if result.minutes > SETTLED_MINUTE + 1 else "")
+    lines.append(f"| all | {' | '.join(cells)} | |")
     return "\n".join(lines)
 
 
-def flat(result: Soak) -> list[str]:
-    """Titles of the processes that grew beyond the limit, or did not live through the run."""
-    wrong = []
-    for process, series in result.readings.items():
-        change = result.growth(process)
-        if change is None and len(series) < result.minutes:
-            wrong.append(f"{process[1]} (there for {len(series)} of {result.minutes} readings)")
-        elif change is not None and change[0] > LIMIT:
-            wrong.append(f"{process[1]} ({change[0]:+.1%})")
+def grown(result: Soak) -> list[str]:
+    """What is not flat, with by how much; empty if the soak passed."""
+    total, half = result.total[min(SETTLED_MINUTE, result.minutes - 1) :], result.minutes // 2
+    wrong = [f"all processes {growth(total):+.1%} since minute {SETTLED_MINUTE}"] if growth(total) > LIMIT else []
+    for process in result.readings:
+        change = result.growth(process, half)
+        if change is not None and change[0] > LIMIT:
+            wrong.append(f"{process[1]} {change[0]:+.1%} since minute {half}")
     return wrong
 
 

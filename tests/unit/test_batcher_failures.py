@@ -8,7 +8,7 @@ import pytest
 from batcher_kit import Doubler, TimedLoop, pause, rig, simulate
 
 from serving.contract import Cause
-from serving.errors import RequestError
+from serving.errors import ErrorKind, RequestError
 from serving.gateway.worker_base import WorkerFailure
 
 
@@ -122,6 +122,46 @@ def test_a_bug_in_a_worker_fails_its_callers_and_not_the_batcher() -> None:
         with pytest.raises(WorkerFailure, match="KeyError"):
             await at.send(1)
         await at.send(2)
+        await at.batcher.close()
+
+    simulate(main)
+
+
+def test_the_search_for_poison_ends_with_the_deadlines_of_its_mates() -> None:
+    async def main(loop: TimedLoop) -> None:
+        worker = Doubler(took_s=0.03)
+        at = rig(loop, worker)
+        at.send(0)
+        await pause(0.001)
+        for value in (-1, 1, 2, 3):  # run together from 30 to 60 ms, then one by one
+            at.send(value, timeout_s=0.1)
+        after = at.send(4)
+        _, poison, one, *late, _ = await at.outcomes()
+        assert isinstance(poison, WorkerFailure)
+        assert one.outputs["y"][0, 0] == 2
+        assert [error.kind for error in late] == [ErrorKind.DEADLINE] * 2
+        assert (await after).queue_ns == pytest.approx(119e6, abs=1e5)  # two of four were tried again
+        assert at.batcher.expired == 2
+        await at.batcher.close()
+
+    simulate(main)
+
+
+def test_shadow_mates_of_poison_are_shed_when_live_work_waits() -> None:
+    async def main(loop: TimedLoop) -> None:
+        worker = Doubler()
+        at = rig(loop, worker)
+        at.send(0)
+        await pause(0.001)
+        for value in (-1, 51, 52):
+            at.send(value, live=False)
+        await pause(0.015)  # their batch runs
+        live = at.send(1)
+        _, *shadow, _ = await at.outcomes()
+        assert [error.kind for error in shadow] == [ErrorKind.OVERLOADED] * 3
+        assert [batch[:, 0].tolist() for batch in worker.batches] == [[0], [-1, 51, 52], [1]]
+        assert (await live).queue_ns == pytest.approx(4e6, abs=1e5)
+        assert (at.batcher.shed, at.batcher.shadow_shed) == (0, 3)
         await at.batcher.close()
 
     simulate(main)

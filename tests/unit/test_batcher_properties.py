@@ -60,8 +60,10 @@ def no_surprises() -> Iterator[None]:
     assert not found
 
 
-def kept(loop: TimedLoop, workers: list[tuple[float, list[str]]], **options: object) -> tuple[Rig, Ledger]:
-    ledger = Ledger(loop, max_batch=MAX_BATCH, max_rows=MAX_ROWS)
+def kept(
+    loop: TimedLoop, workers: list[tuple[float, list[str]]], *, apart: bool = True, **options: object
+) -> tuple[Rig, Ledger]:
+    ledger = Ledger(loop, max_batch=MAX_BATCH, max_rows=MAX_ROWS, apart=apart)
     fleet = [Accountable(ledger, str(number), took, list(script)) for number, (took, script) in enumerate(workers)]
     at = rig(loop, *fleet, max_batch=MAX_BATCH, max_rows=MAX_ROWS, **options)
     ledger.batcher = at.batcher
@@ -91,6 +93,7 @@ async def disturb(at: Rig, fleet: list[Accountable], schedule: list[tuple[int, s
     st.booleans(),
     st.sampled_from([0, 0, 4]),
     st.sampled_from([None, 10, 30]),
+    st.booleans(),
 )
 def test_every_caller_gets_its_own_rows_or_a_reason_once_and_the_counters_add_up(
     traffic: list[Call],
@@ -99,6 +102,7 @@ def test_every_caller_gets_its_own_rows_or_a_reason_once_and_the_counters_add_up
     padded: bool,
     delay_ms: float,
     max_wait_ms: float | None,
+    apart: bool,
 ) -> None:
     async def main(loop: TimedLoop) -> None:
         at, ledger = kept(
@@ -108,6 +112,7 @@ def test_every_caller_gets_its_own_rows_or_a_reason_once_and_the_counters_add_up
             max_wait_ms=max_wait_ms,
             pad_inputs=frozenset({"x"}) if padded else frozenset(),
             hang_timeout_s=0.05,
+            apart=apart,
         )
         fleet = [slot.worker for slot in at.batcher._slots.values()]
         await asyncio.gather(disturb(at, fleet, schedule), *map(ledger.call, traffic))
