@@ -11,21 +11,50 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import struct
+import math
 from typing import cast
 
-from serving.transport.grpc_calls import GrpcApp, GrpcCall, GrpcReply
-from serving.transport.hpack import MAX_BLOCK, HeaderDecoder, HeaderError, encode
+from serving.transport.frames import (
+    ACK,
+    CANCEL,
+    COMPRESSION_ERROR,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    FLOW_CONTROL_ERROR,
+    FRAME,
+    FRAME_SIZE_ERROR,
+    GOAWAY,
+    HEADER_LIST_ID,
+    HEADERS,
+    INITIAL_WINDOW_ID,
+    INTERNAL_ERROR,
+    MAX_FRAME_ID,
+    MAX_STREAMS_ID,
+    NO_ERROR,
+    PING,
+    PREFACE,
+    PROTOCOL_ERROR,
+    PUSH_PROMISE,
+    REFUSED_STREAM,
+    RST_STREAM,
+    SETTING,
+    SETTINGS,
+    STREAM_CLOSED,
+    U32,
+    WINDOW_UPDATE,
+    WITH_PRIORITY,
+    PeerError,
+    frame,
+    unpadded,
+)
+from serving.transport.grpc_calls import OK_HEADERS, OK_TRAILERS, GrpcApp, GrpcCall, GrpcReply, refusal_headers
+from serving.transport.hpack import MAX_BLOCK, HeaderDecoder, HeaderError
+from serving.transport.pieces import keep
 
 log = logging.getLogger(__name__)
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
-END_STREAM, ACK, END_HEADERS, PADDED, WITH_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
-NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR = 0x0, 0x1, 0x2, 0x3
-STREAM_CLOSED, FRAME_SIZE_ERROR, REFUSED_STREAM, CANCEL = 0x5, 0x6, 0x7, 0x8
-COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 0x9, 0xB
-_MAX_STREAMS_ID, _INITIAL_WINDOW_ID, _MAX_FRAME_ID, _HEADER_LIST_ID = 3, 4, 5, 6
 
 #: Streams at once of one connection; connections of one server.
 MAX_STREAMS, MAX_CONNECTIONS = 1024, 4096
@@ -33,15 +62,11 @@ MAX_STREAMS, MAX_CONNECTIONS = 1024, 4096
 MAX_FRAME, STREAM_WINDOW, CONNECTION_WINDOW = 1 << 20, 4 << 20, 16 << 20
 #: Calls that a client may take back beyond those that it let finish (CVE-2023-44487).
 MAX_RESETS = 1000
+#: Seconds: for a preface, frame or message that has begun to come to its end, and for a peer to take what it is sent;
+#: how exactly that is kept.
+PATIENCE_S, SWEEP_S = 30.0, 1.0
+_DEADLINE_EXCEEDED = 4
 _LARGEST_WINDOW = (1 << 31) - 1
-
-_FRAME = struct.Struct(">HBBBI")  # length (high 16, low 8 bits), type, flags, stream
-_U32 = struct.Struct(">I")
-_SETTING = struct.Struct(">HI")
-_OK_HEADERS = b"\x88" + encode(
-    [(b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"identity, deflate, gzip")]
-)
-_OK_TRAILERS = encode([(b"grpc-status", b"0")])
 
 
 class Http2Server:
@@ -58,10 +83,14 @@ class Http2Server:
         self.refused = 0
         self.draining = False
         self.connections: set[Http2Connection] = set()
+        self.now = 0.0  # loop time, as of the last sweep
         self._empty = asyncio.Event()
+        self._sweeper: asyncio.TimerHandle | None = None
 
     def connection(self) -> Http2Connection:
         """The protocol factory for `loop.create_server`."""
+        if self._sweeper is None:
+            self._sweep()
         return Http2Connection(self)
 
     def closed(self, connection: Http2Connection) -> None:
@@ -81,26 +110,28 @@ class Http2Server:
                     await self._empty.wait()
         for connection in tuple(self.connections):
             connection.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
 
-
-class _ConnectionError(Exception):
-    """The peer broke the protocol; the connection ends with GOAWAY."""
-
-    def __init__(self, code: int, why: str) -> None:
-        super().__init__(why)
-        self.code = code
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.now = loop.time()
+        for connection in tuple(self.connections):
+            connection.sweep(self.now - PATIENCE_S)
+        self._sweeper = loop.call_later(SWEEP_S, self._sweep)
 
 
 class _Stream:
     """One call."""
 
-    __slots__ = ("call", "complete", "message", "outgoing", "received", "send_window", "task")
+    __slots__ = ("call", "complete", "message", "outgoing", "received", "send_window", "since", "task")
 
-    def __init__(self, call: GrpcCall, send_window: int) -> None:
+    def __init__(self, call: GrpcCall, send_window: int, now: float) -> None:
         self.call = call
         self.message: list[bytes] = []  # DATA as it came, the 5 bytes before the message included
         self.received = 0  # bytes since the last WINDOW_UPDATE
         self.complete = False  # the client has said all
+        self.since = now  # how long we wait for the peer; infinite while we do not
         self.send_window = send_window
         self.outgoing = memoryview(b"")  # DATA that waits for the peer's window
         self.task: asyncio.Task[None] | None = None
@@ -116,7 +147,10 @@ class Http2Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._peer = ""
         self._decoder = HeaderDecoder()
-        self._rest = b""  # of a frame that has not come to its end
+        self._parts: list[bytes] = []  # of a frame that has not come to its end
+        self._missing = 0  # bytes until it does
+        self._begun = server.now  # how long there has been something unfinished; infinite if there is nothing
+        self._stalled = math.inf  # since when the peer does not read
         self._started = False  # the client's preface has come
         self._streams: dict[int, _Stream] = {}
         self._last_stream = 0
@@ -140,19 +174,23 @@ class Http2Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self._peer = peer[0] if isinstance(peer, tuple) else ""
         settings = (
-            _SETTING.pack(_MAX_STREAMS_ID, MAX_STREAMS)
-            + _SETTING.pack(_INITIAL_WINDOW_ID, STREAM_WINDOW)
-            + _SETTING.pack(_MAX_FRAME_ID, MAX_FRAME)
-            + _SETTING.pack(_HEADER_LIST_ID, MAX_BLOCK)
+            SETTING.pack(MAX_STREAMS_ID, MAX_STREAMS)
+            + SETTING.pack(INITIAL_WINDOW_ID, STREAM_WINDOW)
+            + SETTING.pack(MAX_FRAME_ID, MAX_FRAME)
+            + SETTING.pack(HEADER_LIST_ID, MAX_BLOCK)
         )
-        more = _frame(WINDOW_UPDATE, 0, 0, _U32.pack(CONNECTION_WINDOW - 65_535))
-        self._transport.write(_frame(SETTINGS, 0, 0, settings) + more)
+        more = frame(WINDOW_UPDATE, 0, 0, U32.pack(CONNECTION_WINDOW - 65_535))
+        self._transport.write(frame(SETTINGS, 0, 0, settings) + more)
 
     def data_received(self, data: bytes) -> None:
         if self._transport is None or self._transport.is_closing():
             return
-        if self._rest:
-            data = self._rest + data
+        if self._parts:
+            keep(self._parts, data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return
+            data, self._parts = b"".join(self._parts), []
         at, have = 0, len(data)
         try:
             if not self._started:
@@ -160,23 +198,27 @@ class Http2Connection(asyncio.Protocol):
                     self._not_http2()
                     return
                 if have < 24:
-                    self._rest = data
+                    self._parts, self._missing = [data], 24 - have
                     return
                 self._started, at = True, 24
+            missing = 9
             while have - at >= 9:
-                high, low, kind, flags, stream = _FRAME.unpack_from(data, at)
+                high, low, kind, flags, stream = FRAME.unpack_from(data, at)
                 size = high << 8 | low
                 if size > MAX_FRAME:
-                    raise _ConnectionError(FRAME_SIZE_ERROR, f"a frame of {size} bytes, at most {MAX_FRAME} are taken")
+                    raise PeerError(FRAME_SIZE_ERROR, f"a frame of {size} bytes, at most {MAX_FRAME} are taken")
                 end = at + 9 + size
                 if end > have:
+                    missing = end - at
                     break
                 self._frame(kind, flags, stream & _LARGEST_WINDOW, data[at + 9 : end])
-                at = end
-            self._rest = data[at:]
-        except (_ConnectionError, HeaderError) as error:
+                at, missing = end, 9
+            if at < have:
+                self._parts, self._missing = [data[at:]], missing - (have - at)
+            self._begun = self._server.now if self._parts or self._block is not None else math.inf
+        except (PeerError, HeaderError) as error:
             log.info("a gRPC connection from %s is closed: %s", self._peer, error)
-            self.go_away(error.code if isinstance(error, _ConnectionError) else COMPRESSION_ERROR, close=True)
+            self.go_away(error.code if isinstance(error, PeerError) else COMPRESSION_ERROR, close=True)
 
     def eof_received(self) -> bool:
         return False
@@ -189,10 +231,12 @@ class Http2Connection(asyncio.Protocol):
         self._streams.clear()
 
     def pause_writing(self) -> None:  # the peer does not read what it asked for: take nothing more from it
+        self._stalled = self._server.now
         if self._transport is not None:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
+        self._stalled = math.inf
         if self._transport is not None:
             self._transport.resume_reading()
 
@@ -200,7 +244,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if self._block is not None and kind != CONTINUATION:
-            raise _ConnectionError(PROTOCOL_ERROR, "a header block is not continued")
+            raise PeerError(PROTOCOL_ERROR, "a header block is not continued")
         if kind == DATA:
             self._data(flags, number, payload)
         elif kind == HEADERS:
@@ -213,21 +257,25 @@ class Http2Connection(asyncio.Protocol):
             self._settings(flags, number, payload)
         elif kind == PING:
             if len(payload) != 8 or number:
-                raise _ConnectionError(FRAME_SIZE_ERROR, "a PING has 8 bytes and no stream")
+                raise PeerError(FRAME_SIZE_ERROR, "a PING has 8 bytes and no stream")
             if not flags & ACK:
-                self._write(_frame(PING, ACK, 0, payload))
+                self._write(frame(PING, ACK, 0, payload))
         elif kind == RST_STREAM:
             self._reset(number, payload)
         elif kind == PUSH_PROMISE:
-            raise _ConnectionError(PROTOCOL_ERROR, "a client cannot push")
+            raise PeerError(PROTOCOL_ERROR, "a client cannot push")
         # PRIORITY, GOAWAY and unknown kinds ask for nothing.
 
     def _headers(self, flags: int, number: int, payload: bytes) -> None:
-        payload = _unpadded(flags, payload)
+        payload = unpadded(flags, payload)
         if flags & WITH_PRIORITY:
+            if len(payload) < 5:
+                raise PeerError(FRAME_SIZE_ERROR, "a priority has 5 bytes")
             payload = payload[5:]
+        if len(payload) > MAX_BLOCK:
+            raise PeerError(ENHANCE_YOUR_CALM, f"a header block is over {MAX_BLOCK} bytes")
         if not number & 1:
-            raise _ConnectionError(PROTOCOL_ERROR, f"HEADERS on stream {number}: clients' streams are odd")
+            raise PeerError(PROTOCOL_ERROR, f"HEADERS on stream {number}: clients' streams are odd")
         if flags & END_HEADERS:
             self._open(number, bool(flags & END_STREAM), payload)
         else:
@@ -235,11 +283,11 @@ class Http2Connection(asyncio.Protocol):
 
     def _continuation(self, flags: int, number: int, payload: bytes) -> None:
         if self._block is None or self._block[0] != number:
-            raise _ConnectionError(PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+            raise PeerError(PROTOCOL_ERROR, "CONTINUATION without HEADERS")
         _, ended, block = self._block
         block += payload
-        if len(block) > MAX_BLOCK:
-            raise _ConnectionError(ENHANCE_YOUR_CALM, f"a header block is over {MAX_BLOCK} bytes")
+        if len(block) > MAX_BLOCK or not (payload or flags & END_HEADERS):  # the latter could go on for ever
+            raise PeerError(ENHANCE_YOUR_CALM, f"a header block is over {MAX_BLOCK} bytes, or does not end")
         if flags & END_HEADERS:
             self._block = None
             self._open(number, ended, bytes(block))
@@ -248,19 +296,19 @@ class Http2Connection(asyncio.Protocol):
         headers = self._decoder.decode(block)  # always, even of what is refused: it carries the table on
         if number in self._streams:  # trailers
             if not ended:
-                raise _ConnectionError(PROTOCOL_ERROR, "trailers that do not end their stream")
+                raise PeerError(PROTOCOL_ERROR, "trailers that do not end their stream")
             self._ended(number, self._streams[number])
             return
         if number <= self._last_stream:
             if ended:
                 return  # trailers of a stream that we have closed
-            raise _ConnectionError(STREAM_CLOSED, f"HEADERS on stream {number}, which is closed")
+            raise PeerError(STREAM_CLOSED, f"HEADERS on stream {number}, which is closed")
         self._last_stream = number
         if self._leaving or len(self._streams) >= MAX_STREAMS:
-            self._write(_frame(RST_STREAM, 0, number, _U32.pack(REFUSED_STREAM)))
+            self._write(frame(RST_STREAM, 0, number, U32.pack(REFUSED_STREAM)))
             return
         call = self._app.begin(headers, self._peer)
-        stream = self._streams[number] = _Stream(call, self._peer_window)
+        stream = self._streams[number] = _Stream(call, self._peer_window, self._server.now)
         if call.refusal is not None:
             self._reply(number, stream, call.refusal)
         elif ended:
@@ -269,46 +317,44 @@ class Http2Connection(asyncio.Protocol):
     def _data(self, flags: int, number: int, payload: bytes) -> None:
         size = len(payload)  # the padding counts as well
         self._received += size
-        if self._received > CONNECTION_WINDOW:
-            raise _ConnectionError(FLOW_CONTROL_ERROR, "more DATA than the connection's window")
         if self._received >= CONNECTION_WINDOW // 4:
-            self._write(_frame(WINDOW_UPDATE, 0, 0, _U32.pack(self._received)))
+            self._write(frame(WINDOW_UPDATE, 0, 0, U32.pack(self._received)))
             self._received = 0
         stream = self._streams.get(number)
         if stream is None or stream.complete:
             if number > self._last_stream or not number & 1:
-                raise _ConnectionError(PROTOCOL_ERROR, f"DATA on stream {number}, which is not open")
+                raise PeerError(PROTOCOL_ERROR, f"DATA on stream {number}, which is not open")
             return  # we have answered or refused it already
-        payload = _unpadded(flags, payload)
+        payload = unpadded(flags, payload)
         if not stream.call.receive(len(payload)) and stream.call.refusal is not None:
             self._reply(number, stream, stream.call.refusal)
             return
         if payload:
-            stream.message.append(payload)
+            keep(stream.message, payload)
         if flags & END_STREAM:
             self._ended(number, stream)
             return
         stream.received += size
         if stream.received >= STREAM_WINDOW // 4:
-            self._write(_frame(WINDOW_UPDATE, 0, number, _U32.pack(stream.received)))
+            self._write(frame(WINDOW_UPDATE, 0, number, U32.pack(stream.received)))
             stream.received = 0
 
     def _reset(self, number: int, payload: bytes) -> None:
         if len(payload) != 4 or not number:
-            raise _ConnectionError(FRAME_SIZE_ERROR, "RST_STREAM has 4 bytes and a stream")
+            raise PeerError(FRAME_SIZE_ERROR, "RST_STREAM has 4 bytes and a stream")
         if number > self._last_stream:
-            raise _ConnectionError(PROTOCOL_ERROR, f"RST_STREAM on stream {number}, which is not open")
+            raise PeerError(PROTOCOL_ERROR, f"RST_STREAM on stream {number}, which is not open")
         if number in self._streams:
             self._abandon(number)
 
     def _window_update(self, number: int, payload: bytes) -> None:
         if len(payload) != 4:
-            raise _ConnectionError(FRAME_SIZE_ERROR, "WINDOW_UPDATE has 4 bytes")
-        more = _U32.unpack(payload)[0] & _LARGEST_WINDOW
+            raise PeerError(FRAME_SIZE_ERROR, "WINDOW_UPDATE has 4 bytes")
+        more = U32.unpack(payload)[0] & _LARGEST_WINDOW
         if not number:
             self._send_window += more
             if not more or self._send_window > _LARGEST_WINDOW:
-                raise _ConnectionError(FLOW_CONTROL_ERROR, "an impossible window")
+                raise PeerError(FLOW_CONTROL_ERROR, "an impossible window")
             for waiting in [key for key, stream in self._streams.items() if stream.outgoing]:
                 self._flush(waiting, self._streams[waiting])
             return
@@ -317,28 +363,28 @@ class Http2Connection(asyncio.Protocol):
             return
         stream.send_window += more
         if not more or stream.send_window > _LARGEST_WINDOW:
-            self._write(_frame(RST_STREAM, 0, number, _U32.pack(FLOW_CONTROL_ERROR)))
+            self._write(frame(RST_STREAM, 0, number, U32.pack(FLOW_CONTROL_ERROR)))
             self._abandon(number)
         elif stream.outgoing:
             self._flush(number, stream)
 
     def _settings(self, flags: int, number: int, payload: bytes) -> None:
         if number or len(payload) % 6 or (flags & ACK and payload):
-            raise _ConnectionError(FRAME_SIZE_ERROR, "malformed SETTINGS")
+            raise PeerError(FRAME_SIZE_ERROR, "malformed SETTINGS")
         if flags & ACK:
             return
-        for setting, value in _SETTING.iter_unpack(payload):
-            if setting == _INITIAL_WINDOW_ID:
+        for setting, value in SETTING.iter_unpack(payload):
+            if setting == INITIAL_WINDOW_ID:
                 if value > _LARGEST_WINDOW:
-                    raise _ConnectionError(FLOW_CONTROL_ERROR, "an impossible initial window")
+                    raise PeerError(FLOW_CONTROL_ERROR, "an impossible initial window")
                 change, self._peer_window = value - self._peer_window, value
                 for stream in self._streams.values():
                     stream.send_window += change
-            elif setting == _MAX_FRAME_ID:
+            elif setting == MAX_FRAME_ID:
                 if not 16_384 <= value < 1 << 24:
-                    raise _ConnectionError(PROTOCOL_ERROR, "an impossible frame size")
+                    raise PeerError(PROTOCOL_ERROR, "an impossible frame size")
                 self._peer_frame = value
-        self._write(_frame(SETTINGS, ACK, 0, b""))
+        self._write(frame(SETTINGS, ACK, 0, b""))
         for waiting in [key for key, stream in self._streams.items() if stream.outgoing]:
             self._flush(waiting, self._streams[waiting])
 
@@ -348,6 +394,7 @@ class Http2Connection(asyncio.Protocol):
         """The client has said all: answer it."""
         if not stream.complete:
             stream.complete = True
+            stream.since = math.inf
             stream.task = self._loop.create_task(self._answer(number, stream))
 
     async def _answer(self, number: int, stream: _Stream) -> None:
@@ -360,9 +407,8 @@ class Http2Connection(asyncio.Protocol):
             return  # the client took its call back, or is gone
         except Exception:
             log.exception("answering a call failed")
-            self._write(_frame(RST_STREAM, 0, number, _U32.pack(INTERNAL_ERROR)))
-            self._cancel(stream)
-            self._streams.pop(number, None)
+            stream.task = None
+            self._drop(number, INTERNAL_ERROR)
             return
         stream.task = None
         self._resets = max(0, self._resets - 1)
@@ -371,26 +417,19 @@ class Http2Connection(asyncio.Protocol):
     def _reply(self, number: int, stream: _Stream, reply: GrpcReply) -> None:
         """Send an answer and be done with the stream; what does not fit the peer's window waits for it."""
         if reply.status:
-            block = b"\x88" + encode(
-                [
-                    (b"content-type", b"application/grpc"),
-                    (b"grpc-status", b"%d" % reply.status),
-                    (b"grpc-message", _percent_encoded(reply.message)),
-                ]
-            )
-            out = _frame(HEADERS, END_HEADERS | END_STREAM, number, block)
+            out = frame(HEADERS, END_HEADERS | END_STREAM, number, refusal_headers(reply))
             if not stream.complete:  # the client need not go on sending (RFC 9113, section 8.1)
-                out += _frame(RST_STREAM, 0, number, _U32.pack(NO_ERROR))
+                out += frame(RST_STREAM, 0, number, U32.pack(NO_ERROR))
             self._write(out)
             self._finish(number, stream)
             return
-        body = b"\0" + _U32.pack(len(reply.payload)) + reply.payload
+        body = b"\0" + U32.pack(len(reply.payload)) + reply.payload
         size = len(body)
-        head = _frame(HEADERS, END_HEADERS, number, _OK_HEADERS)
+        head = frame(HEADERS, END_HEADERS, number, OK_HEADERS)
         if size <= self._send_window and size <= stream.send_window and size <= self._peer_frame:
             self._send_window -= size
-            trailers = _frame(HEADERS, END_HEADERS | END_STREAM, number, _OK_TRAILERS)
-            self._write(b"".join((head, _frame(DATA, 0, number, body), trailers)))
+            trailers = frame(HEADERS, END_HEADERS | END_STREAM, number, OK_TRAILERS)
+            self._write(b"".join((head, frame(DATA, 0, number, body), trailers)))
             self._finish(number, stream)
             return
         self._write(head)
@@ -403,13 +442,14 @@ class Http2Connection(asyncio.Protocol):
             size = min(len(stream.outgoing), self._send_window, stream.send_window, self._peer_frame)
             if size <= 0:
                 break
-            out.append(_frame(DATA, 0, number, bytes(stream.outgoing[:size])))
+            out.append(frame(DATA, 0, number, bytes(stream.outgoing[:size])))
             stream.outgoing = stream.outgoing[size:]
             self._send_window -= size
             stream.send_window -= size
+        stream.since = self._server.now
         done = not stream.outgoing
         if done:
-            out.append(_frame(HEADERS, END_HEADERS | END_STREAM, number, _OK_TRAILERS))
+            out.append(frame(HEADERS, END_HEADERS | END_STREAM, number, OK_TRAILERS))
         if out:
             self._write(b"".join(out))
         if done:
@@ -420,12 +460,18 @@ class Http2Connection(asyncio.Protocol):
         stream.call.end()
         self._leave_if_done()
 
+    def _drop(self, number: int, code: int) -> None:
+        """Give a call up that is not the client's to answer for."""
+        self._write(frame(RST_STREAM, 0, number, U32.pack(code)))
+        self._cancel(self._streams.pop(number))
+        self._leave_if_done()
+
     def _abandon(self, number: int) -> None:
         """The client wants no answer to this call, or broke its rules; work thrown away is bounded."""
         self._cancel(self._streams.pop(number))
         self._resets += 1
         if self._resets > MAX_RESETS:
-            raise _ConnectionError(ENHANCE_YOUR_CALM, "the client takes back too many calls")
+            raise PeerError(ENHANCE_YOUR_CALM, "the client takes back too many calls")
         self._leave_if_done()
 
     @staticmethod
@@ -436,13 +482,26 @@ class Http2Connection(asyncio.Protocol):
 
     # ------------------------------------------------------------ the end
 
+    def sweep(self, late: float) -> None:
+        """Give up what has waited for the peer since before `late` (loop time)."""
+        if min(self._begun, self._stalled) < late:
+            self.abort()
+            return
+        for number, stream in [(number, stream) for number, stream in self._streams.items() if stream.since < late]:
+            if stream.outgoing:
+                self._drop(number, CANCEL)
+            else:
+                words = f"the message was not complete after {PATIENCE_S:g} s"
+                self._reply(number, stream, GrpcReply(_DEADLINE_EXCEEDED, message=words))
+
     def go_away(self, code: int, *, close: bool = False) -> None:
         """Take no more calls; hang up when those under way are answered, or now."""
         if self._transport is None:
             return
         self._leaving = True
-        self._write(_frame(GOAWAY, 0, 0, _U32.pack(self._last_stream) + _U32.pack(code)))
+        self._write(frame(GOAWAY, 0, 0, U32.pack(self._last_stream) + U32.pack(code)))
         if close:
+            self._stalled = min(self._stalled, self._server.now)
             self._transport.close()
         else:
             self._leave_if_done()
@@ -467,24 +526,3 @@ class Http2Connection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if self._transport is not None:
             self._transport.write(data)
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    size = len(payload)
-    return _FRAME.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
-
-
-def _unpadded(flags: int, payload: bytes) -> bytes:
-    if not flags & PADDED:
-        return payload
-    if not payload or payload[0] >= len(payload):
-        raise _ConnectionError(PROTOCOL_ERROR, "more padding than payload")
-    return payload[1 : len(payload) - payload[0]]
-
-
-def _percent_encoded(message: str) -> bytes:
-    """`grpc-message`: printable ASCII but `%` as it is, all else as UTF-8 in hexadecimal."""
-    return b"".join(
-        bytes((byte,)) if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte
-        for byte in message.encode("utf-8", "replace")
-    )
