@@ -296,7 +296,7 @@ class Http1Connection(asyncio.Protocol):
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
+        self._headers[name.lower()] = value.rstrip(b" \t")  # the parser keeps what is behind
 
     def on_headers_complete(self) -> None:
         if self._closing:
