@@ -1,4 +1,4 @@
-"""Both ends of a transport without sockets: a loop whose clock is moved by hand, and a transport that writes to memory."""
+"""Both ends of a transport without sockets: a clock that is moved by hand, a transport that writes to memory."""
 
 from __future__ import annotations
 
