@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import hpack
 import pytest
 from hypothesis import given
@@ -66,11 +68,8 @@ def test_what_we_encode_is_read_by_others_and_leaves_their_table_alone(pairs: li
 
 @given(st.binary(max_size=200))
 def test_garbage_is_refused_cleanly(block: bytes) -> None:
-    decoder = HeaderDecoder()
-    try:
-        decoder.decode(block)
-    except HeaderError as error:
-        assert str(error)
+    with suppress(HeaderError):
+        HeaderDecoder().decode(block)
 
 
 def test_a_list_over_the_limit_is_refused_however_short_its_block_is() -> None:
