@@ -88,7 +88,7 @@ def _held(path: Path) -> Sockets | None:
     try:
         connection.settimeout(CLAIM_TIMEOUT_S)
         connection.connect(os.fspath(path))
-        _, descriptors, _, _ = socket.recv_fds(connection, 1, 2, socket.MSG_CMSG_CLOEXEC)
+        _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
     except (FileNotFoundError, ConnectionError):
         connection.close()
         return None  # nobody holds any, or nobody does any more
@@ -103,6 +103,7 @@ def _held(path: Path) -> Sockets | None:
         return None
     http, grpc = (socket.socket(fileno=descriptor) for descriptor in descriptors)
     for listener in (http, grpc):
+        listener.set_inheritable(False)  # as sockets are that Python makes itself
         listener.setblocking(False)
     return Sockets(http, grpc, connection)
 

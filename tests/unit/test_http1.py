@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from http1_kit import App, Peer, get, post
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.transport import http1
 from serving.transport.http1 import MAX_HEAD, MAX_HEADERS, MAX_PIPELINED, Http1Server
+from tests.support.http1_kit import App, Peer, get, post
 from tests.support.transport import LoopClock, turns
 
 

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 import h2.settings
 import hpack
 import pytest
-from http2_kit import App, Peer, headers, message
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.transport import http2
 from serving.transport.http2 import MAX_RESETS, MAX_STREAMS, Http2Server
+from tests.support.http2_kit import App, Peer, headers, message
 from tests.support.transport import LoopClock, turns
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
