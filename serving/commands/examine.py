@@ -117,7 +117,7 @@ def listeners(pids: set[int]) -> list[Json]:
         for inode in _socket_inodes(pid):
             if inode in sockets:
                 address, port = sockets[inode]
-                # The supervisor holds a gateway's sockets as well: of several the youngest process is the one that answers.
+                # The supervisor holds a gateway's sockets as well: the youngest of several is the one that answers.
                 found[str(address), port] = {
                     "address": str(address),
                     "port": port,
