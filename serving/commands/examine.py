@@ -1,4 +1,4 @@
-"""What `canarium doctor` looks at: versions, HAProxy, memory and cores, ports, listeners.
+"""What `canarium doctor` looks at: versions, memory and cores, ports, listeners.
 
 Reads `/proc` (Linux); imports neither Ray nor torch.
 """
@@ -117,16 +117,14 @@ def listeners(pids: set[int]) -> list[Json]:
         for inode in _socket_inodes(pid):
             if inode in sockets:
                 address, port = sockets[inode]
-                found.setdefault(
-                    (str(address), port),
-                    {
-                        "address": str(address),
-                        "port": port,
-                        "pid": pid,
-                        "process": _name(pid),
-                        "loopback": address.is_loopback,
-                    },
-                )
+                # The supervisor holds a gateway's sockets as well: the youngest of several is the one that answers.
+                found[str(address), port] = {
+                    "address": str(address),
+                    "port": port,
+                    "pid": pid,
+                    "process": _name(pid),
+                    "loopback": address.is_loopback,
+                }
     return sorted(found.values(), key=lambda one: (one["port"], one["address"]))
 
 

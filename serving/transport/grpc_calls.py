@@ -1,12 +1,18 @@
-"""What the HTTP/2 transport asks of a gRPC application, and how a message is framed within a call."""
+"""What the HTTP/2 transport asks of a gRPC application, and the headers of its answers (gRPC's PROTOCOL-HTTP2.md)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from serving.transport.hpack import Headers
+from serving.transport.hpack import Headers, encode
 
 _UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+
+#: Header blocks of an answer with status 0: before its message and behind it.
+OK_HEADERS = b"\x88" + encode(
+    [(b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"identity, deflate, gzip")]
+)
+OK_TRAILERS = encode([(b"grpc-status", b"0")])
 
 
 class GrpcReply(NamedTuple):
@@ -51,3 +57,22 @@ def timeout_s(value: bytes) -> float | None:
     if unit not in _UNITS_S or not digits.isdigit() or len(digits) > 8:
         return None
     return int(digits) * _UNITS_S[unit]
+
+
+def refusal_headers(reply: GrpcReply) -> bytes:
+    """The one header block of an answer with another status."""
+    return b"\x88" + encode(
+        [
+            (b"content-type", b"application/grpc"),
+            (b"grpc-status", b"%d" % reply.status),
+            (b"grpc-message", _percent_encoded(reply.message)),
+        ]
+    )
+
+
+def _percent_encoded(message: str) -> bytes:
+    """`grpc-message`: printable ASCII but `%` as it is, all else as UTF-8 in hexadecimal."""
+    return b"".join(
+        bytes((byte,)) if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte
+        for byte in message.encode("utf-8", "replace")
+    )

@@ -12,7 +12,8 @@ Headers = dict[bytes, bytes]
 
 #: Bytes of a header block and of what it decodes to.
 MAX_BLOCK = 65_536
-_REMEMBERED = 64
+#: Blocks that are remembered, and bytes of the largest.
+_REMEMBERED, _SHORT = 64, 1024
 
 
 class HeaderError(Exception):
@@ -46,7 +47,7 @@ class HeaderDecoder:
         unchanged = (entries[0] if entries else None) is first and (len(entries), table.maxsize) == (count, size)
         if not unchanged or len(self._known) >= _REMEMBERED:
             self._known.clear()  # an index may mean something else now
-        if unchanged:
+        if unchanged and len(block) <= _SHORT:
             self._known[block] = headers
         return headers
 

@@ -13,14 +13,18 @@ import math
 from collections import deque
 from email.utils import formatdate
 from http import HTTPStatus
+from itertools import chain
 from typing import NamedTuple, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 import httptools
 
+from serving.transport.pieces import keep
+
 log = logging.getLogger(__name__)
 
-#: Bytes of a request line and its headers; headers of one request; connections of one server.
+#: Bytes of a request line and its headers, and of what else is no body; headers of one request; connections of one
+#: server.
 MAX_HEAD, MAX_HEADERS, MAX_CONNECTIONS = 65_536, 256, 10_000
 #: Parsed requests that may wait behind the one that is being answered before reading pauses.
 MAX_PIPELINED = 16
@@ -32,6 +36,7 @@ SWEEP_S = 0.5
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode("ascii") for status in HTTPStatus
 } | {499: b"HTTP/1.1 499 Client Closed Request\r\n"}
+_TOO_LONG = f"the request's head or trailers are over {MAX_HEAD >> 10} KiB"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CLOSE = b"connection: close\r\n"
 
@@ -70,6 +75,16 @@ class Exchange(Protocol):
     def end(self) -> None:
         """The exchange is over, however it went; may be called again."""
         ...
+
+
+class _Nowhere(dict[bytes, bytes]):
+    """Where trailers go: they must not pass for headers (RFC 9110, section 6.5.1)."""
+
+    def __setitem__(self, name: bytes, value: bytes) -> None:
+        pass
+
+
+_NOWHERE = _Nowhere()
 
 
 class _Turn(NamedTuple):
@@ -171,11 +186,11 @@ class Http1Connection(asyncio.Protocol):
     __slots__ = (
         "_answering",
         "_app",
+        "_barren",
         "_body",
         "_client",
         "_closing",
         "_exchange",
-        "_head_bytes",
         "_headers",
         "_keep_alive",
         "_loop",
@@ -201,7 +216,7 @@ class Http1Connection(asyncio.Protocol):
         self._closing = False  # nothing more is read as requests
         self._paused = False  # the client does not read
         self._reading = False  # in the middle of a request
-        self._head_bytes = 0
+        self._barren = 0  # bytes since the last that were body or the end of a head
         self._target = b""
         self._method = ""
         self._headers: dict[bytes, bytes] = {}
@@ -229,6 +244,7 @@ class Http1Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._closing:
             return
+        self._barren += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -238,10 +254,8 @@ class Http1Connection(asyncio.Protocol):
         except httptools.HttpParserCallbackError:
             log.exception("reading a request failed")
             self.abort()
-        if self._reading and self._exchange is None and not self._closing:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD:
-                self._refuse(self._app.malformed(431, f"the request's head is over {MAX_HEAD >> 10} KiB"))
+        if self._barren > MAX_HEAD and not self._closing:
+            self._refuse(self._app.malformed(431, _TOO_LONG))
 
     def eof_received(self) -> bool:
         return False  # a client that hangs up does not want its answer
@@ -257,6 +271,7 @@ class Http1Connection(asyncio.Protocol):
                 exchange.end()
         self._answering = self._exchange = None
         self._waiting.clear()
+        del self._parser  # it refers back to this object
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -264,7 +279,7 @@ class Http1Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        self.due = math.inf if self._task is not None else self._loop.time() + IDLE_S
+        self.due = math.inf if self._task is not None else self._loop.time() + (LINGER_S if self._closing else IDLE_S)
         self._next()
 
     # ------------------------------------------------------------ httptools' callbacks
@@ -272,38 +287,58 @@ class Http1Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._reading = True
         self._target = b""
+        self._method = ""
         self._headers = {}
-        self._head_bytes = 0
-        self.due = self._loop.time() + HEAD_S
+        if not self._paused:
+            self.due = self._loop.time() + HEAD_S
 
     def on_url(self, url: bytes) -> None:
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
+        self._headers[name.lower()] = value.rstrip(b" \t")  # the parser keeps what is behind
 
     def on_headers_complete(self) -> None:
         if self._closing:
             return
         parser, headers = self._parser, self._headers
+        self._headers = _NOWHERE
         self._method = parser.get_method().decode("ascii")
         self._keep_alive = parser.should_keep_alive() and not parser.should_upgrade()
-        if len(headers) > MAX_HEADERS or len(self._target) > MAX_HEAD:
+        if self._barren > MAX_HEAD and len(self._target) + sum(map(len, chain(*headers.items()))) > MAX_HEAD:
+            self._refuse(self._app.malformed(431, _TOO_LONG))
+            return
+        self._barren = 0
+        if len(headers) > MAX_HEADERS:
             self._refuse(self._app.malformed(431, f"a request has at most {MAX_HEADERS} headers"))
             return
         if b"host" not in headers and parser.get_http_version() == "1.1":
             self._refuse(self._app.malformed(400, "header host: an HTTP/1.1 request needs one"))
             return
-        exchange = self._exchange = self._app.begin(Head(self._method, _path(self._target), headers, self._client))
+        if b"connection" in headers and parser.get_http_version() == "1.0":
+            self._keep_alive = False  # it would have to be told that the connection stays
+        try:
+            path = _path(self._target)
+        except ValueError:
+            self._refuse(self._app.malformed(400, "the request's target is not a valid URL"))
+            return
+        exchange = self._exchange = self._app.begin(Head(self._method, path, headers, self._client))
         if b"content-length" not in headers and b"transfer-encoding" not in headers:
             return
-        self.due = self._loop.time() + BODY_S
+        if not self._paused:
+            self.due = self._loop.time() + BODY_S
         if exchange.refusal is not None:
             self._refuse(exchange.refusal)
-        elif b"expect" in headers and self._transport is not None and self._task is None and not self._waiting:
+        elif b"expect" in headers and parser.get_http_version() == "1.1":
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Tell a client that waits for it to send the body; not while it is owed answers to earlier requests."""
+        if self._transport is not None and self._task is None and not self._waiting:
             self._transport.write(_CONTINUE)
 
     def on_body(self, body: bytes) -> None:
+        self._barren = 0
         exchange = self._exchange
         if exchange is None:
             return
@@ -311,7 +346,7 @@ class Http1Connection(asyncio.Protocol):
             assert exchange.refusal is not None
             self._refuse(exchange.refusal)
             return
-        self._body.append(body)
+        keep(self._body, body)
 
     def on_message_complete(self) -> None:
         self._reading = False
@@ -326,7 +361,10 @@ class Http1Connection(asyncio.Protocol):
         self._waiting.append(_Turn(exchange, body, self._keep_alive, self._method == "HEAD"))
         if self._task is None:
             self._next()
-        elif len(self._waiting) >= MAX_PIPELINED and self._transport is not None:
+            return
+        if not self._paused:
+            self.due = math.inf  # nothing is waited for but the answer before
+        if len(self._waiting) >= MAX_PIPELINED and self._transport is not None:
             self._transport.pause_reading()
 
     # ------------------------------------------------------------ answering
@@ -378,14 +416,18 @@ class Http1Connection(asyncio.Protocol):
             )
         )
         if keep_alive:
-            self.due = self._loop.time() + IDLE_S
+            if not self._paused:
+                self.due = self._loop.time() + IDLE_S
             return
         self._closing = True
         if turn.unread:
             # The client may still be sending: closing now would reset the connection and lose the answer (RFC 9112,
             # section 9.6), so what comes is thrown away for a moment.
-            self.due = self._loop.time() + LINGER_S
+            if not self._paused:
+                self.due = self._loop.time() + LINGER_S
+            transport.write_eof()
         else:
+            self.due = self._loop.time() + WRITE_S
             transport.close()
 
     def _refuse(self, response: Response) -> None:
@@ -394,7 +436,9 @@ class Http1Connection(asyncio.Protocol):
         self._body = []
         if exchange is not None:
             exchange.end()
-        self._waiting.append(_Turn(_Refused(response), b"", False, self._method == "HEAD", True))
+        self._waiting.append(_Turn(_Refused(response), b"", False, self._reading and self._method == "HEAD", True))
+        if not self._paused:
+            self.due = math.inf  # until the answers before it are given
         self._next()
 
     # ------------------------------------------------------------ the end
@@ -403,7 +447,7 @@ class Http1Connection(asyncio.Protocol):
         """Patience is over."""
         if self._reading and not self._closing and not self._paused and self._exchange is not None:
             self._refuse(self._app.malformed(400, f"the body was not complete after {BODY_S:g} s"))
-        elif self._reading and not self._closing and not self._paused and self._head_bytes:
+        elif self._reading and not self._closing and not self._paused:
             self._refuse(self._app.malformed(408, f"the request's head was not complete after {HEAD_S:g} s"))
         else:
             self.abort()
@@ -422,7 +466,7 @@ class Http1Connection(asyncio.Protocol):
 
 
 def _path(target: bytes) -> str:
-    """The decoded path of a request target in any of its forms, without its query."""
+    """The decoded path of a request target in any of its forms, without its query. Raises `ValueError`."""
     text = target.decode("latin-1")
     if not text.startswith("/"):
         text = urlsplit(text).path or "/"

@@ -20,6 +20,13 @@ from serving.errors import StartError
 
 #: Connections that may wait to be accepted.
 BACKLOG = 2048
+#: A client that is gone without a word is noticed after about two minutes, whatever protocol it spoke.
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+)
 #: Seconds for the holder to answer.
 CLAIM_TIMEOUT_S = 2.0
 
@@ -47,6 +54,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for level, option, value in _KEEPALIVE:  # connections inherit it
+            listener.setsockopt(level, option, value)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:
@@ -60,7 +69,7 @@ def claim(path: Path, host: str, http_port: int, grpc_port: int) -> Sockets:
     """The sockets of one gateway: from the holder at `path` if there is one, else its own.
 
     Raises:
-        StartError: a port cannot be listened on.
+        StartError: a port cannot be listened on, or the holder is there and does not answer.
     """
     return _held(path) or _own(host, http_port, grpc_port)
 
@@ -80,9 +89,13 @@ def _held(path: Path) -> Sockets | None:
         connection.settimeout(CLAIM_TIMEOUT_S)
         connection.connect(os.fspath(path))
         _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
-    except OSError:
+    except (FileNotFoundError, ConnectionError):
         connection.close()
-        return None
+        return None  # nobody holds any, or nobody does any more
+    except OSError as error:
+        connection.close()
+        # Sockets of our own beside those that are held would leave the clients of those without an answer.
+        raise StartError(f"cannot get the listening sockets from {path}: {error}") from None
     if len(descriptors) != 2:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -90,6 +103,7 @@ def _held(path: Path) -> Sockets | None:
         return None
     http, grpc = (socket.socket(fileno=descriptor) for descriptor in descriptors)
     for listener in (http, grpc):
+        listener.set_inheritable(False)  # as sockets are that Python makes itself
         listener.setblocking(False)
     return Sockets(http, grpc, connection)
 

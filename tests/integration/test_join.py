@@ -26,12 +26,10 @@ pytestmark = pytest.mark.integration
 @contextmanager
 def cluster(settings: Mapping[str, str]) -> Iterator[str]:
     """A Ray head node in a session of its own; gives its address."""
-    gcs, stats, metrics = processes.free_ports(3)
+    (gcs,) = processes.free_ports(1)
     environment = {
         **os.environ,
         **settings,
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_USAGE_STATS_ENABLED": "0",
         "CANARIUM_INSTANCE": f"cluster-{gcs}",
     }
