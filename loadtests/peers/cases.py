@@ -15,8 +15,9 @@ from loadtests.payloads import read_rows
 from loadtests.peers import models
 from loadtests.peers.servers.shared import Model, Row
 
-#: How a body is written: the Open Inference Protocol, or the plain form of `servers/shared.py`.
-Wire = Literal["oip-json", "oip-binary", "plain-json", "plain-bytes"]
+#: How a body is written: the Open Inference Protocol, or the plain forms of `servers/shared.py`; plain-rows is
+#: plain-json in a list of one, for a server whose batching merges lists.
+Wire = Literal["oip-json", "oip-binary", "plain-json", "plain-rows", "plain-bytes"]
 ROWS = 64
 #: Token ids that are ordinary words in all-MiniLM-L6-v2's vocabulary, between its [CLS] and [SEP].
 _WORDS, _FIRST, _LAST = (2000, 20_000), 101, 102
@@ -92,11 +93,11 @@ def answer(case: Case, wire: Wire, headers: dict[str, str], body: bytes) -> np.n
     name = models.about(case.model)["outputs"][0]["name"]
     size = int(headers.get("inference-header-content-length", len(body)))
     document = json.loads(body[:size])
-    if wire == "plain-json":
-        return np.array(document[name], np.float32)
+    if wire in ("plain-json", "plain-rows"):
+        return np.array((document if wire == "plain-json" else document[0])[name], np.float32)
     at = size
     for output in document["outputs"]:
-        length = output.get("parameters", {}).get("binary_data_size", 0)
+        length = (output.get("parameters") or {}).get("binary_data_size", 0)
         if output["name"] == name:
             if length:
                 return np.frombuffer(body, np.float32, length // 4, at)
@@ -110,9 +111,9 @@ def _request(about: dict[str, Any], row: Row, wire: Wire, path: str) -> bytes:
     if wire == "plain-bytes":
         raw = b"".join(row[spec["name"]].tobytes() for spec in about["inputs"])
         return http_request(path, raw, {"Content-Type": "application/octet-stream"})
-    if wire == "plain-json":
-        document = {"text": row} if about["kind"] == "text" else {name: data.tolist() for name, data in row.items()}
-        return http_request(path, _dump(document), as_json)
+    if wire in ("plain-json", "plain-rows"):
+        document: Any = {"text": row} if about["kind"] == "text" else {name: data.tolist() for name, data in row.items()}
+        return http_request(path, _dump(document if wire == "plain-json" else {"rows": [document]}), as_json)
     document = {"inputs": [_tensor(spec, row, wire) for spec in about["inputs"]]}
     if wire == "oip-json":
         return http_request(path, _dump(document), as_json)

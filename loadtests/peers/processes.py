@@ -111,7 +111,7 @@ def title(pid: int) -> str:
         for flag, word in zip(words[1:], words[2:], strict=False):
             if flag == "-m":
                 return word
-        if "multiprocessing.resource_tracker" in " ".join(words):
-            return "resource tracker"
+        if "-c" in words:
+            return "python worker"
         return os.path.basename(next((word for word in words[1:] if not word.startswith("-")), program))[:40]
     return program

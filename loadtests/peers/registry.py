@@ -87,7 +87,8 @@ def script(environment: str | None, name: str) -> Launch:
     def launch(start: Start) -> tuple[list[str], dict[str, str]]:
         command = [python(environment), str(SERVERS / name), str(start.model_folder)]
         command += ["--port", str(start.http_port), "--grpc-port", str(start.grpc_port)]
-        return [*command, "--workers", str(start.workers), "--threads", str(start.threads)], {}
+        command += ["--workers", str(start.workers), "--threads", str(start.threads)]
+        return command, {"PEER_FOLDER": str(start.folder.resolve())}
 
     return launch
 
@@ -221,7 +222,7 @@ PEERS: tuple[Peer, ...] = (
         "oip-json",
         "oip-binary",
         _ONE,
-        "PyTriton, Python backend, dynamic batcher without delay",
+        "2.51 with the Python backend, instances by model, dynamic batcher without delay",
         environment="triton",
         grpc=True,
         text_shape=(1, 1),
@@ -249,7 +250,7 @@ PEERS: tuple[Peer, ...] = (
     Peer(
         "BentoML",
         _bentoml,
-        "plain-json",
+        "plain-rows",
         None,
         _ONE,
         "batchable, max_batch_size 32, max_latency_ms 1000",

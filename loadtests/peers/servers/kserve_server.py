@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
-from kserve import InferOutput, InferRequest, InferResponse, ModelServer, logging
+from kserve import InferOutput, InferRequest, InferResponse, ModelServer
 from kserve import Model as KServeModel
 from shared import Model, options
 
@@ -16,32 +15,34 @@ class Peer(KServeModel):  # type: ignore[misc]
     def __init__(self, folder: Any, threads: int) -> None:
         super().__init__(folder.name)
         self._folder, self._threads = folder, threads
-        self._model: Model | None = None
-        self.load()
-
-    def load(self) -> bool:
-        self._model = Model(self._folder, self._threads)
+        self._opened: Model | None = None
         self.ready = True
-        return True
+
+    @property
+    def _model(self) -> Model:
+        """Opened in the worker that uses it: with several workers KServe pickles this object, a session it cannot."""
+        if self._opened is None:
+            self._opened = Model(self._folder, self._threads)
+        return self._opened
 
     def predict(self, payload: InferRequest, headers: Any = None, response_headers: Any = None) -> InferResponse:
         model = self._model
-        assert model is not None
         if model.text:
             texts = [value.decode() if isinstance(value, bytes) else value for value in payload.inputs[0].as_numpy()]
             labels, probabilities = model.classify(texts)
             outputs = [
-                _tensor("probabilities", "FP32", probabilities),
+                _tensor("probabilities", probabilities, False),
                 InferOutput("label", [len(labels)], "BYTES", data=labels),
             ]
         else:
-            outputs = [_tensor(model.output, "FP32", model.run({each.name: each.as_numpy() for each in payload.inputs}))]
+            inputs = {each.name: each.as_numpy() for each in payload.inputs}
+            outputs = [_tensor(model.output, model.run(inputs), payload.use_binary_outputs)]
         return InferResponse(payload.id or "", self.name, outputs, use_binary_outputs=payload.use_binary_outputs)
 
 
-def _tensor(name: str, datatype: str, data: Any) -> InferOutput:
-    output = InferOutput(name, list(data.shape), datatype)
-    output.set_data_from_numpy(data, binary_data=False)
+def _tensor(name: str, data: Any, binary: bool) -> InferOutput:
+    output = InferOutput(name, list(data.shape), "FP32")
+    output.set_data_from_numpy(data, binary_data=binary)
     return output
 
 

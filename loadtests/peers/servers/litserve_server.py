@@ -1,17 +1,16 @@
 """LitServe: FastAPI processes in front of worker processes, requests travel through queues."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: LitServe reads the annotation of `decode_request` at run time.
 from pathlib import Path
 from typing import Any
 
 import litserve
-from fastapi import Request, Response
+from fastapi import Request
 from shared import MAX_BATCH, Model, options
 
 
 class Api(litserve.LitAPI):
-    """Takes the request itself, so that raw bytes are possible; decoding happens in the worker process."""
+    """JSON only: LitServe itself decodes the body, in the front-end process."""
 
     def __init__(self, folder: Path, threads: int, **batching: Any) -> None:
         super().__init__(**batching)
@@ -20,7 +19,7 @@ class Api(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.model = Model(self._folder, self._threads)
 
-    def decode_request(self, request: Any) -> Any:
+    def decode_request(self, request: Request) -> Any:
         return request
 
     def batch(self, inputs: list[Any]) -> list[Any]:

@@ -24,7 +24,7 @@ class Predict(Worker):
 
     def forward(self, data: list[Any]) -> list[Any]:
         answers = self._model.predict([row for row, _ in data])
-        return [(answer, as_json) for answer, (_, as_json) in zip(answers, data)]
+        return [(answer, as_json) for answer, (_, as_json) in zip(answers, data, strict=True)]
 
     def serialize(self, data: Any) -> bytes:
         return self._model.encode(*data)
@@ -35,5 +35,5 @@ if __name__ == "__main__":
     os.environ |= {"PEER_MODEL": str(given.model), "PEER_THREADS": str(given.threads)}
     sys.argv[1:] = ["--address", "127.0.0.1", "--port", str(given.port), "--log-level", "error", "--capacity", "4096"]
     server = Server()
-    server.append_worker(Predict, num=given.workers, max_batch_size=MAX_BATCH, max_wait_time=1)
+    server.append_worker(Predict, num=given.workers, max_batch_size=MAX_BATCH, max_wait_time=1, route="/predict")
     server.run()

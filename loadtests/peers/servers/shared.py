@@ -83,7 +83,7 @@ class Model:
         at = bisect_left(buckets, longest)
         width = buckets[at] if at < len(buckets) else max(longest, 1)
         padded = np.zeros((len(ids), width), np.int64)
-        for target, values in zip(padded, ids):
+        for target, values in zip(padded, ids, strict=True):
             target[: len(values)] = values
         logits = self.run({self._session.get_inputs()[0].name: padded}) / np.float32(self.about["temperature"])
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -91,7 +91,7 @@ class Model:
 
     def _classify(self, rows: list[Row]) -> list[Any]:
         labels, probabilities = self.classify(rows)
-        return list(zip(labels, probabilities))
+        return list(zip(labels, probabilities, strict=True))
 
     # ------------------------------------------------------------ the plain wire format
 
@@ -131,7 +131,7 @@ def stack(rows: list[np.ndarray]) -> np.ndarray:
     if all(len(row) == width for row in rows):
         return np.stack(rows)
     batch = np.zeros((len(rows), width), rows[0].dtype)
-    for target, row in zip(batch, rows):
+    for target, row in zip(batch, rows, strict=True):
         target[: len(row)] = row
     return batch
 

@@ -50,7 +50,7 @@ class App:
         done.add_done_callback(lambda result: self._give(batch, result))
 
     def _give(self, batch: list[tuple[Row, asyncio.Future[Any]]], result: asyncio.Future[list[Any]]) -> None:
-        for (_, future), answer in zip(batch, result.result()):
+        for (_, future), answer in zip(batch, result.result(), strict=True):
             future.set_result(answer)
         self._take()
 
