@@ -124,9 +124,7 @@ def _minilm(folder: Path) -> dict[str, Any]:
     texts = [row.text for row in read_rows(MAILS, "calibration")]
     exported = folder / "fp32.onnx"
     minilm.export(weights / "model.safetensors", exported)
-    minilm.quantize(
-        exported, folder / "model.onnx", weights / "tokenizer.json", texts, reduce_range=not has_vnni()
-    )
+    minilm.quantize(exported, folder / "model.onnx", weights / "tokenizer.json", texts, reduce_range=not has_vnni())
     shutil.copyfile(weights / "tokenizer.json", folder / "tokenizer.json")
     return {"kind": "tensor", **_TENSORS["minilm"]}
 

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import numpy as np
+from tritonclient.utils import InferenceServerException
 
 from loadtests import load
-from loadtests.peers import cases
+from loadtests.peers import cases, grpc_load, stock_client
 from loadtests.peers.cases import Case, Wire
 from loadtests.peers.processes import Processes
 from loadtests.peers.registry import Peer, Start, scratch
@@ -44,6 +46,18 @@ class Plan:
     open_shares: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What is measured besides HTTP for servers that speak gRPC, in `GRPC_CASES`."""
+
+    grpc_connections: tuple[int, ...] = ()
+    stock_s: float = 0.0
+
+
+NO_EXTRAS = Extras()
+GRPC_CASES = ("overhead, binary", "transformer, 32 tokens")
+
+
 @contextmanager
 def running(peer: Peer, start: Start, command: tuple[list[str], dict[str, str]] | None = None) -> Iterator[Processes]:
     """A started server, ended and its files removed whatever happens."""
@@ -64,22 +78,34 @@ def new_start(peer: Peer, model: str, mixed: bool = False, shape: tuple[int, int
 
 
 def visit(
-    peer: Peer, model: str, wanted: Sequence[Case], plan: Plan, *, shape: tuple[int, int] | None = None
-) -> Iterator[dict[str, Any]]:
+    peer: Peer,
+    model: str,
+    wanted: Sequence[Case],
+    plan: Plan,
+    *,
+    extras: Extras = NO_EXTRAS,
+    shape: tuple[int, int] | None = None,
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Measure cases of one model, on servers started for it.
 
     Yields:
-        one record a measurement, or one with `error` for a case that could not be measured.
+        ("records", one HTTP measurement, or `error` for a case that could not be measured),
+        ("grpc", one gRPC measurement), ("stock", one comparison by tritonclient).
     """
     for group in _groups(peer, wanted):
         start = new_start(peer, model, group[0].mixed, shape)
+        left = list(group)
         try:
             with running(peer, start) as server:
                 for case in group:
-                    yield from _case(peer, start, server, case, plan)
+                    for record in _case(peer, start, server, case, plan):
+                        yield "records", record
+                    left.remove(case)
+                    if peer.grpc and case.name in GRPC_CASES:
+                        yield from _grpc(peer, start, server, case, plan, extras)
         except (Unusable, load.LoadError, OSError) as error:
-            for case in group:
-                yield {"peer": peer.name, "case": case.name, "error": str(error)}
+            for case in left:
+                yield "records", {"peer": peer.name, "case": case.name, "error": str(error)}
 
 
 def _groups(peer: Peer, wanted: Sequence[Case]) -> list[list[Case]]:
@@ -126,6 +152,34 @@ def _case(peer: Peer, start: Start, server: Processes, case: Case, plan: Plan) -
             "cpu_s": {name: seconds * scale for name, seconds in used.items()},
             "memory_mib": round(server.memory_mib(), 1),
         }
+
+
+def _grpc(
+    peer: Peer, start: Start, server: Processes, case: Case, plan: Plan, extras: Extras
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    base = {"peer": peer.name, "case": case.name}
+    try:
+        payloads = grpc_load.messages(case)
+        if extras.grpc_connections:
+            got, want = grpc_load.first_output(grpc_load.ask(start.grpc_port, payloads[0])), cases.expected(case)[0]
+            if got.shape != want.shape or not np.allclose(got, want, atol=TOLERANCE):
+                raise Unusable(f"{got[:4]} instead of {want[:4]}")
+        yield from _grpc_loads(base, start, server, payloads, plan, extras)
+        if extras.stock_s and peer.binary == "oip-binary":
+            yield "stock", base | stock_client.compare(start.http_port, start.grpc_port, case, extras.stock_s)
+    except (Unusable, grpc.RpcError, InferenceServerException) as error:
+        said = error.details() if isinstance(error, grpc.Call) else str(error)
+        yield "grpc", base | {"error": f"gRPC: {said}"}
+
+
+def _grpc_loads(
+    base: dict[str, Any], start: Start, server: Processes, payloads: Sequence[bytes], plan: Plan, extras: Extras
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for count in extras.grpc_connections:
+        before = server.cpu_seconds()
+        result = grpc_load.run(start.grpc_port, payloads, connections=count, seconds=plan.seconds, warmup=plan.warmup)
+        used = _difference(before, server.cpu_seconds())
+        yield "grpc", {**base, "connections": count, "result": result.as_json(), "cpu_s": used}
 
 
 def wait_until_right(server: Processes, port: int, case: Case, wire: Wire, requests: Sequence[bytes]) -> None:

@@ -11,7 +11,9 @@ from shared import MAX_BATCH, model_from_environment
 WORKERS = int(os.environ.get("PEER_WORKERS", "1"))
 
 
-@bentoml.service(workers=WORKERS, traffic={"timeout": 30, "max_concurrency": 4096}, logging={"access": {"enabled": False}})
+@bentoml.service(
+    workers=WORKERS, traffic={"timeout": 30, "max_concurrency": 4096}, logging={"access": {"enabled": False}}
+)
 class Peer:
     """One session a worker process."""
 

@@ -42,6 +42,10 @@ if __name__ == "__main__":
         api, accelerator="cpu", devices=1, workers_per_device=given.workers, fast_queue=True, timeout=30
     )
     server.run(
-        host="127.0.0.1", port=given.port, num_api_servers=1, log_level="error", access_log=False,
+        host="127.0.0.1",
+        port=given.port,
+        num_api_servers=1,
+        log_level="error",
+        access_log=False,
         generate_client_file=False,
     )

@@ -59,6 +59,12 @@ if __name__ == "__main__":
     given = options()
     app = App(Model(given.model, given.threads), given.workers)
     uvicorn.run(
-        app, host="127.0.0.1", port=given.port, loop="uvloop", http="httptools", log_level="error", access_log=False,
+        app,
+        host="127.0.0.1",
+        port=given.port,
+        loop="uvloop",
+        http="httptools",
+        log_level="error",
+        access_log=False,
         lifespan="off",
     )
