@@ -112,10 +112,8 @@ def _request(about: dict[str, Any], row: Row, wire: Wire, path: str) -> bytes:
         raw = b"".join(row[spec["name"]].tobytes() for spec in about["inputs"])
         return http_request(path, raw, {"Content-Type": "application/octet-stream"})
     if wire in ("plain-json", "plain-rows"):
-        document: Any = (
-            {"text": row} if about["kind"] == "text" else {name: data.tolist() for name, data in row.items()}
-        )
-        return http_request(path, _dump(document if wire == "plain-json" else {"rows": [document]}), as_json)
+        plain: dict[str, Any] = {"text": row} if isinstance(row, str) else {name: row[name].tolist() for name in row}
+        return http_request(path, _dump(plain if wire == "plain-json" else {"rows": [plain]}), as_json)
     document = {"inputs": [_tensor(spec, row, wire) for spec in about["inputs"]]}
     if wire == "oip-json":
         return http_request(path, _dump(document), as_json)

@@ -108,9 +108,8 @@ def title(pid: int) -> str:
         for word in words[1:]:
             if not word.startswith("-") and word.endswith(".py"):
                 return os.path.basename(word)
-        for flag, word in zip(words[1:], words[2:], strict=False):
-            if flag == "-m":
-                return word
+        if "-m" in words[:-1]:
+            return words[words.index("-m") + 1]
         if "-c" in words:
             return "python worker"
         return os.path.basename(next((word for word in words[1:] if not word.startswith("-")), program))[:40]

@@ -35,10 +35,10 @@ def render(document: Mapping[str, Any]) -> str:
         lines += ["", f"### {case[:1].upper()}{case[1:]}", ""]
         if best is not None:
             lines += [_ceiling_line(best, document["ceilings"][case]), ""]
-        lines += _throughput(own, best["rows_per_s"] if best else None) + [""] + _latency(own) + [""] + _cpu(own)
+        lines += [*_throughput(own, best["rows_per_s"] if best else None), "", *_latency(own), "", *_cpu(own)]
         lines += _faults(own)
     if document.get("grpc"):
-        lines += ["", "### gRPC", "", *_grpc(document["grpc"])]
+        lines += ["", "### gRPC", "", *_grpc(document["grpc"]), *_faults(document["grpc"])]
     if document.get("stock"):
         lines += ["", "### tritonclient, one connection", "", *_stock(document["stock"])]
     if document.get("safety"):
@@ -223,7 +223,9 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 
 def _ratio(value: float | None, to: float | None) -> str:
-    return NONE if value is None or not to else f"{value / to:.2f}"
+    if value is None or not to:
+        return NONE
+    return f"{value / to:.2f}" if value >= to / 10 else f"{value / to:.1g}"
 
 
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 
 sys.path[:0] = os.environ["PEER_PATH"].split(os.pathsep)  # the backend's embedded Python ignores PYTHONPATH
 
-import numpy as np
-import triton_python_backend_utils as pb
-from shared import model_from_environment, stack
+import numpy as np  # noqa: E402
+import triton_python_backend_utils as pb  # noqa: E402
+from shared import model_from_environment, stack  # noqa: E402
 
 
 class TritonPythonModel:
