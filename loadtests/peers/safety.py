@@ -20,7 +20,7 @@ from loadtests.peers import cases
 from loadtests.peers.cases import Case
 from loadtests.peers.processes import Processes
 from loadtests.peers.registry import Peer, canarium_command, canarium_document
-from loadtests.peers.visit import Plan, new_start, running, wait_until_right
+from loadtests.peers.visit import Plan, new_start, running, settle, wait_until_right
 from serving.processes import free_ports
 
 CANARY_PERCENT, REFERENCE_PERCENT = 10, 5
@@ -46,6 +46,7 @@ def measure(peer: Peer, case: Case, plan: Plan, connections: int) -> Iterator[di
         requests = cases.requests(case, "oip-binary", peer.path(case.model))
         with running(peer, start, canarium_command(start, document)) as server:
             wait_until_right(server, start.http_port, case, "oip-binary", requests)
+            settle(server)
             with contextlib.nullcontext() if watched else _paused(server, "monitoring.sidecar"):
                 before = server.cpu_seconds()
                 result = load.run(

@@ -22,6 +22,9 @@ from loadtests.peers.registry import Peer, Start, scratch
 from serving.processes import free_ports
 
 START_TIMEOUT_S = 90.0
+#: A server has settled once it uses less than this share of a core while nobody asks; looked at how often, and at most
+#: how long, seconds.
+SETTLED_SHARE, SETTLE_EVERY_S, SETTLE_LIMIT_S = 0.2, 0.4, 8.0
 #: Rows of each case that are compared with the bare session's answers before anything is timed.
 CHECKED = 8
 #: INT8 rounds differently when a row is padded, and JSON shortens numbers.
@@ -122,6 +125,7 @@ def _case(peer: Peer, start: Start, server: Processes, case: Case, plan: Plan) -
         return
     requests = cases.requests(case, wire, peer.path(start.model), peer.text_shape)
     wait_until_right(server, start.http_port, case, wire, requests)
+    settle(server)
     base = {"peer": peer.name, "case": case.name, "wire": wire, "workers": start.workers, "threads": start.threads}
     capacity = 0.0
     loads: list[dict[str, Any]] = [{"connections": count} for count in plan.connections]
@@ -152,6 +156,17 @@ def _case(peer: Peer, start: Start, server: Processes, case: Case, plan: Plan) -
             "cpu_s": {name: seconds * scale for name, seconds in used.items()},
             "memory_mib": round(server.memory_mib(), 1),
         }
+
+
+def settle(server: Processes) -> None:
+    """Wait until the work of starting is over (Ray's controller is busy for seconds after its first answer)."""
+    deadline = time.monotonic() + SETTLE_LIMIT_S
+    used = sum(server.cpu_seconds().values())
+    while time.monotonic() < deadline:
+        time.sleep(SETTLE_EVERY_S)
+        before, used = used, sum(server.cpu_seconds().values())
+        if used - before < SETTLED_SHARE * SETTLE_EVERY_S:
+            return
 
 
 def _grpc(
