@@ -26,6 +26,7 @@ from loadtests.percentiles import QUANTILES, Histogram, label
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 TIMEOUT_S = 10.0
+START_TIMEOUT_S = 10.0
 
 
 def messages(case: Case) -> list[bytes]:
@@ -55,10 +56,17 @@ def run(port: int, payloads: Sequence[bytes], *, connections: int, seconds: floa
 
 
 def ask(port: int, payload: bytes) -> bytes:
-    """One request. Raises `grpc.RpcError`."""
+    """One request, tried again for a while: servers may open gRPC later than HTTP. Raises `grpc.RpcError`."""
+    deadline = time.monotonic() + START_TIMEOUT_S
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        answer: bytes = channel.unary_unary(METHOD)(payload, timeout=TIMEOUT_S)
-        return answer
+        while True:
+            try:
+                answer: bytes = channel.unary_unary(METHOD)(payload, timeout=TIMEOUT_S)
+                return answer
+            except grpc.RpcError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
 
 async def _run(target: str, payloads: Sequence[bytes], connections: int, seconds: float, warmup: float) -> Result:
