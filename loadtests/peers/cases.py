@@ -114,7 +114,7 @@ def _request(about: dict[str, Any], row: Row, wire: Wire, path: str) -> bytes:
     if wire in ("plain-json", "plain-rows"):
         plain: dict[str, Any] = {"text": row} if isinstance(row, str) else {name: row[name].tolist() for name in row}
         return http_request(path, _dump(plain if wire == "plain-json" else {"rows": [plain]}), as_json)
-    document = {"inputs": [_tensor(spec, row, wire) for spec in about["inputs"]]}
+    document: dict[str, Any] = {"inputs": [_tensor(spec, row, wire) for spec in about["inputs"]]}
     if wire == "oip-json":
         return http_request(path, _dump(document), as_json)
     # Both forms of asking for binary outputs: servers differ in which one they know.

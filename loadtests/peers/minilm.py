@@ -40,7 +40,8 @@ class MiniLM(nn.Module):
             hidden = self._layer(f"encoder.layer.{index}", hidden, bias)
         summed = (hidden * mask[:, :, None]).sum(1)
         mean = summed / mask.sum(1, keepdim=True).clamp(min=1.0)
-        return mean / mean.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        unit: torch.Tensor = mean / mean.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        return unit
 
     def _layer(self, name: str, hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         query, key, value = (

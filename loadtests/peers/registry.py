@@ -105,7 +105,7 @@ def _mlserver(start: Start) -> tuple[list[str], dict[str, str]]:
         "parallel_workers": start.workers if start.workers > 1 else 0,
         "logging_settings": {"version": 1, "root": {"level": "ERROR"}},
     }
-    model = {
+    model: dict[str, Any] = {
         "name": start.model,
         "implementation": "mlserver_model.Peer",
         "parameters": {"extra": {"folder": str(start.model_folder), "threads": start.threads}},

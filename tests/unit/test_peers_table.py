@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtests.peers import cases, table
+from loadtests.peers import cases, models, table
 from loadtests.peers.cases import CASES
 
 MLP = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}], "outputs": [{"name": "y"}], "kind": "tensor"}
@@ -85,7 +85,7 @@ def test_cpu_is_given_a_thousand_requests_by_process() -> None:
 @pytest.mark.parametrize("wire", ["oip-json", "oip-binary", "plain-json", "plain-rows", "plain-bytes"])
 def test_a_row_survives_every_wire_format(wire: cases.Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     data = np.array([1.5, -2.0], np.float32)
-    monkeypatch.setattr(cases.models, "about", lambda _: MLP)
+    monkeypatch.setattr(models, "about", lambda _: MLP)
     monkeypatch.setattr(cases, "rows", lambda _: ({"x": data},))
     (request,) = cases.requests(CASES[0], wire, "/p")
     head, _, body = request.partition(b"\r\n\r\n")
@@ -120,5 +120,5 @@ def test_a_row_survives_every_wire_format(wire: cases.Wire, monkeypatch: pytest.
 def test_answers_are_read_in_every_wire_format(
     wire: cases.Wire, headers: dict[str, str], body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cases.models, "about", lambda _: MLP)
+    monkeypatch.setattr(models, "about", lambda _: MLP)
     assert cases.answer(CASES[0], wire, headers, body).tolist() == [1.5, -2.0]

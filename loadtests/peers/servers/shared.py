@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-TYPES = {"FP32": np.dtype(np.float32), "INT64": np.dtype(np.int64)}
+TYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype(np.float32), "INT64": np.dtype(np.int64)}
 #: Requests a batch may hold, for every server.
 MAX_BATCH = 32
 
@@ -46,7 +46,7 @@ class Model:
         folder = Path(folder)
         self.about = json.loads((folder / "model.json").read_text())
         self.text = self.about["kind"] == "text"
-        self.inputs = [(spec["name"], TYPES.get(spec["datatype"])) for spec in self.about["inputs"]]
+        self.inputs = [] if self.text else [(spec["name"], TYPES[spec["datatype"]]) for spec in self.about["inputs"]]
         self.output = self.about["outputs"][0]["name"]
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = threads
@@ -117,7 +117,8 @@ class Model:
     def encode(self, answer: Any, as_json: bool) -> bytes:
         if as_json:
             return json.dumps(self.to_json(answer)).encode()
-        return answer.tobytes()
+        raw: bytes = answer.tobytes()
+        return raw
 
     def to_json(self, answer: Any) -> dict[str, Any]:
         if self.text:
