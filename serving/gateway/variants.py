@@ -163,9 +163,7 @@ class VariantPlane:
             hang_timeout_s=config.hang_timeout_s,
             on_batch=self._on_batch,
             close_check=dropped,
-            pad_inputs=frozenset(spec.name for spec in manifest.session.inputs)
-            if manifest.preprocess.kind == "text"
-            else frozenset(),
+            pad_inputs=manifest.padded_inputs,
         )
         self._own: list[Worker] = []
         self._pool: SocketPool | None = None

@@ -23,7 +23,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.clock import SystemClock
 from serving.contract import (
-    C_DURATION_NS,
     C_LIVE_ERROR,
     C_LIVE_OK,
     Cause,

@@ -50,10 +50,7 @@ async def test_without_a_canary_the_baseline_answers_everything(start: Start) ->
 async def test_a_user_stays_on_one_variant(start: Start) -> None:
     gateway = start(candidate="")
     await gateway.publish({"candidate": 50})
-    seen = {
-        user: {(await gateway.ask("ham", sticky=f"u{user}")).variant for _ in range(3)}
-        for user in range(20)
-    }
+    seen = {user: {(await gateway.ask("ham", sticky=f"u{user}")).variant for _ in range(3)} for user in range(20)}
     assert all(len(variants) == 1 for variants in seen.values())
     assert {name for variants in seen.values() for name in variants} == {"teacher", "candidate"}
 

@@ -12,12 +12,12 @@ import pytest
 
 from serving.control.auth import Auth
 from serving.errors import ErrorKind, RequestError
-from serving.gateway import asgi
 from serving.gateway.budget import InflightBudget
+from serving.gateway.http import HttpGateway
 from serving.gateway.variants import VariantPlane
+from serving.transport.http1 import Http1Server
 from tests.support.gateway import InProcessGateway
-
-HANGS = {"x-canarium-variant": "hangs"}
+from tests.support.http1_kit import Peer, post
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ async def test_a_deadline_that_passes_while_the_batch_runs_is_kept_and_the_late_
     assert plane.batcher._pace._running  # it did not wait for the end of the batch
     assert plane.batcher.queue_rows == 0
     await until(lambda: plane.ready and not plane.batcher._pace._running)
-    assert (await gateway.ask("ham", override="hangs")).headers["x-canarium-variant"] == "hangs"
+    assert (await gateway.ask("ham", override="hangs")).variant == "hangs"
     assert plane.stats.batches == {1: (1, plane.stats.batches[1][1])}  # the late answer counts nowhere
 
 
@@ -73,30 +73,20 @@ async def test_work_that_expired_in_the_queue_is_never_run(gateway: InProcessGat
     assert not plane.stats.batches
 
 
-async def test_queued_work_of_a_client_that_disconnects_is_dropped_and_counted(
-    gateway: InProcessGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(asgi, "WATCH_AFTER_S", 0)
+async def test_queued_work_of_a_client_that_disconnects_is_dropped_and_counted(gateway: InProcessGateway) -> None:
     plane = plane_of(gateway)
     running = asyncio.create_task(gateway.ask("boom", override="hangs", timeout_ms=5000))
     await until(lambda: plane.batcher._pace._running)
-    app = asgi.HttpGateway(
-        gateway.config, gateway.plane, Auth.from_config("none", None), gateway.clock, InflightBudget(1 << 20)
-    )
+    budget = InflightBudget(1 << 20)
+    app = HttpGateway(gateway.config, gateway.plane, Auth.from_config("none", None), gateway.clock, budget)
+    peer = Peer(Http1Server(app))
     tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["ham"]}
-    messages = [{"type": "http.request", "body": orjson.dumps({"inputs": [tensor]})}, {"type": "http.disconnect"}]
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        return messages.pop(0)
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    headers = [(name.encode(), value.encode()) for name, value in HANGS.items()]
-    scope = {"type": "http", "method": "POST", "path": "/v2/models/tiny/infer", "headers": headers}
-    await app(scope, receive, send)
-    assert not sent
+    peer.feed(post(orjson.dumps({"inputs": [tensor]}), "/v2/models/tiny/infer", "x-canarium-variant: hangs"))
+    await until(lambda: plane.batcher.queue_rows)
+    peer.hang_up()
+    await until(lambda: not plane.batcher.queue_rows)
+    assert not peer.sent
+    assert budget.held == 0
     assert plane.batcher.queue_rows == 0
     assert plane.batcher.dropped_cancelled == 1
     assert gateway.records()[-1]["status"] == 499
