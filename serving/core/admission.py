@@ -10,6 +10,9 @@ from __future__ import annotations
 
 #: Weight of the newest batch in the pace: some ten batches make it follow a change.
 WEIGHT = 0.2
+#: A batch counts as at most so many times as slow as the pace: one that stalled says little of the next, and lasting
+#: slowness still shows within ten batches (1.2 to the tenth is 6).
+MOST = 2.0
 
 
 class Pace:
@@ -43,7 +46,7 @@ class Pace:
         if full and not self.row_ns:
             self.row_ns = row_ns
         elif full or row_ns < self.row_ns:
-            self.row_ns += WEIGHT * (row_ns - self.row_ns)
+            self.row_ns += WEIGHT * (min(row_ns, MOST * self.row_ns) - self.row_ns)
 
     def wait_ns(self, rows_ahead: int, workers: int, now_ns: int) -> int:
         """Expected time until the batch of a newcomer starts, ns; 0 while the pace is unknown.

@@ -47,6 +47,16 @@ def test_a_batch_that_was_not_full_may_lower_the_pace_and_never_raises_it() -> N
     assert pace.row_ns > MS
 
 
+def test_one_stalled_batch_hardly_changes_the_pace_and_lasting_slowness_does() -> None:
+    pace = Pace()
+    pace.measured(8, 8 * MS, full=True)
+    pace.measured(8, 800 * MS, full=True)
+    assert pace.row_ns == pytest.approx(1.2 * MS)
+    for _ in range(30):
+        pace.measured(8, 40 * MS, full=True)
+    assert pace.row_ns == pytest.approx(5 * MS, rel=0.02)
+
+
 def test_a_request_that_would_wait_too_long_is_refused_when_it_comes() -> None:
     async def main(loop: TimedLoop) -> None:
         at = rig(loop, Doubler(took_s=0.04), max_wait_ms=50)
