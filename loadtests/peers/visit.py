@@ -36,7 +36,11 @@ OPEN_CONNECTIONS = 512
 
 
 class Unusable(Exception):
-    """A server did not start, or does not give the bare session's answers; the message says what was seen."""
+    """A server does not give the bare session's answers, or ended; the message says what was seen."""
+
+
+class NotStarted(Unusable):
+    """A server never answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +105,26 @@ def visit(
         try:
             with running(peer, start) as server:
                 for case in group:
-                    for record in _case(peer, start, server, case, plan):
-                        yield "records", record
+                    yield from _attempt(peer, start, server, case, plan, extras)
                     left.remove(case)
-                    if peer.grpc and case.name in GRPC_CASES:
-                        yield from _grpc(peer, start, server, case, plan, extras)
-        except (Unusable, load.LoadError, OSError) as error:
+        except (NotStarted, OSError) as error:
             for case in left:
                 yield "records", {"peer": peer.name, "case": case.name, "error": str(error)}
+
+
+def _attempt(
+    peer: Peer, start: Start, server: Processes, case: Case, plan: Plan, extras: Extras
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One case over both protocols; what is wrong with it alone is its record. Raises `NotStarted`."""
+    try:
+        for record in _case(peer, start, server, case, plan):
+            yield "records", record
+    except NotStarted:
+        raise
+    except (Unusable, load.LoadError, OSError, http.client.HTTPException) as error:
+        yield "records", {"peer": peer.name, "case": case.name, "error": str(error) or repr(error)}
+    if peer.grpc and case.name in GRPC_CASES:
+        yield from _grpc(peer, start, server, case, plan, extras)
 
 
 def _groups(peer: Peer, wanted: Sequence[Case]) -> list[list[Case]]:
@@ -209,7 +225,7 @@ def wait_until_right(server: Processes, port: int, case: Case, wire: Wire, reque
         except (OSError, http.client.HTTPException) as error:
             last = repr(error)
         if server.ended or time.monotonic() > deadline:
-            raise Unusable(f"did not start ({last}):\n{server.output()}")
+            raise NotStarted(f"did not start ({last}):\n{server.output()}")
         time.sleep(0.1)
     for index in range(CHECKED):
         status, headers, body = ask(port, requests[index])
