@@ -36,7 +36,7 @@ MEANINGS = {
     "server.monitor_port": "metrics, health, verdicts of the monitor",
     "server.control_port": "admin API and console",
     "server.gateways": "gateway processes",
-    "server.max_body_mib": "largest HTTP request body, packed or unpacked (413); gRPC messages (RESOURCE_EXHAUSTED) and answers are held to it as well",
+    "server.max_body_mib": "largest HTTP request body, packed or unpacked (413); gRPC messages (RESOURCE_EXHAUSTED) are held to it as well",
     "server.max_inflight_mib": "HTTP request bodies held at once by one gateway (503)",
     "state.dir": "everything an instance writes, the registry aside; relative to the working directory",
     "state.database": "where the control plane keeps its state",
