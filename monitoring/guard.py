@@ -21,9 +21,8 @@ from monitoring.detectors.harm import Harm
 from monitoring.detectors.invalid_output import InvalidOutput
 from monitoring.detectors.latency import Latency
 from monitoring.verdicts import ACTIONS, Verdict, statistic, verdict
-from serving.contract import BUCKETS, Cause, Flag, Kind, Latch, RouteTable, Snapshot
+from serving.contract import BUCKETS, GUARDS, SHADOW_GUARDS, Cause, Flag, Kind, Latch, RouteTable, Snapshot
 
-GUARDS = ("invalid_output", "errors", "latency", "agreement", "harm")
 #: Epochs whose weights are remembered, for records that are read late.
 EPOCHS_KEPT = 256
 EXAMPLES = 5
@@ -94,6 +93,7 @@ class Candidate:
         self.shadow = 0.0
         self.last_ns = 0
         self.last_mono_ns = 0
+        self.suspect = 0.0  # live answers that differ from the teacher's, estimated from the scored ones
         self.tripped: list[str] = []
         limit = agreement_limit(model, name)
         budget = min((1 - slo.objective for slo in model.slo if slo.name == "availability"), default=0.01)
@@ -123,10 +123,11 @@ class Candidate:
             return
         from_shadow = self.arming[0] < 0 and tuple(cleared) == self.arming[1:]
         for guard, detector in self.detectors.items():
-            if not (from_shadow and guard in ("agreement", "harm")):
+            if not (from_shadow and guard in SHADOW_GUARDS):
                 detector.rearm()
                 self.examples[guard].clear()
         self.tripped = []
+        self.suspect = 0.0
         self.arming = arming
 
     def state(self) -> dict[str, Any]:
@@ -137,6 +138,7 @@ class Candidate:
             "last_ns": self.last_ns,
             "last_mono_ns": self.last_mono_ns,
             "tripped": self.tripped,
+            "suspect": self.suspect,
             "examples": {guard: list(keys) for guard, keys in self.examples.items()},
             "detectors": {guard: detector.state() for guard, detector in self.detectors.items()},
         }
@@ -147,6 +149,7 @@ class Candidate:
         self.weight, self.shadow = float(state["weight"]), float(state["shadow"])
         self.last_ns, self.last_mono_ns = int(state["last_ns"]), int(state["last_mono_ns"])
         self.tripped = [str(guard) for guard in state["tripped"]]
+        self.suspect = float(state["suspect"])
         for guard, detector in self.detectors.items():
             self.examples[guard].extend(int(key) for key in state["examples"].get(guard, ()))
             detector.load(state["detectors"][guard])
@@ -162,6 +165,7 @@ class ModelGuards:
         self.teacher = model.teacher
         self.candidates: dict[str, Candidate] = {}
         self.epoch: int | None = None  # of the table in force; None before the first
+        self.reference = 1.0  # share of candidates' answers that the teacher scores, in [0, 1]
         self._weights: dict[int, dict[str, float]] = {}  # epoch -> share of each variant
         self.unknown_epochs = 0  # records not used in a race: the weights they were routed by are not known
         self.skipped_epochs = 0  # records from before the arming
@@ -180,6 +184,7 @@ class ModelGuards:
             self.baseline, self.teacher = table.baseline, table.teacher
             self.candidates.clear()
         self.epoch = table.epoch
+        self.reference = table.reference_bp / BUCKETS
         shares = table_weights(table)
         self._weights[table.epoch] = shares
         kept = [epoch for epoch in sorted(self._weights) if epoch <= table.epoch][-EPOCHS_KEPT:]
@@ -282,9 +287,25 @@ class ModelGuards:
         candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
         if event.flips:
             candidate.examples["agreement"].append(event.request_key)
+            if event.kind == Kind.REFERENCE:  # somebody was given that answer, and others like it were not scored
+                candidate.suspect += event.flips / max(self.reference, 1 / BUCKETS)
         candidate.agreement.observe(event.flips, event.rows)
 
     # ------------------------------------------------------------ what follows
+
+    def counts(self) -> dict[str, dict[str, float]]:
+        """What was counted of each candidate in its arming: what rollouts wait for, and are limited by.
+
+        `live`: live answers; `pairs`: answers compared with the teacher's; `suspect`: see `Candidate`.
+        """
+        return {
+            name: {
+                "live": candidate.errors.candidate_requests,
+                "pairs": candidate.agreement.observations,
+                "suspect": round(candidate.suspect, 2),
+            }
+            for name, candidate in self.candidates.items()
+        }
 
     def trips(self) -> list[Trip]:
         """Guards that have failed, of candidates that take traffic, not reported before in this arming."""

@@ -226,6 +226,8 @@ class Sidecar:
                 "verdicts": self.watch.verdicts(),
                 "loss_ratio": round(self.watch.loss_ratio, 6),
                 "instance": self.config.instance,
+                "rev": self.watch.snapshot.rev if self.watch.snapshot else None,
+                "counts": self.watch.counts(),
             }
         )
 

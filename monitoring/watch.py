@@ -18,7 +18,7 @@ from monitoring.state import VERSION, Committed
 from monitoring.verdicts import Verdict
 from monitoring.windows import VariantState, Window
 from serving.clock import Clock
-from serving.contract import Flag, Kind, Snapshot
+from serving.contract import C_WORKERS, Flag, Kind, Snapshot
 
 log = logging.getLogger("canarium.monitor")
 
@@ -247,6 +247,17 @@ class Watch:
             ]
             for name, model in self.models.items()
         }
+
+    def counts(self) -> dict[str, dict[str, dict[str, float]]]:
+        """By model and candidate: `ModelGuards.counts`, and `workers` that can take a batch now."""
+        totals = self.totals()
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for name, model in self.models.items():
+            found[name] = model.guards.counts()
+            for variant, counts in found[name].items():
+                item = totals.get((name, variant))
+                counts["workers"] = int(item.cells[C_WORKERS]) if item is not None else 0
+        return found
 
     def series(self, name: str, seconds: int) -> dict[str, Any] | None:
         """The console's charts of one model (`/v1/series`); None for an unknown model."""

@@ -79,6 +79,23 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tables: dict[str, RouteTable]
     kills: dict[str, Latch] = {}
     vetoes: dict[str, Latch] = {}
+    #: State of the latest rollout of each variant, by "model/variant"; for the monitor's metrics.
+    rollouts: dict[str, str] = {}
+
+
+#: States of a rollout, in the order in which it may pass through them.
+ROLLOUT_STATES: tuple[str, ...] = (
+    "pending", "warmup", "shadow", "ramping", "paused", "promoting", "monitoring", "succeeded", "rolling_back",
+    "rolled_back", "killed",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------- guards
+
+#: The statistical guards of a candidate, by name; the monitor judges them, rollouts wait for them.
+GUARDS: tuple[str, ...] = ("invalid_output", "errors", "latency", "agreement", "harm")
+#: Those that can be judged by the answers to copies, which no client gets.
+SHADOW_GUARDS: tuple[str, ...] = ("agreement", "harm")
 
 
 # ---------------------------------------------------------------- enumerations in records

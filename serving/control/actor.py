@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import uvicorn
 
@@ -26,7 +27,9 @@ from serving.control.api import create_app
 from serving.control.auth import Auth
 from serving.control.gateways import GatewayInfo
 from serving.control.monitor_link import MonitorLink
+from serving.control.notify import Notifier
 from serving.control.plane import Plane
+from serving.control.rollout_driver import RolloutDriver
 from serving.control.seed import VariantFacts, specs
 from serving.control.store import SqliteStore, StoreError
 from serving.control.word import WordLink
@@ -74,6 +77,8 @@ class ControlActor:
         self._plane: Plane | None = None
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
+        self._notifier: Notifier | None = None
+        self._working: list[asyncio.Task[None]] = []
         self._differences: tuple[str, ...] = ()
         self._starting: asyncio.Task[Plane] | None = None
         self._closed = False
@@ -139,6 +144,7 @@ class ControlActor:
                 word = ControlWord.open(settings.word_path)
             except OSError as error:
                 raise StartError(f"the control word {settings.word_path} cannot be opened: {error}") from error
+            notifier = self._notifier = Notifier(httpx.AsyncClient(trust_env=False))
             plane = self._plane = Plane(
                 store=SqliteStore(Path(settings.state_dir) / DATABASE_FILE),
                 word=WordLink(word),
@@ -146,6 +152,7 @@ class ControlActor:
                 monitor=MonitorLink(settings.monitor_url, clock),
                 facts=settings.variants,
                 about={"version": settings.version, "instance": settings.instance, "urls": settings.urls},
+                notifier=notifier,
             )
             try:
                 self._differences = await plane.start(models)
@@ -154,6 +161,11 @@ class ControlActor:
             for line in self._differences:
                 log.warning("%s", line)
             plane.run_background()
+            loop, driver = asyncio.get_running_loop(), RolloutDriver(plane, clock)
+            self._working = [
+                loop.create_task(driver.run(), name="control-rollouts"),
+                loop.create_task(notifier.run(), name="control-notifications"),
+            ]
             app = create_app(
                 plane, auth, clock=clock, host=settings.host, port=settings.port, console_dir=settings.console_dir
             )
@@ -168,6 +180,11 @@ class ControlActor:
             raise
 
     async def _stop(self) -> None:
+        for task in self._working:
+            task.cancel()
+        await asyncio.gather(*self._working, return_exceptions=True)
+        if self._notifier is not None:
+            await self._notifier.close()
         server, serving, plane = self._server, self._serving, self._plane
         self._server = self._serving = self._plane = None
         if plane is not None:

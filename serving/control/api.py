@@ -17,15 +17,16 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from serving.clock import Clock
-from serving.control import http
+from serving.control import http, rollout_api
 from serving.control.audit import storable
 from serving.control.auth import Action, Auth, Principal
 from serving.control.events import KEEP_ALIVE_S
 from serving.control.idempotency import Answers
 from serving.control.monitor_link import Heartbeat
 from serving.control.plane import Plane
+from serving.control.rollouts import rollout_of
 from serving.control.seed import fresh_salt
-from serving.control.state import table_of
+from serving.control.tables import table_of
 from serving.core.commands import ALL, By, Kill, Rearm, Rollback, SetTraffic
 from serving.errors import ErrorKind, RequestError, bad_request
 
@@ -68,6 +69,18 @@ class RearmBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True
     kill_seq: int
 
 
+class RolloutBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`policy`: the name of a built-in one, or a whole one (see `rollout_policy`)."""
+
+    model: str
+    variant: str
+    policy: Any
+
+
+class RolloutActionBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    override: bool = False
+
+
 class Admin:
     """The handlers; each gets an authenticated principal that may do what it asks for."""
 
@@ -96,7 +109,20 @@ class Admin:
             self._route("POST", f"{one}:kill", Action.KILL, self._kill),
             self._route("POST", f"{one}:rearm", Action.REARM, self._rearm),
             self._route("GET", one, Action.READ, self._model),
+            self._route("GET", "/rollouts", Action.READ, self._rollouts),
+            self._route("POST", "/rollouts", Action.TRAFFIC, self._start_rollout),
+            *(self._rollout_action(action) for action in rollout_api.ACTIONS),
+            self._route("GET", "/rollouts/{id}", Action.READ, self._rollout),
         ]
+
+    def _rollout_action(self, action: str) -> Route:
+        async def handler(request: Request, principal: Principal) -> Response:
+            body = await self._body(request, RolloutActionBody)
+            by, id_ = _by(body, principal), request.path_params["id"]
+            return http.answer(await rollout_api.ask(self._plane, principal, by, id_, action, body.override))
+
+        permission = Action.PROMOTE if action == "promote" else Action.TRAFFIC
+        return self._route("POST", f"/rollouts/{{id}}:{action}", permission, handler)
 
     def _route(self, method: str, path: str, action: Action, handler: Handler) -> Route:
         async def endpoint(request: Request) -> Response:
@@ -219,6 +245,17 @@ class Admin:
         if model == ALL:
             return http.answer(self._plane.status()["kill_switch"])
         return http.answer(self._plane.view(model))
+
+    async def _rollouts(self, request: Request, _principal: Principal) -> Response:
+        return http.answer({"rollouts": rollout_api.listed(self._plane, request.query_params.get("model") or None)})
+
+    async def _rollout(self, request: Request, _principal: Principal) -> Response:
+        return http.answer(self._plane.rollout_view(rollout_of(self._plane.state, request.path_params["id"])))
+
+    async def _start_rollout(self, request: Request, principal: Principal) -> Response:
+        body = await self._body(request, RolloutBody)
+        by = _by(body, principal)
+        return http.answer(await rollout_api.start(self._plane, by, body.model, body.variant, body.policy))
 
     async def _heartbeat(self, request: Request, _principal: Principal) -> Response:
         self._plane.heartbeat(await self._body(request, Heartbeat))

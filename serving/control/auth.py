@@ -34,6 +34,7 @@ class Action(Enum):
     KILL = ("kill", "operator")
     HEARTBEAT = ("report as the monitor", "operator")
     REARM = ("re-arm", "release-manager")
+    PROMOTE = ("promote a candidate", "release-manager")
 
     @property
     def words(self) -> str:

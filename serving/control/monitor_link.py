@@ -8,6 +8,7 @@ import httpx
 import msgspec
 
 from serving.clock import Clock
+from serving.core.rollout_decide import Facts, Guard
 from serving.errors import ErrorKind, RequestError
 
 ALIVE_S = 5.0
@@ -24,6 +25,25 @@ class Heartbeat(msgspec.Struct, frozen=True):
     instance: str = ""
     #: Baseline capacity over present traffic, a model, if the monitor knows it.
     headroom: dict[str, float | None] = {}
+    #: Rev of the routing snapshot that the verdicts were given under; None before the first.
+    rev: int | None = None
+    #: By model and candidate: `live`, `pairs` and `suspect` answers in its present arming, and its `workers`.
+    counts: dict[str, dict[str, dict[str, float]]] = {}
+
+
+def _guard(verdict: dict[str, Any], mode: str) -> Guard:
+    """One verdict of a heartbeat. What a degraded monitor says is no pass; a failure stays one."""
+    statistic, word = verdict.get("statistic"), str(verdict.get("verdict"))
+    return Guard(
+        name=str(verdict.get("guard")),
+        verdict="degraded" if mode == "degraded" and word in ("pass", "inconclusive") else word,
+        action=str(verdict.get("action", "none")),
+        sentence=str(verdict.get("sentence", "")),
+        statistic={
+            **(statistic if isinstance(statistic, dict) else {}),
+            "example_request_keys": verdict.get("example_request_keys", []),
+        },
+    )
 
 
 class MonitorLink:
@@ -83,6 +103,23 @@ class MonitorLink:
             for verdict in (beat.verdicts.get(model, []) if beat else [])
             if verdict.get("verdict") == "fail" and verdict.get("action") == "pause"
         }
+
+    def facts(self, model: str, variant: str, since_rev: int) -> Facts:
+        """What the last heartbeat says of a candidate. Nothing but the workers if it is older than `since_rev`."""
+        beat = self._beat
+        counts = beat.counts.get(model, {}).get(variant, {}) if beat else {}
+        workers = int(counts["workers"]) if "workers" in counts else None
+        if beat is None or beat.rev is None or beat.rev < since_rev:
+            return Facts(silent_s=self.age_s, workers=workers)
+        verdicts = [verdict for verdict in beat.verdicts.get(model, []) if verdict.get("variant") == variant]
+        return Facts(
+            guards={guard.name: guard for guard in (_guard(verdict, beat.mode) for verdict in verdicts)},
+            silent_s=self.age_s,
+            workers=workers,
+            live=int(counts.get("live", 0)),
+            pairs=int(counts.get("pairs", 0)),
+            suspect=float(counts.get("suspect", 0.0)),
+        )
 
     def headroom(self, model: str) -> float | None:
         return self._beat.headroom.get(model) if self._beat and self.alive else None

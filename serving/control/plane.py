@@ -23,9 +23,12 @@ from serving.control.conflicts import above, claimed, refuse_if_just_rolled_back
 from serving.control.events import EventHub
 from serving.control.gateways import Gateways
 from serving.control.monitor_link import Heartbeat, MonitorLink
+from serving.control.notify import Notifier
+from serving.control.rollout_views import facts_of, rollout_view
 from serving.control.seed import Facts
-from serving.control.state import step, table_of
+from serving.control.state import step
 from serving.control.store import StaleLease, Store, StoreError
+from serving.control.tables import table_of
 from serving.control.views import kill_switch_view, model_view
 from serving.control.word import Look, WordLink
 from serving.core.commands import (
@@ -39,6 +42,8 @@ from serving.core.commands import (
     Outcome,
     Rollback,
 )
+from serving.core.rollout import Rollout
+from serving.core.rollout_decide import Facts as RolloutFacts
 from serving.errors import ErrorKind, RequestError
 
 log = logging.getLogger("canarium.control")
@@ -64,6 +69,7 @@ class Plane:
         monitor: what is known of the monitor.
         facts: the variants' manifests, for the views.
         about: what the status says of this deployment (`version`, `instance`, `urls`).
+        notifier: told of every change of a rollout, for its webhooks.
         sleep: how to wait, in seconds; tests bring their own.
     """
 
@@ -76,6 +82,7 @@ class Plane:
         monitor: MonitorLink,
         facts: Facts,
         about: Mapping[str, Any],
+        notifier: Notifier | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.monitor = monitor
@@ -83,7 +90,7 @@ class Plane:
         self.gateways = Gateways(clock)
         self.audit_lost = 0
         self._store, self._word, self._clock, self._sleep = store, word, clock, sleep
-        self._facts, self._about = facts, about
+        self._facts, self._about, self._notifier = facts, about, notifier
         self._started_at = iso(clock.wall_ns())
         self._state = ControlState()
         self._encoded = b""
@@ -172,7 +179,17 @@ class Plane:
     def view(self, model: str) -> dict[str, Any]:
         """One model as the API shows it. Raises `RequestError` NOT_FOUND."""
         table_of(self._state, model)
-        return model_view(self._state, model, self._facts, self.monitor.headroom(model))
+        view = model_view(self._state, model, self._facts, self.monitor.headroom(model))
+        latest = {rollout.variant: rollout for rollout in self._state.rollouts.values() if rollout.model == model}
+        return {**view, "rollouts": [self.rollout_view(rollout) for rollout in latest.values()]}
+
+    def facts(self, rollout: Rollout) -> RolloutFacts:
+        """What is known now of a rollout's candidate."""
+        return facts_of(self._state, rollout, self.monitor, self.gateways)
+
+    def rollout_view(self, rollout: Rollout) -> dict[str, Any]:
+        """One rollout as the API shows it."""
+        return rollout_view(self._state, rollout, self.facts(rollout), self._clock.wall_ns())
 
     def status(self) -> dict[str, Any]:
         """The whole deployment as the API shows it."""
@@ -189,6 +206,7 @@ class Plane:
                 "audit_rows_lost": self.audit_lost,
                 "watchers": self.events.watchers,
                 "watchers_dropped": self.events.dropped,
+                "notifications": self._notifier.view() if self._notifier is not None else None,
             },
             "kill_switch": kill_switch_view(self._state),
             "models": [self.view(model) for model in self._state.tables],
@@ -353,6 +371,9 @@ class Plane:
                 self._pending.popleft()
         for entry in entries:
             self.events.publish("audit", msgspec.json.encode(entry))
+            if self._notifier is not None and entry.action.startswith("rollout-"):
+                rollout = saved.rollouts.get(str(entry.after.get("rollout")))
+                self._notifier.tell(rollout.policy.notify if rollout is not None else (), entry)
 
     def _fence(self, error: StaleLease) -> None:
         if not self._fenced:
