@@ -183,7 +183,20 @@ class AdminClient:
         """`{"ok", "entries", "first_bad"}`: whether the hash chain of the audit log is whole."""
         return self._get("audit/verify")
 
+    def rollouts(self, model: str | None = None) -> list[Json]:
+        """Every rollout (of one model) that is kept, the latest first."""
+        return self._list("rollouts", "rollouts", model=model)
+
     # ------------------------------------------------------------ changing
+
+    def start_rollout(self, model: str, variant: str, policy: str | Json, *, reason: str) -> Json:
+        """Start a staged rollout; `policy` is the name of a built-in one or a whole rollout file, decoded."""
+        return self._change("POST", "rollouts", reason, {"model": model, "variant": variant, "policy": policy})
+
+    def ask_rollout(self, id_: str, action: str, *, reason: str, override: bool = False) -> Json:
+        """`pause`, `resume`, `promote`, `abort`, `approve` or `retry` a rollout; its view afterwards."""
+        body = {"override": True} if override else {}
+        return self._change("POST", f"rollouts/{_part(id_)}:{action}", reason, body)
 
     def traffic(
         self,

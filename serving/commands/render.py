@@ -10,6 +10,7 @@ from rich.text import Text
 
 Json = dict[str, Any]
 
+ROLLOUT_STYLE = {"succeeded": "green", "rolled_back": "red", "rolling_back": "red", "killed": "bold red"}
 VERDICT_STYLE = {"pass": "green", "fail": "bold red", "degraded": "yellow"}
 
 
@@ -100,3 +101,67 @@ def audit_table(entries: list[Json]) -> Table:
         names = ("seq", "at", "actor", "action", "model", "variant", "reason")
         table.add_row(*("" if entry.get(name) is None else str(entry[name]) for name in names))
     return table
+
+
+def rollout_table(views: list[Json]) -> Table:
+    """Rollouts, one a line."""
+    table = plain_table("id", "model", "variant", "policy", "state", "step>", "weight>", "why")
+    for view in views:
+        state, style = _rollout_state(view)
+        table.add_row(
+            str(view["id"]),
+            str(view["model"]),
+            str(view["variant"]),
+            str(view["policy"]),
+            Text(state, style=style),
+            _step_of(view),
+            f"{view['weight']:g} %",
+            str(view.get("waiting") or view.get("why", "")),
+        )
+    return table
+
+
+def rollout_panel(view: Json) -> RenderableType:
+    """One rollout: where it stands, what it waits for, its steps and its guards."""
+    state, style = _rollout_state(view)
+    head = Text.assemble(
+        (f"{view['id']}   {view['model']}/{view['variant']}   ", "bold"),
+        (state, style),
+        f"   step {_step_of(view)}   weight {view['weight']:g} %   shadow {view['shadow']:g} %"
+        f"   policy {view['policy']}   attempt {view['attempt']}",
+    )
+    parts: list[RenderableType] = [head, Text(f"because: {view['why']}")]
+    if view.get("waiting"):
+        parts.append(Text(f"next:    {view['waiting']}"))
+    steps = plain_table("", "step", "")
+    for at, step in enumerate(view["steps"]):
+        mark = "→" if view["live"] and at == view["step"] else "✓" if at < view["step"] else ""
+        ((name, settings),) = step.items()
+        told = ", ".join(f"{k} {v}" for k, v in settings.items()) if isinstance(settings, dict) else f"{settings:g} %"
+        steps.add_row(mark, name, told)
+    parts.append(steps)
+    if view.get("verdicts"):
+        guards = plain_table("guard", "needed", "verdict", "why")
+        for verdict in view["verdicts"]:
+            word = str(verdict["verdict"])
+            guards.add_row(
+                str(verdict["guard"]),
+                "pass" if verdict["required"] else "",
+                Text(word, style=VERDICT_STYLE.get(word, "dim")),
+                str(verdict["sentence"]),
+            )
+        parts.append(guards)
+    return Group(*parts)
+
+
+def _rollout_state(view: Json) -> tuple[str, str]:
+    state = str(view["state"])
+    style = {"succeeded": "green", "rolled_back": "red", "rolling_back": "red", "killed": "bold red"}.get(
+        state, "yellow"
+    )
+    return (f"{state} ({view['hold']})" if view.get("hold") else state), style
+
+
+def _step_of(view: Json) -> str:
+    """Which step of how many, counted from 1; the promotion is after the last."""
+    return f"{min(view['step'] + 1, len(view['steps']))}/{len(view['steps'])}"

@@ -68,9 +68,7 @@ def _with_baseline(model: str, spec: ModelSpec, promoted: dict[str, Promoted], n
     if earlier.instead_of != spec.baseline or earlier.baseline not in spec.variants:
         del promoted[model]
         if earlier.baseline != spec.baseline:
-            notes.append(
-                f"{model}: baseline is {spec.baseline} by the file, no longer {earlier.baseline}, promoted earlier"
-            )
+            notes.append(f"{model}: baseline is {spec.baseline} by the file, no longer the promoted {earlier.baseline}")
         return spec
     notes.append(
         f"{model}: baseline is {spec.baseline} in the file and {earlier.baseline} in the store, which wins since its "

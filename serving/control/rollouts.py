@@ -96,7 +96,7 @@ def start_rollout(state: ControlState, command: StartRollout, now_ns: int) -> Ou
 def move_rollout(state: ControlState, command: MoveRollout, now_ns: int) -> Outcome:
     """Carry out one event. Raises `RequestError` NOT_FOUND or CONFLICT (see `rollout.step`)."""
     rollout = rollout_of(state, command.id)
-    if command.event.move is Move.RETRY:
+    if command.event.move is Move.RETRY and not rollout.live:
         _refuse_second(state, rollout.model, rollout.variant)
     return _moved(state, rollout, command.event, command.by, now_ns, command.salt)
 
@@ -269,13 +269,16 @@ def _as_baseline(state: ControlState, table: RouteTable, variant: str) -> Outcom
         epoch=table.epoch + 1,
     )
     earlier = state.promoted.get(table.model)
-    promoted = Promoted(variant, earlier.instead_of if earlier is not None else table.baseline)
+    by_file = earlier.instead_of if earlier is not None else table.baseline
+    promoted = {model: known for model, known in state.promoted.items() if model != table.model}
+    if variant != by_file:
+        promoted[table.model] = Promoted(variant, by_file)
     marks = {name: mark for name, mark in state.rolled_back.items() if name != f"{table.model}/{variant}"}
     return Outcome(
         replace(
             state,
             tables={**state.tables, table.model: changed},
-            promoted={**state.promoted, table.model: promoted},
+            promoted=promoted,
             rolled_back=marks,
         )
     )

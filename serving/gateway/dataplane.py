@@ -271,13 +271,13 @@ class DataPlane:
 
     def _compare(self, work: _Work, answer: Answered) -> None:
         table = work.view.table
-        teacher = self.planes.get(work.model, table.teacher) if work.reference else None
-        if teacher is not None and teacher is not answer.plane:
+        teacher = self.planes.get(work.model, table.teacher) if work.reference or work.shadows else None
+        if work.reference and teacher is not None and teacher is not answer.plane:
             self._scorer.reference(answer, teacher, table)
         for name in work.shadows:
             shadow = self.planes.get(work.model, name)
             if shadow is not None:
-                self._scorer.shadow(answer, shadow, table)
+                self._scorer.shadow(answer, shadow, teacher, table)
 
     # ------------------------------------------------------------ feedback
 
