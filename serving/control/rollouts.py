@@ -89,7 +89,7 @@ def start_rollout(state: ControlState, command: StartRollout, now_ns: int) -> Ou
     )
     after = replace(state, rollouts=_kept({**state.rollouts, rollout.id: rollout}), rollout_seq=number)
     facts = {**_facts(after, rollout), "policy": msgspec.to_builtins(command.policy)}
-    row = drafted(command.by, now_ns, "rollout-start", (command.model, command.variant), {}, facts)
+    row = drafted(command.by, now_ns, "rollout-create", (command.model, command.variant), {}, facts)
     return Outcome(after, (row,))
 
 
@@ -245,6 +245,11 @@ def _applied(state: ControlState, rollout: Rollout, effect: Effect, by: By, now_
         changed = with_shares(table, {}, {variant: effect.share}, salt)
     else:
         share = effect.share if isinstance(effect, Weight) else _all_but(table, variant, effect)
+        if share > (left := room(table, variant)):
+            raise RequestError(
+                ErrorKind.CONFLICT,
+                f"rollout {rollout.id}: it needs {share / 100:g} % and the other candidates leave {left / 100:g} %",
+            )
         changed = with_shares(table, {variant: share}, {}, salt or table.salt)
     return Outcome(replace(state, tables={**state.tables, rollout.model: changed}))
 

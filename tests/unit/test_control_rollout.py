@@ -78,7 +78,7 @@ def test_a_started_rollout_changes_no_traffic_and_is_in_the_trail() -> None:
     assert only(outcome.state).state is State.PENDING
     assert outcome.state.tables == fresh().tables
     (row,) = outcome.audit
-    assert (row.action, row.variant, row.actor) == ("rollout-start", "distilled", "ann")
+    assert (row.action, row.variant, row.actor) == ("rollout-create", "distilled", "ann")
     assert (row.after["rollout"], row.after["policy"]["holdback"]) == ("distilled-1", 5.0)
     assert outcome.state.snapshot().rollouts == {"moderation/distilled": "pending"}
 
