@@ -288,7 +288,7 @@ class ModelGuards:
         if event.flips:
             candidate.examples["agreement"].append(event.request_key)
             if event.kind == Kind.REFERENCE:  # somebody was given that answer, and others like it were not scored
-                candidate.suspect += event.flips / max(self.reference, 1 / BUCKETS)
+                candidate.suspect += event.flips / (self.reference or 1.0)
         candidate.agreement.observe(event.flips, event.rows)
 
     # ------------------------------------------------------------ what follows

@@ -32,7 +32,12 @@ def policy_of(given: Any) -> tuple[str, Policy]:
     try:
         return "file", parse_policy(given)
     except ConfigError as error:
-        raise bad_request("\n".join(f"policy.{line}" for line in str(error).splitlines())) from None
+        raise bad_request("\n".join(_under_policy(line) for line in str(error).splitlines())) from None
+
+
+def _under_policy(fault: str) -> str:
+    """A fault of a policy as one of the body's."""
+    return f"policy: {fault}" if fault.startswith("expected") else f"policy.{fault}"
 
 
 def listed(plane: Plane, model: str | None) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Staged rollouts of the quickstart with the real processes, under the demo's traffic: one that succeeds, one that must not."""
+"""Staged rollouts of the quickstart, real processes, the demo's traffic: one that succeeds and one that must not."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from serving.clock import FakeClock
 from serving.contract import ControlWord, RouteTable, VariantEntry
 from serving.control.audit import AuditEntry, Verification
 from serving.control.monitor_link import MonitorLink
+from serving.control.notify import Notifier
 from serving.control.plane import Plane
 from serving.control.seed import VariantFacts
 from serving.control.state import step
@@ -94,7 +95,9 @@ class FlakyStore:
 class Rig:
     """One start of a control plane over a directory that outlives it."""
 
-    def __init__(self, folder: Path, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, transport: httpx.AsyncBaseTransport | None = None, notifier: Notifier | None = None
+    ) -> None:
         self.clock = FakeClock()
         self.store = FlakyStore(SqliteStore(folder / "canarium.db"))
         self.word = ControlWord.open(folder / "control.word")
@@ -113,6 +116,7 @@ class Rig:
             monitor=self.monitor,
             facts=facts,
             about={"version": "0", "instance": "test", "urls": {}},
+            notifier=notifier,
             sleep=self._sleep,
         )
 

@@ -158,6 +158,16 @@ async def test_shadow_answers_are_compared_and_never_returned(start: Start) -> N
     assert pairs[0]["flips"] == 1
 
 
+@pytest.mark.parametrize("routed", ["teacher", "candidate"])
+async def test_a_shadow_is_compared_with_the_teacher_whoever_answered(start: Start, routed: str) -> None:
+    gateway = start(shadowed="", candidate="flips")
+    await gateway.publish({"candidate": 100 if routed == "candidate" else 0}, shadow={"shadowed": 100})
+    assert labels(await gateway.ask("spam", sticky="u1")) == ["ham" if routed == "candidate" else "spam"]
+    (pair,) = await _pairs(gateway, Kind.SHADOW)
+    teacher = gateway.recorder.series("tiny", "teacher")
+    assert (pair["answered"], pair["flips"], pair["ref_cls"]) == (teacher, 0, 1)
+
+
 async def test_client_faults_blame_nobody(start: Start) -> None:
     gateway = start(candidate="")
     await gateway.publish({"candidate": 100})

@@ -401,3 +401,27 @@ def test_a_trip_tells_the_evidence_at_its_crossing_whatever_was_seen_since() -> 
     assert told.verdict == "fail"
     assert f"evidence e^{crossed:.1f} ≥ e^{guard.log_threshold:.1f}" in told.sentence
     assert told.statistic["log_evidence_at_failure"] == pytest.approx(crossed, abs=1e-4)
+
+
+# ---------------------------------------------------------------- what rollouts are told
+
+
+def test_suspect_answers_are_those_that_somebody_was_given_and_stand_for_the_unscored_ones() -> None:
+    watched = ModelGuards("m", model())
+    sampled = snapshot({"int8": 500})
+    table = msgspec.structs.replace(sampled.tables["m"], reference_bp=2500)
+    watched.configure(msgspec.structs.replace(sampled, tables={"m": table}))
+    feed(watched, request("int8"), pair("int8", True), pair("int8", False), pair("int8", True, Kind.SHADOW))
+    assert watched.counts()["int8"] == {"live": 1, "pairs": 3, "suspect": 4.0}
+
+
+def test_what_was_counted_ends_with_the_arming() -> None:
+    watched = guards()
+    table = msgspec.structs.replace(snapshot({"int8": 500}).tables["m"], reference_bp=10_000)
+    watched.configure(Snapshot(1, 1, {"m": table}))
+    feed(watched, request("int8"), pair("int8", True))
+    stored = watched.state()
+    watched.load(stored)
+    assert watched.counts()["int8"] == {"live": 1, "pairs": 1, "suspect": 1.0}
+    watched.configure(Snapshot(2, 1, {"m": table}, vetoes={"m/int8": Latch(1, 1)}))  # a new attempt
+    assert watched.counts()["int8"] == {"live": 0, "pairs": 0, "suspect": 0.0}
