@@ -205,9 +205,12 @@ class HarmGuard(_Section):
 
 
 class GuardsConfig(_Section):
-    """The statistical guards and the error budget of their alarms."""
+    """The statistical guards and the error budgets of their alarms and of their passes."""
 
     false_rollback: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.01
+    #: A candidate over any required guard's limit is promoted only if that very guard passes by mistake,
+    #: so each guard has the whole budget.
+    false_promotion: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.05
     monitor_loss: Literal["baseline", "hold"] = "baseline"
     monitor_loss_s: Annotated[float, Strict(), Field(gt=0)] = 60.0
     invalid_output: InvalidOutputGuard = InvalidOutputGuard()

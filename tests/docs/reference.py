@@ -27,6 +27,8 @@ from monitoring.watch import Watch  # noqa: E402
 from serving.clock import FakeClock  # noqa: E402
 from serving.config import Config  # noqa: E402
 from serving.contract import ControlWord  # noqa: E402
+from serving.core.rollout import BACK, ENDED, TRANSITIONS, Move, State  # noqa: E402
+from serving.core.rollout_policy import NAMED, Gate, Policy, Shadow  # noqa: E402
 
 MEANINGS = {
     "apiVersion": "format of the file",
@@ -69,6 +71,7 @@ MEANINGS = {
     "models.M.slo[].threshold_ms": "for `latency`, and required there",
     "models.M.slo[].window": "days of the error budget",
     "models.M.guards.false_rollback": "chance that a sound candidate is ever rolled back by mistake, all its statistical guards together",
+    "models.M.guards.false_promotion": "chance that a candidate over a guard's limit ever gets its `pass`: what a rollout's promotion risks",
     "models.M.guards.monitor_loss": "when the monitor is silent: everything to the baseline, or go on",
     "models.M.guards.monitor_loss_s": "how long it must be silent for that",
     "models.M.guards.invalid_output.limit": "invalid answers at which the model is killed",
@@ -163,7 +166,69 @@ def metrics_table() -> str:
     return "\n".join(["| metric | kind | labels | meaning |", "|---|---|---|---|", *rows])
 
 
-TABLES = {"configuration": config_table, "metrics": metrics_table}
+def rollout_diagram() -> str:
+    """The rollout's table as a Mermaid diagram; what can come in every state with a future stands for all at once."""
+    futures = [moves for moves in TRANSITIONS.values() if Move.FAIL in moves]
+    common = set.intersection(*({(move, target) for move, target in moves.items()} for moves in futures))
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for state, moves in TRANSITIONS.items():
+        for move, target in moves.items():
+            if (move, target) in common and Move.FAIL in moves:
+                continue
+            for to in [target] if target is not BACK else _paused_from():
+                arrows.setdefault((state, to), []).append(move)
+    inside = [state for state, moves in TRANSITIONS.items() if Move.FAIL in moves]
+    lines = ["```mermaid", "stateDiagram-v2", "    [*] --> pending", "    state under_way {"]
+    lines += [_arrow(pair, moves, "        ") for pair, moves in arrows.items() if {*pair} <= {*inside}]
+    lines.append("    }")
+    for target in dict.fromkeys(target for _, target in sorted(common, key=lambda one: list(Move).index(one[0]))):
+        lines.append(_arrow(("under_way", str(target)), [move for move in Move if (move, target) in common], "    "))
+    lines += [_arrow(pair, moves, "    ") for pair, moves in arrows.items() if not {*pair} <= {*inside}]
+    lines += [f"    {state} --> [*]" for state in ENDED if not TRANSITIONS[state]]
+    return "\n".join([*lines, "```"])
+
+
+def _paused_from() -> list[State]:
+    """Where a pause leads back to: every state that the machine pauses by itself."""
+    return [state for state, moves in TRANSITIONS.items() if moves.get(Move.HOLD) is State.PAUSED]
+
+
+def _arrow(pair: tuple[str, str], moves: list[str], indent: str) -> str:
+    return f"{indent}{pair[0]} --> {pair[1]}: {', '.join(moves)}"
+
+
+def policies_table() -> str:
+    rows = [f"| `{name}` | {_told(policy)} | {policy.monitor.duration if policy.promotes else '–'} |" for name, policy in NAMED.items()]
+    return "\n".join(["| policy | steps | watched after the promotion |", "|---|---|---|", *rows])
+
+
+def _told(policy: Policy) -> str:
+    words = []
+    for step in policy.steps:
+        if step.shadow is not None:
+            words.append(f"shadow {step.shadow.percent:g} % ({_gate(step.shadow)})")
+        elif step.set_weight is not None:
+            words.append(f"{step.set_weight:g} %")
+        elif step.bake is not None:
+            words[-1] += f" ({_gate(step.bake)})"
+        elif step.approve is not None:
+            words.append(f"approval of `{step.approve.role}`")
+    return " → ".join([*words, f"{100 - policy.holdback:g} %"] if policy.promotes else words)
+
+
+def _gate(gate: Gate) -> str:
+    until = "until every required guard passes" if gate.until == "pass" else "without a failure"
+    if isinstance(gate, Shadow):
+        until = "until `agreement` passes"
+    return f"≥ {gate.min_duration}, ≥ {gate.min_requests} requests, {until}"
+
+
+TABLES = {
+    "configuration": config_table,
+    "metrics": metrics_table,
+    "rollout-diagram": rollout_diagram,
+    "rollout-policies": policies_table,
+}
 
 
 def between(name: str) -> re.Pattern[str]:
