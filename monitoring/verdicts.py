@@ -113,10 +113,13 @@ def _ending(detector: Detector, word: str, degraded: str) -> str:
         # The verdict latches: what counts is the evidence when it crossed, whatever was seen since.
         evidence = max(evidence, detector.failed_at)
         return f": evidence e^{evidence:.1f} {'≥' if evidence >= threshold else 'since fallen from'} e^{threshold:.1f}"
+    needed = -math.log(detector.pass_alpha)
     if word == "pass":
-        needed = -math.log(detector.pass_alpha)
         return f", within the limit: evidence for it e^{max(detector.log_pass_evidence, needed):.1f} ≥ e^{needed:.1f}"
-    return f": not conclusive, evidence against it e^{evidence:.1f} < e^{threshold:.1f}"
+    return (
+        f": not conclusive, evidence against it e^{evidence:.1f} < e^{threshold:.1f}, "
+        f"for it e^{detector.log_pass_evidence:.1f} < e^{needed:.1f}"
+    )
 
 
 def _percent(share: float) -> str:
@@ -156,8 +159,12 @@ def _latency(detector: Latency, variant: str, teacher: str, share: float) -> str
     if detector.no_data:
         if detector.candidate_requests and share >= 1.0:
             return f"{variant} has all the traffic: there is no baseline to compare its latency with"
-        if detector.candidate_requests:
+        if detector.candidate_requests and not math.isfinite(detector.baseline.value):
             return f"{variant}: the baseline's p{detector.quantile * 100:g} is not known yet"
+        if detector.candidate_requests:
+            return (
+                f"{variant} and the baseline had no slow event in {detector.candidate_requests} requests of {variant}"
+            )
         return f"{variant} has answered no live request yet"
     return (
         f"{variant} caused {detector.events} of {detector.observations} slow events "

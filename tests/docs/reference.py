@@ -198,7 +198,10 @@ def _arrow(pair: tuple[str, str], moves: list[str], indent: str) -> str:
 
 
 def policies_table() -> str:
-    rows = [f"| `{name}` | {_told(policy)} | {policy.monitor.duration if policy.promotes else '–'} |" for name, policy in NAMED.items()]
+    rows = [
+        f"| `{name}` | {_told(policy)} | {policy.monitor.duration if policy.promotes else '–'} |"
+        for name, policy in NAMED.items()
+    ]
     return "\n".join(["| policy | steps | watched after the promotion |", "|---|---|---|", *rows])
 
 
