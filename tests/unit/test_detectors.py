@@ -315,7 +315,7 @@ class TestPower:
         assert not guard.passed
 
     def test_a_stall_that_fails_all_in_flight_is_one_error_of_a_pass(self) -> None:
-        """Two stalls with 40 time-outs each among 12,000 requests at a budget of 0.1 %; and as many errors, scattered."""
+        """Two stalls with 40 time-outs each among 12,000 requests at a budget of 0.1 %; and the same, scattered."""
         stalled, scattered = Errors(1.25, budget=0.001), Errors(1.25, budget=0.001)
         for n in range(12_000):
             at_ns = n * 25_000_000
