@@ -5,6 +5,7 @@ import { api } from "../api.js";
 import { candidates, configuredSplit, globalKill, isLive, ownKill, splitWords } from "../derive.js";
 import { ActionDialog } from "./dialog.js";
 import { TrafficDialog, ReferenceDialog } from "./share_dialogs.js";
+import { RolloutDialog, RolloutStartDialog } from "./rollout_dialogs.js";
 import { Warn } from "./parts.js";
 
 /** The way that works when the control plane does not. */
@@ -100,13 +101,16 @@ export function Dialogs({ state }) {
   const model = models.find((view) => view.model === dialog?.model);
   const global = globalKill(state);
   const opened = useRef(null); // the kill_seq on view when the dialog opened: only that one may be released
-  const key = dialog && `${dialog.kind}/${dialog.model ?? ""}/${dialog.variant ?? ""}`;
+  const key = dialog && `${dialog.kind}/${dialog.model ?? ""}/${dialog.variant ?? ""}/${dialog.action ?? ""}`;
   if (opened.current?.key !== key) opened.current = key && { key, seq: dialog.kind === "rearmAll" ? global.seq : model?.kill_seq };
   if (!dialog) return null;
   if (dialog.kind === "killAll") return html`<${KillAllDialog} models=${models} />`;
   if (dialog.kind === "rearmAll") return html`<${RearmAllDialog} models=${models} seq=${opened.current.seq} current=${global.seq} />`;
   if (!model) return null;
-  const Known = { kill: KillDialog, rearm: RearmDialog, rollback: RollbackDialog, traffic: TrafficDialog, reference: ReferenceDialog }[dialog.kind];
-  return html`<${Known} key=${key} model=${model} variant=${dialog.variant} seq=${opened.current.seq}
+  const Known = {
+    kill: KillDialog, rearm: RearmDialog, rollback: RollbackDialog, traffic: TrafficDialog, reference: ReferenceDialog,
+    rollout: RolloutDialog, rolloutStart: RolloutStartDialog,
+  }[dialog.kind];
+  return html`<${Known} key=${key} model=${model} variant=${dialog.variant} action=${dialog.action} seq=${opened.current.seq}
     verdicts=${state.verdicts[model.model]?.data?.verdicts ?? []} killed=${model.killed || global.on} />`;
 }
