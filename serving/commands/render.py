@@ -87,6 +87,8 @@ def status_view(status: Json, verdicts: dict[str, Json]) -> RenderableType:
     ]
     for view in status.get("models", []):
         parts += [Text(""), model_table(view)]
+        if view.get("rollouts"):
+            parts += [Text("rollouts", style="dim"), rollout_table(view["rollouts"])]
         answer = verdicts.get(view["model"])
         if answer and answer.get("verdicts"):
             stale = "  (stale: the monitor is silent)" if answer.get("stale") else ""

@@ -149,11 +149,11 @@ def follow(before: ControlState, outcome: Outcome, command: Command, now_ns: int
 
 def _meaning(before: ControlState, after: ControlState, rollout: Rollout, command: Command, by: By) -> Event | None:
     table, old = after.tables.get(rollout.model), before.tables.get(rollout.model)
-    if gone := _gone(rollout, table, old):
-        return Event(Move.ABORT, gone)
     killed = any(after.kills.get(name, OFF).on for name in (rollout.model, ALL))
     if rollout.state is State.KILLED:
         return None if killed else Event(Move.REARM, f"re-armed: {by.reason}")
+    if gone := _gone(rollout, table, old):
+        return Event(Move.ABORT, gone)
     if killed:
         return Event(Move.KILL, by.reason)
     if rollout.state in OUT:

@@ -20,6 +20,7 @@ from serving.control.tables import (
     explains,
     join,
     known_variant,
+    one_epoch,
     refuse_while_killed,
     table_of,
     take_out,
@@ -67,7 +68,8 @@ def step(state: ControlState, command: Command, now_ns: int) -> Outcome:
     outcome = follow(state, outcome, command, now_ns)
     if outcome.state is state:
         return outcome
-    return replace(outcome, state=replace(outcome.state, rev=state.rev + 1))
+    tables = {name: one_epoch(state.tables.get(name), table) for name, table in outcome.state.tables.items()}
+    return replace(outcome, state=replace(outcome.state, tables=tables, rev=state.rev + 1))
 
 
 # ---------------------------------------------------------------- traffic

@@ -100,6 +100,14 @@ def with_shares(
     return changed
 
 
+def one_epoch(before: RouteTable | None, after: RouteTable) -> RouteTable:
+    """The table as one change of what it was, however many steps led to it."""
+    if before is None or after.epoch <= before.epoch + 1:
+        return after
+    epoch = before.epoch + 1
+    return replace(after, epoch=epoch, since={name: min(at, epoch) for name, at in after.since.items()})
+
+
 def take_out(state: ControlState, table: RouteTable, targets: dict[str, tuple[Latch, By]], now_ns: int) -> Outcome:
     """Weight and shadow of each target to 0 in one epoch, and its veto as given, by whom given."""
     changed = table

@@ -115,3 +115,14 @@ def test_a_refusal_is_exit_code_4_and_an_unclear_target_1(capsys: pytest.Capture
     assert "several rollouts under way, name one: int8-1, other-2" in capsys.readouterr().err
     assert Server().run("show", "moderation") == 1
     assert "no rollout 'moderation'" in capsys.readouterr().err
+
+
+def test_the_status_lists_the_rollouts_of_each_model(capsys: pytest.CaptureFixture[str]) -> None:
+    model = {"model": "moderation", "epoch": 4, "killed": False, "kill_seq": 0, "variants": [], "rollouts": [VIEW]}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found = {"models": [model]} if request.url.path.endswith("/status") else {"verdicts": []}
+        return httpx.Response(200, json=found)
+
+    assert main(("status",), transport=httpx.MockTransport(answer)) == 0
+    assert "waits for the approval of an operator" in capsys.readouterr().out
