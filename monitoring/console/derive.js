@@ -52,6 +52,16 @@ export const configuredSplit = (model) => {
   return model.variants.map(({ name, weight }) => ({ name, percent: name === model.baseline ? Math.max(0, 100 - others) : weight ?? 0 }));
 };
 
+/** The split that a re-arm brings back: a rollout that the kill ended goes back instead. */
+export function rearmedSplit(model) {
+  const ended = new Set((model.rollouts ?? []).filter(({ state }) => state === "killed").map(({ variant }) => variant));
+  const split = configuredSplit(model);
+  const back = split.filter(({ name }) => ended.has(name)).reduce((sum, { percent: share }) => sum + share, 0);
+  return split.map(({ name, percent: share }) => ({
+    name, percent: ended.has(name) ? 0 : name === model.baseline ? share + back : share,
+  }));
+}
+
 export const splitWords = (split) =>
   split.filter(({ percent: share }) => share > 0).map(({ name, percent: share }) => `${name} ${percent(share)}`).join(", ");
 

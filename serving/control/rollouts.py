@@ -151,7 +151,7 @@ def _meaning(before: ControlState, after: ControlState, rollout: Rollout, comman
     table, old = after.tables.get(rollout.model), before.tables.get(rollout.model)
     killed = any(after.kills.get(name, OFF).on for name in (rollout.model, ALL))
     if rollout.state is State.KILLED:
-        return None if killed else Event(Move.REARM, f"re-armed: {by.reason}")
+        return None if killed else Event(Move.REARM, f"killed ({rollout.why}) and re-armed: {by.reason}")
     if gone := _gone(rollout, table, old):
         return Event(Move.ABORT, gone)
     if killed:

@@ -228,6 +228,7 @@ def test_a_kill_latches_the_rollout_until_the_rearm_which_takes_the_candidate_ou
     assert weights(table(outcome.state))["distilled"] == 0  # in the same snapshot
     assert outcome.state.vetoes["moderation/distilled"].on
     assert [row.action for row in outcome.audit] == ["rearm", "rollback", "rollout-rearm"]
+    assert only(outcome.state).why == "killed (agreement is gone) and re-armed: because"
 
 
 def _move(move: Move) -> MoveRollout:

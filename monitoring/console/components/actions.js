@@ -2,7 +2,7 @@
 import { html, useRef } from "../html.js";
 import { percent } from "../format.js";
 import { api } from "../api.js";
-import { candidates, configuredSplit, globalKill, isLive, ownKill, splitWords } from "../derive.js";
+import { candidates, configuredSplit, globalKill, isLive, ownKill, rearmedSplit, splitWords } from "../derive.js";
 import { ActionDialog } from "./dialog.js";
 import { TrafficDialog, ReferenceDialog } from "./share_dialogs.js";
 import { RolloutDialog, RolloutStartDialog } from "./rollout_dialogs.js";
@@ -49,7 +49,7 @@ function KillAllDialog({ models }) {
 }
 
 function RearmDialog({ model, seq }) {
-  const split = configuredSplit(model);
+  const split = rearmedSplit(model);
   const moved = model.kill_seq !== seq;
   return html`<${ActionDialog} title="Re-arm ${model.model}" verb="Re-arm, releasing kill ${seq}"
       invalid=${moved ? `The kill in force is now ${model.kill_seq}, not ${seq}. Close this and look at the timeline first.` : null}
@@ -69,7 +69,7 @@ function RearmAllDialog({ models, seq, current }) {
       success=${() => ({ title: "The global kill-switch is released", text: still.length ? `Still killed on their own: ${still.join(", ")}.` : "" })}>
     <p>Global kill <b>${seq}</b> is released. These routing tables come back into force at once:</p>
     <ul>${models.filter((model) => !ownKill(model)).map((model) => html`
-      <li key=${model.model}><b>${model.model}</b>: ${splitWords(configuredSplit(model))}</li>`)}</ul>
+      <li key=${model.model}><b>${model.model}</b>: ${splitWords(rearmedSplit(model))}</li>`)}</ul>
     ${still.length > 0 && html`<p>Killed on their own, and staying so: <b>${still.join(", ")}</b>.</p>`}
   <//>`;
 }
