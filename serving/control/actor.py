@@ -13,7 +13,6 @@ import hashlib
 import logging
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,11 +23,12 @@ from serving.config import Config
 from serving.contract import ControlWord
 from serving.control.api import create_app
 from serving.control.auth import Auth
+from serving.control.database import Database
 from serving.control.gateways import GatewayInfo
 from serving.control.monitor_link import MonitorLink
 from serving.control.plane import Plane
 from serving.control.seed import VariantFacts, specs
-from serving.control.store import SqliteStore, StoreError
+from serving.control.store import ONLY, SqlStore, StoreError
 from serving.control.word import WordLink
 from serving.errors import StartError
 
@@ -36,7 +36,6 @@ __all__ = ["ControlActor", "ControlSettings", "VariantFacts"]
 
 log = logging.getLogger("canarium.control")
 
-DATABASE_FILE = "canarium.db"
 BACKLOG = 128
 START_TIMEOUT_S = 20.0
 SHUTDOWN_S = 3.0
@@ -140,7 +139,7 @@ class ControlActor:
             except OSError as error:
                 raise StartError(f"the control word {settings.word_path} cannot be opened: {error}") from error
             plane = self._plane = Plane(
-                store=SqliteStore(Path(settings.state_dir) / DATABASE_FILE),
+                store=await asyncio.to_thread(_open_store, settings, config),
                 word=WordLink(word),
                 clock=clock,
                 monitor=MonitorLink(settings.monitor_url, clock),
@@ -178,6 +177,13 @@ class ControlActor:
             serving.cancel()
         if plane is not None:
             await plane.close()
+
+
+def _open_store(settings: ControlSettings, config: Config) -> SqlStore:
+    """The configured store. Raises `StartError`."""
+    database = Database.of(config.state.database, settings.state_dir)
+    holder = ONLY if database.path is not None else f"{socket.gethostname()}/{settings.instance}"
+    return SqlStore(database, holder)
 
 
 def _failed(task: asyncio.Task[Plane]) -> bool:

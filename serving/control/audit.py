@@ -58,11 +58,16 @@ def iso(at_ns: int) -> str:
 
 def chained(draft: AuditDraft, seq: int, prev_hash: str) -> AuditEntry:
     """Give a row its place in the chain."""
-    fields = {name: getattr(draft, name) for name in AuditDraft.__struct_fields__ if name != "at_ns"}
+    fields = {name: _held(getattr(draft, name)) for name in AuditDraft.__struct_fields__ if name != "at_ns"}
     # What is hashed is what a reader gets back: plain JSON values.
     plain = orjson.loads(orjson.dumps(fields, option=orjson.OPT_NON_STR_KEYS))
     entry = AuditEntry(seq=seq, at=iso(draft.at_ns), prev_hash=prev_hash, hash="", **plain)
     return msgspec.structs.replace(entry, hash=digest(entry))
+
+
+def _held(value: Any) -> Any:
+    """A text without NUL, which no column of PostgreSQL can hold; whatever else as it is."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
 
 
 def digest(entry: AuditEntry) -> str:

@@ -1,0 +1,70 @@
+"""Brings a database to the newest schema. The migrations say what that is, and nothing else does."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from serving.errors import StartError
+
+MIGRATIONS = Path(__file__).with_name("migrations")
+#: PostgreSQL's advisory lock under which one process at a time migrates ("canarium" in ASCII).
+LOCK = 0x63616E617269756D
+MIGRATION_TIMEOUT_S = 60
+#: The schema version that release 0.1 wrote, and the revision that it is.
+FIRST_RELEASE, FIRST_REVISION = 1, "0001"
+
+
+def migrate(connection: sa.Connection, where: str) -> None:
+    """Bring the database to the newest schema, within the transaction of `connection`.
+
+    Others that start at the same moment wait: for the transaction itself with SQLite (it must have begun with
+    `BEGIN IMMEDIATE`), for an advisory lock with PostgreSQL.
+
+    Args:
+        connection: in a transaction.
+        where: the database, as errors name it.
+
+    Raises:
+        StartError: a newer Canarium wrote the database.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{MIGRATION_TIMEOUT_S}s'")
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{MIGRATION_TIMEOUT_S}s'")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
+    config = _config()
+    config.attributes["connection"] = connection
+    found = MigrationContext.configure(connection).get_current_revision()
+    if found is None and sa.inspect(connection).has_table("schema_version"):
+        version = connection.exec_driver_sql("SELECT version FROM schema_version").scalar()
+        if version != FIRST_RELEASE:
+            raise _newer(where, f"schema version {version}")
+        command.stamp(config, FIRST_REVISION)
+    elif found is not None and found not in revisions():
+        raise _newer(where, f"schema revision {found}")
+    command.upgrade(config, "head")
+
+
+@cache
+def revisions() -> tuple[str, ...]:
+    """The known revisions, newest first."""
+    return tuple(script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions())
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _newer(where: str, found: str) -> StartError:
+    return StartError(
+        f"the state database {where} has {found} and this Canarium knows up to {revisions()[0]}: "
+        "run the version that wrote it, or restore a backup"
+    )
