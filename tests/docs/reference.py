@@ -39,7 +39,7 @@ MEANINGS = {
     "server.max_body_mib": "largest HTTP request body, packed or unpacked (413); gRPC messages (RESOURCE_EXHAUSTED) and answers are held to it as well",
     "server.max_inflight_mib": "HTTP request bodies held at once by one gateway (503)",
     "state.dir": "everything an instance writes, the registry aside; relative to the working directory",
-    "state.database": "where the control plane keeps its state",
+    "state.database": "where the control plane keeps its state: `sqlite` is a file in `state.dir`; else `postgresql+psycopg://USER:${NAME}@HOST/DATABASE`, `${NAME}` being an environment variable",
     "registry.dir": "the model registry",
     "auth.mode": "`tokens` asks every caller for a bearer token",
     "auth.tokens_file": "lines of `name:role:sha256`; read once at start",
