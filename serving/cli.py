@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from serving.commands import inspect, lifecycle, models, traffic
+from serving.commands import inspect, lifecycle, models, tokens, traffic
 from serving.commands.common import ERROR, OK, REFUSED, UNREACHABLE
 from serving.errors import CanariumError
 
@@ -34,7 +34,7 @@ def canarium() -> None:
     """Serve a trusted model beside its cheaper variants, watch them, and put everything back when evidence turns."""
 
 
-for command in (*lifecycle.COMMANDS, *traffic.COMMANDS, *inspect.COMMANDS, *models.COMMANDS):
+for command in (*lifecycle.COMMANDS, *traffic.COMMANDS, *inspect.COMMANDS, *models.COMMANDS, *tokens.COMMANDS):
     canarium.add_command(command)
 
 

@@ -104,6 +104,7 @@ class AuthConfig(_Section):
 
     mode: Literal["none", "tokens"] = "none"
     tokens_file: str | None = None
+    data_plane: Literal["tokens", "open"] = "tokens"
 
     @model_validator(mode="after")
     def _file_given(self) -> AuthConfig:

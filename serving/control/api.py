@@ -118,7 +118,7 @@ class Admin:
     # ------------------------------------------------------------ reading
 
     async def _status(self, _request: Request, _principal: Principal) -> Response:
-        return http.answer(self._plane.status())
+        return http.answer({**self._plane.status(), "auth": self._auth.view()})
 
     async def _models(self, _request: Request, _principal: Principal) -> Response:
         return http.answer({"models": [self._plane.view(model) for model in self._plane.state.tables]})
