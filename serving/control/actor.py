@@ -23,6 +23,7 @@ from serving.config import Config
 from serving.contract import ControlWord
 from serving.control.api import create_app
 from serving.control.auth import Auth
+from serving.control.backup import seen_lease
 from serving.control.database import Database
 from serving.control.gateways import GatewayInfo
 from serving.control.monitor_link import MonitorLink
@@ -31,6 +32,7 @@ from serving.control.seed import VariantFacts, specs
 from serving.control.store import ONLY, SqlStore, StoreError
 from serving.control.word import WordLink
 from serving.errors import StartError
+from serving.paths import Paths
 
 __all__ = ["ControlActor", "ControlSettings", "VariantFacts"]
 
@@ -183,7 +185,7 @@ def _open_store(settings: ControlSettings, config: Config) -> SqlStore:
     """The configured store. Raises `StartError`."""
     database = Database.of(config.state.database, settings.state_dir)
     holder = ONLY if database.path is not None else f"{socket.gethostname()}/{settings.instance}"
-    return SqlStore(database, holder)
+    return SqlStore(database, holder, seen_lease(Paths.of(settings.state_dir).snapshot_file))
 
 
 def _failed(task: asyncio.Task[Plane]) -> bool:

@@ -136,7 +136,8 @@ class Admin:
     async def _audit(self, request: Request, _principal: Principal) -> Response:
         limit = http.integer(request, "limit", 100, 1, 1000) or 100
         before = http.integer(request, "before", None, 1, SEQ_MAX)
-        entries = await self._plane.audit(request.query_params.get("model") or None, limit, before)
+        after = http.integer(request, "after", None, 0, SEQ_MAX)
+        entries = await self._plane.audit(request.query_params.get("model") or None, limit, before, after)
         return http.answer({"entries": entries})
 
     async def _verify(self, _request: Request, _principal: Principal) -> Response:

@@ -194,9 +194,11 @@ class Plane:
             "models": [self.view(model) for model in self._state.tables],
         }
 
-    async def audit(self, model: str | None, limit: int, before: int | None) -> list[AuditEntry]:
-        """A page of the trail, newest first. Raises `RequestError` UNAVAILABLE."""
-        return await self._read(lambda: self._store.audit(model, limit, before))
+    async def audit(
+        self, model: str | None, limit: int, before: int | None = None, after: int | None = None
+    ) -> list[AuditEntry]:
+        """A page of the trail, newest first, or oldest first beyond `after`. Raises `RequestError` UNAVAILABLE."""
+        return await self._read(lambda: self._store.audit(model, limit, before, after))
 
     async def verify(self) -> Verification:
         """Check the whole trail. Raises `RequestError` UNAVAILABLE."""

@@ -40,15 +40,33 @@ def migrate(connection: sa.Connection, where: str) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
     config = _config()
     config.attributes["connection"] = connection
-    found = MigrationContext.configure(connection).get_current_revision()
-    if found is None and sa.inspect(connection).has_table("schema_version"):
-        version = connection.exec_driver_sql("SELECT version FROM schema_version").scalar()
-        if version != FIRST_RELEASE:
-            raise _newer(where, f"schema version {version}")
-        command.stamp(config, FIRST_REVISION)
-    elif found is not None and found not in revisions():
-        raise _newer(where, f"schema revision {found}")
+    found, marked = _found(connection, where)
+    if found and not marked:
+        command.stamp(config, found)
     command.upgrade(config, "head")
+
+
+def revision_of(connection: sa.Connection, where: str) -> str:
+    """The revision of a database's schema. Raises `StartError`: it is a newer one, or there is none."""
+    found, _ = _found(connection, where)
+    if not found:
+        raise StartError(f"{where} is no state database")
+    return found
+
+
+def _found(connection: sa.Connection, where: str) -> tuple[str, bool]:
+    """The revision (empty for a new database), and whether Alembic's mark is there. Raises `StartError` if newer."""
+    marked = MigrationContext.configure(connection).get_current_revision()
+    if marked is not None:
+        if marked not in revisions():
+            raise _newer(where, f"schema revision {marked}")
+        return marked, True
+    if not sa.inspect(connection).has_table("schema_version"):
+        return "", False
+    version = connection.exec_driver_sql("SELECT version FROM schema_version").scalar()
+    if version != FIRST_RELEASE:
+        raise _newer(where, f"schema version {version}")
+    return FIRST_REVISION, False
 
 
 @cache

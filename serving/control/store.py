@@ -82,13 +82,15 @@ class SqlStore:
     Args:
         database: where.
         holder: names this control plane to others; one that starts again under the same name leads at once.
+        floor: the highest lease that is known to have been seen; the next one is above it, whatever the database says.
 
     Raises:
         StartError: the database cannot be reached or used, or was written by a newer version.
     """
 
-    def __init__(self, database: Database, holder: str) -> None:
+    def __init__(self, database: Database, holder: str, floor: int = 0) -> None:
         self.holder = holder
+        self._floor = floor
         self._database = database
         self._lease = 0
         if database.path is not None:
@@ -128,8 +130,9 @@ class SqlStore:
                 raise StartError(
                     f"the state in {self._database.shown} cannot be read ({error}): restore a backup"
                 ) from error
-            connection.execute(sa.update(_state).values(lease=row.lease + 1, holder=self.holder, beat=0))
-        self._lease = row.lease + 1
+            lease = max(row.lease, self._floor) + 1
+            connection.execute(sa.update(_state).values(lease=lease, holder=self.holder, beat=0))
+        self._lease = lease
         return msgspec.structs.replace(state, lease=self._lease)
 
     def renew(self) -> None:
@@ -175,18 +178,8 @@ class SqlStore:
             return [_entry(row) for row in connection.execute(query).mappings()]
 
     def verify(self) -> Verification:
-        check, last = ChainCheck(), None
         with self._transaction(self._reader) as connection:
-            head = connection.execute(sa.select(_state.c.audit_seq, _state.c.audit_hash)).one()
-            while True:
-                page = sa.select(_audit).order_by(_audit.c.seq).limit(VERIFY_PAGE)
-                if last is not None:
-                    page = page.where(_audit.c.seq > last)
-                rows = [_entry(row) for row in connection.execute(page).mappings()]
-                if not rows:
-                    return check.finish(head.audit_seq, head.audit_hash)
-                check.feed(rows)
-                last = rows[-1].seq
+            return verify_trail(connection)
 
     def close(self) -> None:
         with suppress(StoreError):
@@ -215,8 +208,26 @@ class SqlStore:
 class SqliteStore(SqlStore):
     """The store in one SQLite file."""
 
-    def __init__(self, path: Path, holder: str = ONLY) -> None:
-        super().__init__(Database.in_file(path), holder)
+    def __init__(self, path: Path, holder: str = ONLY, floor: int = 0) -> None:
+        super().__init__(Database.in_file(path), holder, floor)
+
+
+def head_of(connection: sa.Connection) -> tuple[int, str]:
+    """Number and hash of the last audit row, as they are kept beside the trail."""
+    row = connection.execute(sa.select(_state.c.audit_seq, _state.c.audit_hash)).one()
+    return row.audit_seq, row.audit_hash
+
+
+def verify_trail(connection: sa.Connection) -> Verification:
+    """Walk the whole trail page by page; `connection` must see one moment throughout."""
+    check, page = ChainCheck(), sa.select(_audit).order_by(_audit.c.seq).limit(VERIFY_PAGE)
+    head, beyond = head_of(connection), page
+    while True:
+        rows = [_entry(row) for row in connection.execute(beyond).mappings()]
+        if not rows:
+            return check.finish(*head)
+        check.feed(rows)
+        beyond = page.where(_audit.c.seq > rows[-1].seq)
 
 
 def _leader(row: Any) -> Leader:
