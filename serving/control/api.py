@@ -17,12 +17,14 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from serving.clock import Clock
-from serving.control import http
-from serving.control.audit import storable
+from serving.contract import Snapshot
+from serving.control import docs_page, http
+from serving.control.audit import AuditEntry, Verification, storable
 from serving.control.auth import Action, Auth, Principal
 from serving.control.events import KEEP_ALIVE_S
 from serving.control.idempotency import Answers
 from serving.control.monitor_link import Heartbeat
+from serving.control.openapi import PREFIX, AdminRoute, Parameter, operation, operation_of
 from serving.control.plane import Plane
 from serving.control.seed import fresh_salt
 from serving.control.state import table_of
@@ -68,6 +70,16 @@ class RearmBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True
     kill_seq: int
 
 
+class AuditPage(msgspec.Struct, frozen=True):
+    """A page of the audit log."""
+
+    entries: list[AuditEntry]
+
+
+def _between(low: int, high: int) -> dict[str, Any]:
+    return {"type": "integer", "minimum": low, "maximum": high}
+
+
 class Admin:
     """The handlers; each gets an authenticated principal that may do what it asks for."""
 
@@ -98,7 +110,7 @@ class Admin:
             self._route("GET", one, Action.READ, self._model),
         ]
 
-    def _route(self, method: str, path: str, action: Action, handler: Handler) -> Route:
+    def _route(self, method: str, path: str, action: Action, handler: Handler) -> AdminRoute:
         async def endpoint(request: Request) -> Response:
             try:
                 client = request.client.host if request.client else ""
@@ -113,36 +125,63 @@ class Admin:
             except Exception as error:
                 return http.of_error(error)
 
-        return Route(path, endpoint, methods=[method])
+        return AdminRoute(path, endpoint, method, action, operation_of(handler))
 
     # ------------------------------------------------------------ reading
 
+    @operation("The whole deployment: models, gateways, monitor, kill-switch, database.")
     async def _status(self, _request: Request, _principal: Principal) -> Response:
         return http.answer({**self._plane.status(), "auth": self._auth.view()})
 
+    @operation("Every model with its variants and their shares: `models`.")
     async def _models(self, _request: Request, _principal: Principal) -> Response:
         return http.answer({"models": [self._plane.view(model) for model in self._plane.state.tables]})
 
+    @operation("One model with its variants and their shares; `epoch` is what If-Match takes.")
     async def _model(self, request: Request, _principal: Principal) -> Response:
         return http.answer(self._plane.view(request.path_params["model"]))
 
+    @operation("What the guards said of a model in the monitor's last heartbeat.")
     async def _verdicts(self, request: Request, _principal: Principal) -> Response:
         return http.answer(self._plane.monitor.verdicts(self._known(request)))
 
+    @operation(
+        "Recent rates and latencies of a model, from the monitor.",
+        query=(Parameter("seconds", _between(1, SERIES_MAX_S), "how far back; 600 without it"),),
+    )
     async def _series(self, request: Request, _principal: Principal) -> Response:
         seconds = http.integer(request, "seconds", 600, 1, SERIES_MAX_S) or 600
         return http.answer(await self._plane.monitor.series(self._known(request), seconds))
 
+    @operation(
+        "A page of the audit log, newest first.",
+        answer=AuditPage,
+        query=(
+            Parameter("model", {"type": "string"}, "rows of this model and of all models only"),
+            Parameter("limit", _between(1, 1000), "rows; 100 without it"),
+            Parameter("before", _between(1, SEQ_MAX), "rows older than this one"),
+            Parameter("after", _between(0, SEQ_MAX), "rows newer than this one, oldest first"),
+        ),
+    )
     async def _audit(self, request: Request, _principal: Principal) -> Response:
         limit = http.integer(request, "limit", 100, 1, 1000) or 100
         before = http.integer(request, "before", None, 1, SEQ_MAX)
         after = http.integer(request, "after", None, 0, SEQ_MAX)
         entries = await self._plane.audit(request.query_params.get("model") or None, limit, before, after)
-        return http.answer({"entries": entries})
+        return http.answer(AuditPage(entries))
 
+    @operation("Check the hash chain of the whole audit log.", answer=Verification)
     async def _verify(self, _request: Request, _principal: Principal) -> Response:
         return http.answer(await self._plane.verify())
 
+    @operation(
+        "The routing that gateways obey; with `rev`, once it is another than that.",
+        answer=Snapshot,
+        query=(
+            Parameter("rev", _between(-1, SEQ_MAX), "what the caller has; without it the answer comes at once"),
+            Parameter("wait_s", _between(0, 60), "seconds to wait for a change; 10 without it"),
+        ),
+    )
     async def _snapshot(self, request: Request, _principal: Principal) -> Response:
         rev = http.integer(request, "rev", None, -1, SEQ_MAX)
         wait_s = http.integer(request, "wait_s", 10, 0, 60) or 0
@@ -161,6 +200,7 @@ class Admin:
         finally:
             self._parked -= 1
 
+    @operation("Server-sent events: `snapshot`, `audit`, `verdicts`, as they happen.", media="text/event-stream")
     async def _events(self, _request: Request, _principal: Principal) -> Response:
         if self._plane.events.full:
             raise RequestError(ErrorKind.OVERLOADED, "too many clients follow the events already", 5)
@@ -180,6 +220,7 @@ class Admin:
 
     # ------------------------------------------------------------ changing
 
+    @operation("Set shares of live traffic, shadow copies and reference scoring.", body=TrafficBody, conditional=True)
     async def _traffic(self, request: Request, principal: Principal) -> Response:
         body = await self._body(request, TrafficBody)
         model = self._known(request)
@@ -196,6 +237,7 @@ class Admin:
         await self._plane.execute(command)
         return http.answer(self._plane.view(model))
 
+    @operation("Take a candidate, or each of them, out of all traffic, and keep it out.", body=RollbackBody)
     async def _rollback(self, request: Request, principal: Principal) -> Response:
         body = await self._body(request, RollbackBody)
         model = self._known(request)
@@ -204,6 +246,7 @@ class Admin:
         epoch = table_of(self._plane.state, model).epoch
         return http.answer({"model": model, "epoch": epoch, "rolled_back": [row.variant for row in outcome.audit]})
 
+    @operation("Only the baseline answers, until re-armed.", body=KillBody)
     async def _kill(self, request: Request, principal: Principal) -> Response:
         body = await self._body(request, KillBody)
         model = self._known(request)
@@ -213,6 +256,7 @@ class Admin:
         await self._plane.execute(Kill(model, _by(body, principal, body.evidence), seq))
         return http.answer({"model": model, "kill_seq": self._plane.state.kills[model].seq})
 
+    @operation("Release the kill of this number, and no other.", body=RearmBody)
     async def _rearm(self, request: Request, principal: Principal) -> Response:
         body = await self._body(request, RearmBody)
         model = self._known(request)
@@ -221,6 +265,7 @@ class Admin:
             return http.answer(self._plane.status()["kill_switch"])
         return http.answer(self._plane.view(model))
 
+    @operation("The monitor's report.", body=Heartbeat)
     async def _heartbeat(self, request: Request, _principal: Principal) -> Response:
         self._plane.heartbeat(await self._body(request, Heartbeat))
         return http.answer({"rev": self._plane.state.rev, "lease": self._plane.state.lease})
@@ -261,9 +306,11 @@ def create_app(
     async def healthz(_request: Request) -> Response:
         return http.answer({"status": "ok"})
 
+    admin = Admin(plane, auth, clock).routes()
     routes: list[BaseRoute] = [
         Route("/healthz", healthz, methods=["GET"]),
-        Mount("/admin/v1", routes=Admin(plane, auth, clock).routes()),
+        *docs_page.routes(admin),
+        Mount(PREFIX, routes=admin),
     ]
     if console_dir and Path(console_dir).is_dir():
         routes.append(Mount("/", StaticFiles(directory=console_dir, html=True)))
