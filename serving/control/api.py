@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -44,15 +44,22 @@ Handler = Callable[[Request, Principal], Awaitable[Response]]
 Body = TypeVar("Body")
 
 
+# Bounds are described here, and judged where they matter, in better words than a decoder has.
+Reason = Annotated[str, msgspec.Meta(extra_json_schema={"minLength": 1, "pattern": r"\S"})]
+Actor = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": ACTOR_MAX, "description": "printable"})]
+Percent = Annotated[float, msgspec.Meta(extra_json_schema={"minimum": 0, "maximum": 100, "multipleOf": 0.01})]
+Seq = Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 1, "maximum": SEQ_MAX})]
+
+
 class _Mutation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    reason: str
-    actor: str | None = None
+    reason: Reason
+    actor: Actor | None = None
 
 
 class TrafficBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    weights: dict[str, float] = {}
-    shadow: dict[str, float] = {}
-    reference_percent: float | None = None
+    weights: dict[str, Percent] = {}
+    shadow: dict[str, Percent] = {}
+    reference_percent: Percent | None = None
     override_pause: bool = False
 
 
@@ -63,11 +70,11 @@ class RollbackBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 class KillBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
     evidence: dict[str, Any] = {}
-    kill_seq: int | None = None
+    kill_seq: Seq | None = None
 
 
 class RearmBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    kill_seq: int
+    kill_seq: Seq
 
 
 class AuditPage(msgspec.Struct, frozen=True):
@@ -309,7 +316,7 @@ def create_app(
     admin = Admin(plane, auth, clock).routes()
     routes: list[BaseRoute] = [
         Route("/healthz", healthz, methods=["GET"]),
-        *docs_page.routes(admin),
+        *docs_page.routes(admin, secured=auth.needed),
         Mount(PREFIX, routes=admin),
     ]
     if console_dir and Path(console_dir).is_dir():

@@ -33,9 +33,10 @@ td, th { text-align: left; vertical-align: top; border-bottom: 1px solid var(--l
 """
 
 
-def routes(admin: Sequence[BaseRoute]) -> list[BaseRoute]:
-    """The routes that describe these: for programs and for people. They tell nothing of the deployment."""
-    spec = document(admin, version("canarium"))
+def routes(admin: Sequence[BaseRoute], *, secured: bool) -> list[BaseRoute]:
+    """The routes that describe these, for programs and for people. They tell of the deployment only whether it
+    asks for tokens (`secured`)."""
+    spec = document(admin, version("canarium"), secured=secured)
     page, encoded = render(spec), msgspec.json.encode(spec)
 
     async def openapi(_request: Request) -> Response:

@@ -88,8 +88,14 @@ def operation_of(handler: Handler) -> Operation | None:
     return found
 
 
-def document(routes: Iterable[Any], version: str) -> Json:
-    """The OpenAPI document of the admin routes among `routes`; `version` is that of this Canarium."""
+def document(routes: Iterable[Any], version: str, *, secured: bool) -> Json:
+    """The OpenAPI document of the admin routes among `routes`.
+
+    Args:
+        routes: those of which to tell.
+        version: of this Canarium.
+        secured: whether a token is asked for.
+    """
     admin = [route for route in routes if isinstance(route, AdminRoute)]
     kinds: list[Any] = [AuditEntry, Verification]
     for route in admin:
@@ -113,7 +119,7 @@ def document(routes: Iterable[Any], version: str) -> Json:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "security": [{"token": []}],
+        "security": [{"token": []}] if secured else [],
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": schemas,
