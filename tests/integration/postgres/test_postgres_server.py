@@ -6,10 +6,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import psycopg
 import pytest
 from control_kit import seeded
+from test_control_actor import settings
 
+from serving.control import lease
+from serving.control.actor import ControlActor
 from serving.control.database import STATEMENT_TIMEOUT_S, Database
 from serving.control.schema import revisions
 from serving.control.store import SqlStore, StoreError
@@ -92,6 +96,26 @@ def test_a_lock_that_somebody_else_holds_is_not_waited_for_without_end(
         assert store.verify().entries == 0  # readers are not held up
     store.write(seeded(), [ROW])
     store.close()
+
+
+async def test_a_second_control_plane_waits_for_the_first_and_then_says_who_leads(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CANARIUM_DATABASE_URL", postgres.url("t-two"))
+    monkeypatch.setattr(lease, "WAIT_S", 2.0)
+
+    def start(name: str) -> ControlActor:
+        (tmp_path / name).mkdir()
+        return ControlActor(msgspec.structs.replace(settings(tmp_path / name), instance=name))
+
+    first = start("one")
+    assert (await first.ready())["lease"] == 1
+    second = start("two")
+    with pytest.raises(StartError, match=r"another control plane \(\S+/one, lease 1\) leads .* end it first"):
+        await second.ready()
+    await first.shutdown()
+    assert (await second.ready())["lease"] == 2  # tried again: at once
+    await second.shutdown()
 
 
 def test_checking_the_trail_sees_one_moment(postgres: PostgresServer, tmp_path: Path) -> None:
