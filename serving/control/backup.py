@@ -193,9 +193,11 @@ def _set_aside(place: Path, now_ns: int) -> str:
         return ""
     aside = place.with_name(f"{place.name}.before-{iso(now_ns).replace(':', '').replace('.', '-')}")
     os.link(place, aside)
-    for suffix in COMPANIONS:
-        with contextlib.suppress(FileNotFoundError):
-            Path(f"{place}{suffix}").rename(f"{aside}{suffix}")
+    log, index = (Path(f"{place}{suffix}") for suffix in COMPANIONS)
+    if log.exists() and log.stat().st_size:  # what was committed and has not reached the file itself
+        log.rename(f"{aside}-wal")
+    log.unlink(missing_ok=True)
+    index.unlink(missing_ok=True)  # made anew from the log
     return str(aside)
 
 

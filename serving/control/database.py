@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from serving.errors import StartError
@@ -92,6 +92,17 @@ class Database:
             for form in {secret, quote(secret), quote(secret, safe="")}:
                 text = text.replace(form, "***")
         return " ".join(text.split())
+
+    def probe(self) -> None:
+        """Connect, and change nothing. Raises `StartError` if it does not answer."""
+        engine = self.reader()
+        try:
+            with engine.connect() as connection:
+                connection.exec_driver_sql("SELECT 1")
+        except SQLAlchemyError as error:
+            raise StartError(f"{self.shown}: {self.redacted(str(getattr(error, 'orig', None) or error))}") from None
+        finally:
+            engine.dispose()
 
     def writer(self) -> sa.Engine:
         """One connection for changes; its transactions exclude each other from their first statement or row on."""

@@ -67,6 +67,15 @@ def test_a_wrong_password_is_refused_and_not_repeated(postgres: PostgresServer, 
     assert caught.value.__cause__ is None or "wr0ng" not in str(caught.value.__cause__)
 
 
+def test_doctor_says_whether_it_answers(postgres: PostgresServer, tmp_path: Path) -> None:
+    Database.of(postgres.url("t-probe"), tmp_path, {}).probe()
+    with pytest.raises(
+        StartError, match=r"^postgresql\+psycopg://canarium:\*\*\*@/t-absent\S+: .*does not exist"
+    ) as caught:
+        Database.of(postgres.url("t-probe").replace("t-probe", "t-absent"), tmp_path, {}).probe()
+    assert "pass" not in str(caught.value)
+
+
 def test_the_password_can_come_from_a_password_file(
     postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
