@@ -16,7 +16,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from serving.control.audit import GENESIS, AuditEntry, ChainCheck, Verification, chained
+from serving.control.audit import GENESIS, AuditEntry, ChainCheck, Verification, continued
 from serving.control.database import Database
 from serving.control.lease import Leader, LeaseHeld, StaleLease, StoreError
 from serving.control.schema import migrate
@@ -92,7 +92,7 @@ class SqlStore:
         self.holder = holder
         self._floor = floor
         self._database = database
-        self._lease = 0
+        self._lease, self._head = 0, (0, GENESIS)
         if database.path is not None:
             try:
                 os.close(os.open(database.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -132,7 +132,7 @@ class SqlStore:
                 ) from error
             lease = max(row.lease, self._floor) + 1
             connection.execute(sa.update(_state).values(lease=lease, holder=self.holder, beat=0))
-        self._lease = lease
+        self._lease, self._head = lease, (row.audit_seq, row.audit_hash)
         return msgspec.structs.replace(state, lease=self._lease)
 
     def renew(self) -> None:
@@ -150,18 +150,25 @@ class SqlStore:
             columns = (_state.c.lease, _state.c.audit_seq, _state.c.audit_hash)
             head = connection.execute(sa.select(*columns).with_for_update()).one()
             self._fence(head.lease)
-            seq, last, entries = head.audit_seq, head.audit_hash, []
-            for draft in drafts:
-                entry = chained(draft, seq + 1, last)
-                seq, last = entry.seq, entry.hash
-                entries.append(entry)
-            if entries:
-                connection.execute(sa.insert(_audit), [_row(entry) for entry in entries])
+            landed = self._landed(connection, head.audit_seq)
+            entries, new = continued(self._head, landed, drafts)
+            if new:
+                connection.execute(sa.insert(_audit), [_row(entry) for entry in new])
+            seq, last = (new[-1].seq, new[-1].hash) if new else (head.audit_seq, head.audit_hash)
             document = msgspec.json.encode(state).decode()
             connection.execute(
                 sa.update(_state).values(rev=state.rev, document=document, audit_seq=seq, audit_hash=last)
             )
+        self._head = seq, last
         return entries
+
+    def _landed(self, connection: sa.Connection, head_seq: int) -> list[AuditEntry]:
+        """Rows of an earlier write of this lease which was committed although its answer was lost."""
+        seq, _ = self._head
+        if seq == head_seq:
+            return []
+        query = sa.select(_audit).where(_audit.c.seq > seq).order_by(_audit.c.seq)
+        return [_entry(row) for row in connection.execute(query).mappings()]
 
     def audit(
         self, model: str | None, limit: int, before: int | None = None, after: int | None = None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import control_kit
 import pytest
+import sqlalchemy as sa
 from control_kit import execute, seeded
 
-from serving.control.store import LeaseHeld, StaleLease
+from serving.control.store import LeaseHeld, SqlStore, StaleLease, StoreError
 from serving.core.commands import AuditDraft
 from serving.errors import StartError
 
@@ -65,6 +68,48 @@ def test_state_and_rows_are_saved_together_and_read_back(tmp_path: Path) -> None
     assert [row.reason for row in store.audit(None, 10, 2)] == ["one"]
     assert [row.reason for row in store.audit(None, 2, after=1)] == ["two", "three"]
     assert written[0].at == "2023-11-14T22:13:20.123Z"
+
+
+@contextmanager
+def answer_lost(store: SqlStore) -> Iterator[None]:
+    """What is written inside is committed, but the answer does not come: the connection broke just then."""
+    whole = store._transaction
+
+    @contextmanager
+    def broken(engine: sa.Engine) -> Iterator[sa.Connection]:
+        with whole(engine) as connection:
+            yield connection
+        raise StoreError("the state database: server closed the connection unexpectedly")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_transaction", broken)
+        yield
+
+
+def test_what_landed_although_its_answer_was_lost_is_not_written_twice(tmp_path: Path) -> None:
+    store = control_kit.open_store(tmp_path)
+    store.acquire()
+    store.write(seeded(), [draft("one")])
+    with answer_lost(store), pytest.raises(StoreError):
+        store.write(seeded(), [draft("two"), draft("three")])
+    written = store.write(seeded(), [draft("two"), draft("three"), draft("four")])  # the retry, and what came since
+    assert [row.seq for row in written] == [2, 3, 4]
+    assert [row.reason for row in store.audit(None, 9, after=0)] == ["one", "two", "three", "four"]
+    assert store.verify().ok
+
+
+def test_what_landed_and_was_said_to_have_failed_is_taken_back(tmp_path: Path) -> None:
+    store = control_kit.open_store(tmp_path)
+    store.acquire()
+    with answer_lost(store), pytest.raises(StoreError):
+        store.write(seeded(), [draft("kept"), draft("refused")])
+    written = store.write(seeded(), [draft("kept"), draft("next")])
+    assert [(row.seq, row.action) for row in written] == [(1, "traffic"), (3, "traffic-undone"), (4, "traffic")]
+    kept, refused, undone, following = store.audit(None, 9, after=0)
+    assert (undone.before, undone.after, undone.at) == (refused.after, refused.before, refused.at)
+    assert (kept.reason, following.reason) == ("kept", "next")
+    assert store.verify().ok
+    assert store.write(seeded(), []) == []
 
 
 def test_words_that_a_database_cannot_hold_do_not_block_the_trail(tmp_path: Path) -> None:
