@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from test_control_actor import settings
 
 from serving.control import lease
 from serving.control.actor import ControlActor
-from serving.control.database import STATEMENT_TIMEOUT_S, Database
+from serving.control.database import CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_S, Database
 from serving.control.schema import revisions
 from serving.control.store import SqlStore, StoreError
 from serving.core.commands import AuditDraft
@@ -74,6 +75,15 @@ def test_doctor_says_whether_it_answers(postgres: PostgresServer, tmp_path: Path
     ) as caught:
         Database.of(postgres.url("t-probe").replace("t-probe", "t-absent"), tmp_path, {}).probe()
     assert "pass" not in str(caught.value)
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        began = time.monotonic()
+        with pytest.raises(StartError, match="timeout"):
+            SqlStore(Database.of(f"postgresql://u@127.0.0.1:{port}/d", tmp_path, {}), "a")
+        assert time.monotonic() - began < 3 * CONNECT_TIMEOUT_S
 
 
 def test_the_password_can_come_from_a_password_file(
