@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,8 @@ LOCK = 0x63616E617269756D
 MIGRATION_TIMEOUT_S = 60
 #: The schema version that release 0.1 wrote, and the revision that it is.
 FIRST_RELEASE, FIRST_REVISION = 1, "0001"
+#: Alembic keeps its context in a global of the process.
+_alembic = threading.Lock()
 
 
 def migrate(connection: sa.Connection, where: str) -> None:
@@ -41,9 +44,10 @@ def migrate(connection: sa.Connection, where: str) -> None:
     config = _config()
     config.attributes["connection"] = connection
     found, marked = _found(connection, where)
-    if found and not marked:
-        command.stamp(config, found)
-    command.upgrade(config, "head")
+    with _alembic:
+        if found and not marked:
+            command.stamp(config, found)
+        command.upgrade(config, "head")
 
 
 def revision_of(connection: sa.Connection, where: str) -> str:
