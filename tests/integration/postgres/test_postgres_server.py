@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,9 @@ import msgspec
 import psycopg
 import pytest
 from control_kit import seeded
-from test_control_actor import settings
+from test_control_actor import client, settings
 
+from serving.contract import Snapshot
 from serving.control import lease
 from serving.control.actor import ControlActor
 from serving.control.database import CONNECT_TIMEOUT_S, STATEMENT_TIMEOUT_S, Database
@@ -135,6 +137,38 @@ async def test_a_second_control_plane_waits_for_the_first_and_then_says_who_lead
     await first.shutdown()
     assert (await second.ready())["lease"] == 2  # tried again: at once
     await second.shutdown()
+
+
+async def test_a_kill_works_while_the_database_is_down_and_is_saved_when_it_is_back(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CANARIUM_DATABASE_URL", postgres.url("t-down"))
+    given = settings(tmp_path)
+    actor = ControlActor(given)
+    rev = (await actor.ready())["rev"]
+    one, why = "/admin/v1/models/moderation", {"reason": "because"}
+    async with client(given) as api:
+        await asyncio.to_thread(postgres.stop)
+        try:
+            refused = await api.put(f"{one}/traffic", json={"weights": {"int8": 7}, **why})
+            assert (refused.status_code, "nothing was changed" in refused.text) == (503, True)
+            began = time.monotonic()
+            assert (await api.post(f"{one}:kill", json=why)).status_code == 200
+            assert time.monotonic() - began < 1
+            assert msgspec.json.decode(await actor.poll(rev, {"id": "g"}, 5), type=Snapshot).kills["moderation"].on
+            control = (await api.get("/admin/v1/status")).json()["control"]
+            assert control["database"].startswith("error: the state database postgresql+psycopg://canarium:***@")
+        finally:
+            await asyncio.to_thread(postgres.start)
+        for _ in range(60):
+            control = (await api.get("/admin/v1/status")).json()["control"]
+            if (control["database"], control["audit_rows_pending"]) == ("ok", 0):
+                break
+            await asyncio.sleep(0.5)
+        rows = (await api.get("/admin/v1/audit", params={"after": 0})).json()["entries"]
+        assert [row["action"] for row in rows] == ["model-added", "kill"]
+        assert (await api.get("/admin/v1/audit/verify")).json()["ok"]
+    await actor.shutdown()
 
 
 def test_checking_the_trail_sees_one_moment(postgres: PostgresServer, tmp_path: Path) -> None:
