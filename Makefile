@@ -1,5 +1,5 @@
 # Tasks. Everything is installed into .venv, from pyproject.toml alone; nothing outside this folder changes
-# except that `make test` installs three Debian packages if it is root and they are missing.
+# except that `make test` installs four Debian packages if it is root and they are missing.
 
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -51,7 +51,7 @@ check: $(STAMP) ## lint, format and types
 	$(BIN)/mypy
 
 .PHONY: system-packages
-system-packages: ## install Prometheus, Alertmanager and Chromium for the tests (Debian, as root)
+system-packages: ## install Prometheus, Alertmanager, Chromium and PostgreSQL for the tests (Debian, as root)
 	@./.ci/system-packages
 
 .PHONY: test

@@ -70,6 +70,10 @@ class MonitorModel(msgspec.Struct, frozen=True):
     labels: list[str] = []
 
 
+#: Environment variable with the token by which the monitor speaks to the control plane.
+TOKEN_VARIABLE = "CANARIUM_MONITOR_TOKEN"
+
+
 class MonitorConfig(msgspec.Struct, frozen=True):
     """All that the monitor is told; paths may be relative to its working directory."""
 

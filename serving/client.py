@@ -8,7 +8,7 @@ ClientError
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -25,6 +25,9 @@ CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 10.0
 
 Json = dict[str, Any]
+
+#: Audit rows fetched at a time.
+PAGE = 1000
 
 
 class ClientError(CanariumError):
@@ -178,6 +181,13 @@ class AdminClient:
     def audit(self, model: str | None = None, *, limit: int = 100, before: int | None = None) -> list[Json]:
         """Audit rows, newest first; `before` continues from an earlier page's last `seq`."""
         return self._list("audit", "entries", model=model, limit=limit, before=before)
+
+    def audit_export(self) -> Iterator[Json]:
+        """Every audit row, oldest first, fetched page by page."""
+        after = 0
+        while page := self._list("audit", "entries", limit=PAGE, after=after):
+            yield from page
+            after = int(page[-1]["seq"])
 
     def audit_verify(self) -> Json:
         """`{"ok", "entries", "first_bad"}`: whether the hash chain of the audit log is whole."""

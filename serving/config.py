@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
@@ -71,8 +72,27 @@ class StateConfig(_Section):
     @classmethod
     def _known_database(cls, value: str) -> str:
         if value != "sqlite":
-            raise ValueError(f"{value!r} is not supported, use 'sqlite'")
+            _check_database_url(value)
         return value
+
+
+def _check_database_url(value: str) -> None:
+    """Raises `ValueError`, without the URL: what is wrong with it may be a password."""
+    form = "postgresql+psycopg://USER:${PASSWORD}@HOST/DATABASE"
+    try:
+        url = urlsplit(value)
+    except ValueError:
+        raise ValueError(f"is not a URL such as {form}") from None
+    if url.scheme not in ("postgresql", "postgresql+psycopg"):
+        raise ValueError(f"expected 'sqlite' or a URL such as {form}")
+    if not url.path.strip("/"):
+        raise ValueError(f"names no database: expected {form}")
+    secrets = [url.password, *(text for key, text in parse_qsl(url.query) if key in ("password", "sslpassword"))]
+    if any(secret and not re.fullmatch(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}", secret) for secret in secrets):
+        raise ValueError(
+            "a password has no place in this file: write ${NAME} for an environment variable, or use PGPASSFILE "
+            "or CANARIUM_DATABASE_URL"
+        )
 
 
 class RegistryConfig(_Section):
@@ -84,6 +104,7 @@ class AuthConfig(_Section):
 
     mode: Literal["none", "tokens"] = "none"
     tokens_file: str | None = None
+    data_plane: Literal["tokens", "open"] = "tokens"
 
     @model_validator(mode="after")
     def _file_given(self) -> AuthConfig:

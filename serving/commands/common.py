@@ -81,9 +81,12 @@ def admin(control: str, token_file: Path | None, *, timeout_s: float = 10.0) -> 
     """A client of the control plane, named in the audit log as the user of this machine."""
     from serving.client import AdminClient
 
-    return AdminClient(
-        control, token=_token(token_file), timeout_s=timeout_s, actor=f"cli:{_user()}", transport=_transport()
-    )
+    return AdminClient(control, token=_token(token_file), timeout_s=timeout_s, actor=actor(), transport=_transport())
+
+
+def actor() -> str:
+    """How the audit log names the user of this machine."""
+    return f"cli:{_user()}"
 
 
 def inference(url: str, token_file: Path | None) -> InferenceClient:

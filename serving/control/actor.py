@@ -13,7 +13,6 @@ import hashlib
 import logging
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,21 +24,23 @@ from serving.config import Config
 from serving.contract import ControlWord
 from serving.control.api import create_app
 from serving.control.auth import Auth
+from serving.control.backup import seen_lease
+from serving.control.database import Database
 from serving.control.gateways import GatewayInfo
 from serving.control.monitor_link import MonitorLink
 from serving.control.notify import Notifier
 from serving.control.plane import Plane
 from serving.control.rollout_driver import RolloutDriver
 from serving.control.seed import VariantFacts, specs
-from serving.control.store import SqliteStore, StoreError
+from serving.control.store import ONLY, SqlStore, StoreError
 from serving.control.word import WordLink
 from serving.errors import StartError
+from serving.paths import Paths
 
 __all__ = ["ControlActor", "ControlSettings", "VariantFacts"]
 
 log = logging.getLogger("canarium.control")
 
-DATABASE_FILE = "canarium.db"
 BACKLOG = 128
 START_TIMEOUT_S = 20.0
 SHUTDOWN_S = 3.0
@@ -146,7 +147,7 @@ class ControlActor:
                 raise StartError(f"the control word {settings.word_path} cannot be opened: {error}") from error
             notifier = self._notifier = Notifier(httpx.AsyncClient(trust_env=False))
             plane = self._plane = Plane(
-                store=SqliteStore(Path(settings.state_dir) / DATABASE_FILE),
+                store=await asyncio.to_thread(_open_store, settings, config),
                 word=WordLink(word),
                 clock=clock,
                 monitor=MonitorLink(settings.monitor_url, clock),
@@ -195,6 +196,13 @@ class ControlActor:
             serving.cancel()
         if plane is not None:
             await plane.close()
+
+
+def _open_store(settings: ControlSettings, config: Config) -> SqlStore:
+    """The configured store. Raises `StartError`."""
+    database = Database.of(config.state.database, settings.state_dir)
+    holder = ONLY if database.path is not None else f"{socket.gethostname()}/{settings.instance}"
+    return SqlStore(database, holder, seen_lease(Paths.of(settings.state_dir).snapshot_file))
 
 
 def _failed(task: asyncio.Task[Plane]) -> bool:

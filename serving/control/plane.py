@@ -22,6 +22,7 @@ from serving.control.audit import AuditEntry, Verification, iso
 from serving.control.conflicts import above, claimed, refuse_if_just_rolled_back, refuse_if_vetoed_since, unless_paused
 from serving.control.events import EventHub
 from serving.control.gateways import Gateways
+from serving.control.lease import BEAT_S, take_lead
 from serving.control.monitor_link import Heartbeat, MonitorLink
 from serving.control.notify import Notifier
 from serving.control.rollout_views import facts_of, rollout_view
@@ -52,7 +53,6 @@ T = TypeVar("T")
 #: Each lease numbers its snapshots from here on, so that no rev ever names two values.
 REVS_PER_LEASE = 1_000_000
 WORD_POLL_S = 0.5
-LEASE_CHECK_S = 5.0
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 5.0
 #: Audit rows that wait for a database which does not answer; beyond it the oldest are lost and counted.
 PENDING_MAX = 10_000
@@ -117,7 +117,7 @@ class Plane:
         Raises:
             StoreError: the database cannot be written.
         """
-        state = await self._in(self._writer, self._store.acquire)
+        state = await take_lead(self._store, self._on_writer, self._clock, self._sleep)
         state = msgspec.structs.replace(state, rev=max(state.rev, state.lease * REVS_PER_LEASE))
         by = By("canarium up", "the configuration at start")
         applied = step(state, ApplyModels(dict(models), by), self._clock.wall_ns())
@@ -212,9 +212,11 @@ class Plane:
             "models": [self.view(model) for model in self._state.tables],
         }
 
-    async def audit(self, model: str | None, limit: int, before: int | None) -> list[AuditEntry]:
-        """A page of the trail, newest first. Raises `RequestError` UNAVAILABLE."""
-        return await self._read(lambda: self._store.audit(model, limit, before))
+    async def audit(
+        self, model: str | None, limit: int, before: int | None = None, after: int | None = None
+    ) -> list[AuditEntry]:
+        """A page of the trail, newest first, or oldest first beyond `after`. Raises `RequestError` UNAVAILABLE."""
+        return await self._read(lambda: self._store.audit(model, limit, before, after))
 
     async def verify(self) -> Verification:
         """Check the whole trail. Raises `RequestError` UNAVAILABLE."""
@@ -386,6 +388,9 @@ class Plane:
         except StoreError as error:
             raise RequestError(ErrorKind.UNAVAILABLE, str(error), 2) from error
 
+    async def _on_writer(self, call: Callable[[], T]) -> T:
+        return await self._in(self._writer, call)
+
     async def _in(self, thread: ThreadPoolExecutor, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(thread, call)
 
@@ -401,9 +406,9 @@ class Plane:
 
     async def _watch_lease(self) -> None:
         while not self._fenced:
-            await self._sleep(LEASE_CHECK_S)
+            await self._sleep(BEAT_S)
             try:
-                await self._in(self._reader, self._store.check)
+                await self._on_writer(self._store.renew)
             except StaleLease as error:
                 self._fence(error)
             except StoreError as error:

@@ -14,8 +14,15 @@ from serving.core.rollout_decide import Facts, by_hand, unmet
 from serving.core.rollout_policy import NAMED, Policy, parse_policy
 from serving.errors import ConfigError, ErrorKind, RequestError, bad_request
 
-#: What a human may ask of a rollout, by the word in the path.
-ACTIONS = ("pause", "resume", "promote", "abort", "approve", "retry")
+#: What a human may ask of a rollout, by the word in the path, and what comes of it.
+ACTIONS = {
+    "pause": "Stop advancing; the weights stay as they are.",
+    "resume": "Go on from where it was paused; `override` although a guard pauses it.",
+    "promote": "Skip the steps that are left; `override` although a required guard has not passed.",
+    "abort": "End it: the candidate loses its traffic.",
+    "approve": "Let it past the approval that it waits for.",
+    "retry": "Start it again after its cooldown, with other users and evidence of its own.",
+}
 _MOVES = {"pause": Move.PAUSE, "approve": Move.APPROVE, "retry": Move.RETRY}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ from control_kit import Rig, spec
 from rollout_kit import POLICY
 
 from serving.control.api import create_app
-from serving.control.auth import ROLES, Auth
+from serving.control.auth import Auth
 from serving.control.gateways import GatewayInfo
 from serving.control.monitor_link import Heartbeat
 from serving.control.rollout_driver import RolloutDriver
+from serving.control.tokens import Token, hashed
+from serving.roles import ROLES
 
 ROOT = "/admin/v1/rollouts"
 WHY = {"reason": "because", "actor": "cli:ann"}
@@ -172,7 +173,7 @@ async def test_what_is_not_there_and_what_cannot_be(api: httpx.AsyncClient, rig:
 
 def tokens() -> Auth:
     roles = (*ROLES, "monitor")
-    return Auth([(role, role, hashlib.sha256(role.encode()).hexdigest()) for role in roles])
+    return Auth([Token(role, role, hashed(role)) for role in roles])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,95 @@
+"""Who may do what at the gateway: with tokens everywhere, and with inference left open."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.control.auth import VISITOR, Auth, Principal
+from serving.control.tokens import Token, hashed
+from serving.gateway.asgi import HttpGateway
+from serving.gateway.budget import InflightBudget
+from tests.support.gateway import InProcessGateway
+
+BODY = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["spam"]}]}
+CHOOSE = {"x-canarium-variant": "candidate"}
+
+
+class Gate:
+    """The gateway of the model `tiny`; `visitor` is who comes without a token."""
+
+    def __init__(self, gateway: InProcessGateway, visitor: Principal | None) -> None:
+        auth_config = gateway.config.auth.model_copy(update={"mode": "tokens", "tokens_file": "tokens"})
+        config = gateway.config.model_copy(update={"auth": auth_config})
+        auth = Auth(
+            [Token(role, role, hashed(role)) for role in ("viewer", "tester", "labeller")], gateway.clock, visitor
+        )
+        app: Any = HttpGateway(config, gateway.plane, auth, gateway.clock, InflightBudget(256 << 20))
+        self._client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
+
+    async def infer(self, token: str | None = None, **headers: str) -> httpx.Response:
+        return await self._post("/v2/models/tiny/infer", BODY, token, headers)
+
+    async def feedback(self, token: str | None = None) -> int:
+        return (await self._post("/v2/models/tiny/feedback", {"id": "r", "label": "spam"}, token, {})).status_code
+
+    async def get(self, path: str) -> int:
+        return (await self._client.get(path)).status_code
+
+    async def _post(self, path: str, body: Any, token: str | None, headers: dict[str, str]) -> httpx.Response:
+        shown = {"authorization": f"Bearer {token}"} if token else {}
+        return await self._client.post(path, json=body, headers=shown | headers)
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[InProcessGateway]:
+    running = InProcessGateway(tmp_path, {"candidate": ""})
+    await running.publish()
+    yield running
+    await running.plane.close()
+
+
+async def test_by_default_inference_needs_a_token(gateway: InProcessGateway) -> None:
+    gate = Gate(gateway, None)
+    refused = await gate.infer()
+    assert (refused.status_code, refused.headers["content-type"]) == (401, "application/json")
+    assert (await gate.infer("wrong")).status_code == 401
+    assert (await gate.infer("viewer")).status_code == 200
+    assert (await gate.get("/v2/models/tiny"), await gate.get("/v2/health/live")) == (401, 200)
+
+
+async def test_open_inference_takes_anybody_and_refuses_a_wrong_token(gateway: InProcessGateway) -> None:
+    gate = Gate(gateway, VISITOR)
+    assert (await gate.infer()).status_code == 200
+    assert await gate.get("/v2/models/tiny") == 200
+    assert (await gate.infer("wrong")).status_code == 401
+
+
+@pytest.mark.parametrize("visitor", [None, VISITOR], ids=["tokens", "open"])
+async def test_the_variant_is_chosen_by_its_role_alone(gateway: InProcessGateway, visitor: Principal | None) -> None:
+    gate = Gate(gateway, visitor)
+    assert (await gate.infer(**CHOOSE)).status_code == 401
+    assert (await gate.infer("viewer", **CHOOSE)).status_code == 403
+    chosen = await gate.infer("tester", **CHOOSE)
+    assert (chosen.status_code, chosen.headers["x-canarium-variant"]) == (200, "candidate")
+
+
+@pytest.mark.parametrize("visitor", [None, VISITOR], ids=["tokens", "open"])
+async def test_feedback_needs_its_role(gateway: InProcessGateway, visitor: Principal | None) -> None:
+    gate = Gate(gateway, visitor)
+    found = [await gate.feedback(token) for token in (None, "viewer", "tester", "labeller")]
+    assert found[:3] == [401, 403, 403]
+    assert found[3] < 300
+
+
+async def test_a_peer_that_keeps_failing_is_told_to_wait(gateway: InProcessGateway) -> None:
+    gate = Gate(gateway, None)
+    for _ in range(10):
+        assert (await gate.infer("wrong")).status_code == 401
+    slowed = await gate.infer("wrong")
+    assert (slowed.status_code, int(slowed.headers["retry-after"]) > 0) == (429, True)
+    assert (await gate.infer("viewer")).status_code == 200
