@@ -254,8 +254,10 @@ class Admin:
 
     async def _start_rollout(self, request: Request, principal: Principal) -> Response:
         body = await self._body(request, RolloutBody)
-        by = _by(body, principal)
-        return http.answer(await rollout_api.start(self._plane, by, body.model, body.variant, body.policy))
+        asked = (self._plane, _by(body, principal), body.model, body.variant, body.policy)
+        if _flag(request, "dry_run"):
+            return http.answer(rollout_api.predict(*asked))
+        return http.answer(await rollout_api.start(*asked))
 
     async def _heartbeat(self, request: Request, _principal: Principal) -> Response:
         self._plane.heartbeat(await self._body(request, Heartbeat))
@@ -326,6 +328,13 @@ def _by(body: _Mutation, principal: Principal, evidence: dict[str, Any] | None =
     if claimed and claimed != principal.name:
         facts["claimed"] = claimed
     return By(principal.name, reason, facts)
+
+
+def _flag(request: Request, name: str) -> bool:
+    text = request.query_params.get(name, "false")
+    if text not in ("true", "false"):
+        raise bad_request(f"{name}: {text!r} is neither true nor false")
+    return text == "true"
 
 
 def _if_match(request: Request) -> int | None:
