@@ -307,6 +307,23 @@ class ModelGuards:
             for name, candidate in self.candidates.items()
         }
 
+    def assumptions(self) -> dict[str, dict[str, float]]:
+        """What a prediction for each candidate rests on: its limits, and the budgets if it were live too."""
+        live = sum(candidate.live for candidate in self.candidates.values())
+        settings = self._model.guards
+        found = {}
+        for name, candidate in self.candidates.items():
+            known = self._model.variants.get(name)
+            found[name] = {
+                "reference": self.reference,
+                "agreement": candidate.agreement.limit,
+                "disagreement": (known.reference_disagreement if known else None) or 0.0,
+                "errors": candidate.errors.budget,
+                "alpha": settings.false_rollback / (len(GUARDS) * (live + (not candidate.live))),
+                "pass_alpha": settings.false_promotion,
+            }
+        return found
+
     def trips(self) -> list[Trip]:
         """Guards that have failed, of candidates that take traffic, not reported before in this arming."""
         found = []

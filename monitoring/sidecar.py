@@ -229,6 +229,7 @@ class Sidecar:
                 "instance": self.config.instance,
                 "rev": self.watch.snapshot.rev if self.watch.snapshot else None,
                 "counts": self.watch.counts(),
+                "assumed": self.watch.assumptions(),
             }
         )
 

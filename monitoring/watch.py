@@ -25,6 +25,8 @@ log = logging.getLogger("canarium.monitor")
 #: Share of records lost over the last minute above which statistics are not trusted.
 LOSS_LIMIT = 0.01
 LOSS_SPAN_S = 60.0
+#: Traffic as predictions assume it: over this span, ending so long ago (seconds).
+RATE_SPAN_S, RATE_LAG_S = 60, 2
 #: How long (seconds) and how many records wait for the snapshot of their epoch: gateways may hear of it first.
 EARLY_S, EARLY_MAX = 5.0, 20_000
 _COLUMNS = (
@@ -257,6 +259,18 @@ class Watch:
             for variant, counts in found[name].items():
                 item = totals.get((name, variant))
                 counts["workers"] = int(item.cells[C_WORKERS]) if item is not None else 0
+        return found
+
+    def assumptions(self) -> dict[str, dict[str, dict[str, float]]]:
+        """By model and candidate: `ModelGuards.assumptions`, and the model's requests a second (`rate`)."""
+        # The newest second or two are still being written.
+        now_s = self.clock.wall_ns() // 1_000_000_000 - RATE_LAG_S
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for name, model in self.models.items():
+            rate = sum(window.rate(now_s, RATE_SPAN_S) for window in model.windows.values())
+            found[name] = {
+                variant: {"rate": round(rate, 3), **said} for variant, said in model.guards.assumptions().items()
+            }
         return found
 
     def series(self, name: str, seconds: int) -> dict[str, Any] | None:

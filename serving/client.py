@@ -203,6 +203,11 @@ class AdminClient:
         """Start a staged rollout; `policy` is the name of a built-in one or a whole rollout file, decoded."""
         return self._change("POST", "rollouts", reason, {"model": model, "variant": variant, "policy": policy})
 
+    def plan_rollout(self, model: str, variant: str, policy: str | Json) -> Json:
+        """What a rollout would take, step by step, at the present traffic; nothing is started."""
+        body = {"model": model, "variant": variant, "policy": policy}
+        return self._change("POST", "rollouts", "what would it take?", body, params={"dry_run": "true"})
+
     def ask_rollout(self, id_: str, action: str, *, reason: str, override: bool = False) -> Json:
         """`pause`, `resume`, `promote`, `abort`, `approve` or `retry` a rollout; its view afterwards."""
         body = {"override": True} if override else {}
@@ -258,11 +263,11 @@ class AdminClient:
             raise Failed(f"{self.url} answered /admin/v1/{path} without {key!r}", 502)
         return rows
 
-    def _change(self, method: str, path: str, reason: str, body: Json) -> Json:
+    def _change(self, method: str, path: str, reason: str, body: Json, params: Json | None = None) -> Json:
         body = body | {"reason": reason}
         if self._actor:
             body["actor"] = self._actor
-        return self._http.json(method, f"/admin/v1/{path}", body=body)
+        return self._http.json(method, f"/admin/v1/{path}", params=params, body=body)
 
 
 class InferenceClient:

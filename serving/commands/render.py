@@ -167,3 +167,36 @@ def _rollout_state(view: Json) -> tuple[str, str]:
 def _step_of(view: Json) -> str:
     """Which step of how many, counted from 1; the promotion is after the last."""
     return f"{min(view['step'] + 1, len(view['steps']))}/{len(view['steps'])}"
+
+
+def rollout_plan(found: Json) -> RenderableType:
+    """What a rollout would take: one line a step."""
+    table = plain_table("step>", "answers/s>", "takes>", "passes>", "1.5x>", "2x>", "4x>")
+    for step in found["steps"]:
+        passes = [f"{guard} {need['observations']}" for guard, need in step["passes"].items()]
+        worse = [_detection(need) for need in step["detects"].values()]
+        table.add_row(str(step["step"] + 1), f"{step['rate']:.3g}", _span(step["seconds"]), ", ".join(passes), *worse)
+    assumed = found["assumed"]
+    head = (
+        f"{found['model']}/{found['variant']} by {found['policy']} at {assumed['rate']:.3g} requests/s, "
+        f"agreement limit {assumed['agreement'] * 100:.1f} %, error limit {assumed['errors'] * 100:.2f} %"
+    )
+    legend = (
+        "passes: answers that a pass needs; 1.5x, 2x, 4x: time to find a candidate so many times over its agreement "
+        "limit (answers unlike the teacher's given until then). latency is not predicted."
+    )
+    warnings = [Text(f"WARNING {warning}", style="yellow") for warning in found["warnings"]]
+    return Group(Text(head, style="bold"), table, Text(legend, style="dim"), *warnings)
+
+
+def _detection(need: Json) -> str:
+    return "never" if need["seconds"] is None else f"{_span(need['seconds'])} ({need['suspect']:.0f})"
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return "never"
+    for unit, span in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * span:
+            return f"{seconds / span:.1f} {unit}"
+    return f"{seconds:.0f} s"

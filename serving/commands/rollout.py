@@ -1,4 +1,4 @@
-"""Staged rollouts: `rollout start | show | list | pause | resume | promote | abort | approve | retry`."""
+"""Staged rollouts: `rollout start | plan | show | list | pause | resume | promote | abort | approve | retry`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 
 from serving.commands.common import (
     OK,
+    Command,
     admin,
     console,
     control_options,
@@ -34,6 +35,19 @@ ACTIONS: tuple[tuple[str, str, str | None], ...] = (
 )
 
 
+def policy_options(command: Command) -> Command:
+    """`--policy` and `-f`, one of which names the policy."""
+    command = click.option(
+        "-f",
+        "--file",
+        "path",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A rollout file of your own.",
+    )(command)
+    policies = "A built-in policy: careful, fast or shadow-only."
+    return click.option("--policy", "name", metavar="NAME", help=policies)(command)
+
+
 @click.group()
 def rollout() -> None:
     """Give a variant traffic step by step, on evidence.
@@ -45,14 +59,7 @@ def rollout() -> None:
 @rollout.command()
 @click.argument("model")
 @click.argument("variant")
-@click.option("--policy", "name", metavar="NAME", help="A built-in policy: careful, fast or shadow-only.")
-@click.option(
-    "-f",
-    "--file",
-    "path",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A rollout file of your own.",
-)
+@policy_options
 @click.option("--reason", default="started by hand", show_default=True, help="Why; kept in the audit log.")
 @control_options
 @json_option
@@ -70,16 +77,44 @@ def start(
 
     `canarium rollout start moderation int8 --policy fast`; follow it with `canarium rollout show moderation`.
     """
-    if (name is None) == (path is None):
-        raise click.UsageError("name one of --policy and -f")
-    policy = name if path is None else read_policy(path)
     with admin(control, token_file) as client:
-        view = client.start_rollout(model, variant, policy or "", reason=said(reason))
+        view = client.start_rollout(model, variant, _chosen(name, path), reason=said(reason))
     if as_json:
         emit_json(view)
         return OK
     click.echo(f"rollout {view['id']} of {variant} by the policy {view['policy']} is {view['state']}")
     click.echo(f"follow it with: canarium rollout show {view['id']}")
+    return OK
+
+
+@rollout.command()
+@click.argument("model")
+@click.argument("variant")
+@policy_options
+@control_options
+@json_option
+def plan(
+    model: str,
+    variant: str,
+    name: str | None,
+    path: Path | None,
+    control: str,
+    token_file: Path | None,
+    as_json: bool,
+) -> int:
+    """What a rollout would take at the present traffic.
+
+    Answers and time that each step needs to pass, and to find a candidate that is 1.5, 2 or 4 times worse than its
+    agreement limit, with the answers unlike the teacher's that are given until then. Nothing is started.
+    """
+    with admin(control, token_file) as client:
+        found = client.plan_rollout(model, variant, _chosen(name, path))
+    if as_json:
+        emit_json(found)
+        return OK
+    from serving.commands.render import rollout_plan
+
+    console().print(rollout_plan(found))
     return OK
 
 
@@ -141,6 +176,15 @@ def _ask(action: str, text: str, override_help: str | None) -> click.Command:
 
 for _action, _text, _override in ACTIONS:
     rollout.add_command(_ask(_action, _text, _override))
+
+
+def _chosen(name: str | None, path: Path | None) -> str | dict[str, Any]:
+    """The policy that is meant. Raises `click.UsageError` unless exactly one is named, `ConfigError` for a bad file."""
+    if name is not None and path is None:
+        return name
+    if path is not None and name is None:
+        return read_policy(path)
+    raise click.UsageError("name one of --policy and -f")
 
 
 def state_of(view: dict[str, Any]) -> str:

@@ -313,8 +313,10 @@ class Admin:
     @operation("Start a rollout of a candidate; `policy` is the name of one or a whole one.", body=RolloutBody)
     async def _start_rollout(self, request: Request, principal: Principal) -> Response:
         body = await self._body(request, RolloutBody)
-        by = _by(body, principal)
-        return http.answer(await rollout_api.start(self._plane, by, body.model, body.variant, body.policy))
+        asked = (self._plane, _by(body, principal), body.model, body.variant, body.policy)
+        if _flag(request, "dry_run"):
+            return http.answer(rollout_api.predict(*asked))
+        return http.answer(await rollout_api.start(*asked))
 
     @operation("The monitor's report.", body=Heartbeat)
     async def _heartbeat(self, request: Request, _principal: Principal) -> Response:
@@ -388,6 +390,13 @@ def _by(body: _Mutation, principal: Principal, evidence: dict[str, Any] | None =
     if claimed and claimed != principal.name:
         facts["claimed"] = claimed
     return By(principal.name, reason, facts)
+
+
+def _flag(request: Request, name: str) -> bool:
+    text = request.query_params.get(name, "false")
+    if text not in ("true", "false"):
+        raise bad_request(f"{name}: {text!r} is neither true nor false")
+    return text == "true"
 
 
 def _if_match(request: Request) -> int | None:

@@ -9,6 +9,7 @@ import msgspec
 
 from serving.clock import Clock
 from serving.core.rollout_decide import Facts, Guard
+from serving.core.rollout_plan import Assumed
 from serving.errors import ErrorKind, RequestError
 
 ALIVE_S = 5.0
@@ -29,6 +30,8 @@ class Heartbeat(msgspec.Struct, frozen=True):
     rev: int | None = None
     #: By model and candidate: `live`, `pairs` and `suspect` answers in its present arming, and its `workers`.
     counts: dict[str, dict[str, dict[str, float]]] = {}
+    #: By model and candidate: what a prediction for it rests on.
+    assumed: dict[str, dict[str, Assumed]] = {}
 
 
 def _guard(verdict: dict[str, Any], mode: str) -> Guard:
@@ -120,6 +123,13 @@ class MonitorLink:
             pairs=int(counts.get("pairs", 0)),
             suspect=float(counts.get("suspect", 0.0)),
         )
+
+    def assumed(self, model: str, variant: str) -> Assumed:
+        """What a prediction rests on. Raises `RequestError` UNAVAILABLE if the monitor has not been heard of it."""
+        found = self._beat.assumed.get(model, {}).get(variant) if self._beat and self.alive else None
+        if found is None:
+            raise RequestError(ErrorKind.UNAVAILABLE, f"the monitor has said nothing of {variant} of {model} lately", 2)
+        return found
 
     def headroom(self, model: str) -> float | None:
         return self._beat.headroom.get(model) if self._beat and self.alive else None

@@ -231,6 +231,10 @@ class Plane:
 
     # ------------------------------------------------------------ changing
 
+    def dry_run(self, command: Command) -> Outcome:
+        """What a command would come to now; nothing is changed. Raises `RequestError` as `execute` does."""
+        return step(self._state, command, self._clock.wall_ns())
+
     async def execute(self, command: Command) -> Outcome:
         """Carry out one command, wholly or not at all, even if the caller goes away.
 

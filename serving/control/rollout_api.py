@@ -11,6 +11,7 @@ from serving.control.seed import fresh_salt
 from serving.core.commands import By, MoveRollout, Rollback, StartRollout
 from serving.core.rollout import Hold, Move, Rollout
 from serving.core.rollout_decide import Facts, by_hand, unmet
+from serving.core.rollout_plan import plan
 from serving.core.rollout_policy import NAMED, Policy, parse_policy
 from serving.errors import ConfigError, ErrorKind, RequestError, bad_request
 
@@ -58,6 +59,22 @@ async def start(plane: Plane, by: By, model: str, variant: str, policy: Any) -> 
     name, checked = policy_of(policy)
     outcome = await plane.execute(StartRollout(model, variant, checked, name, by))
     return plane.rollout_view(rollout_of(plane.state, str(outcome.audit[0].after["rollout"])))
+
+
+def predict(plane: Plane, by: By, model: str, variant: str, policy: Any) -> dict[str, Any]:
+    """What starting this rollout would take; nothing is started. Raises `RequestError` as `start` does."""
+    name, checked = policy_of(policy)
+    plane.dry_run(StartRollout(model, variant, checked, name, by))
+    assumed = plane.monitor.assumed(model, variant)
+    steps = plan(checked, assumed)
+    return {
+        "model": model,
+        "variant": variant,
+        "policy": name,
+        "assumed": assumed,
+        "steps": steps,
+        "warnings": [warning for step in steps for warning in step.warnings],
+    }
 
 
 async def ask(

@@ -81,6 +81,28 @@ def test_show_says_where_it_stands_and_what_it_waits_for(capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out) == OVER
 
 
+def test_plan_says_what_each_step_takes_and_warns(capsys: pytest.CaptureFixture[str]) -> None:
+    need = {"observations": 5305, "bound": 2995, "seconds": 7200.0, "suspect": 43.2}
+    step = {
+        "step": 2, "rate": 0.8, "seconds": None, "passes": {"errors": need},
+        "detects": {"1.5x": need | {"seconds": None}, "2x": need, "4x": need | {"seconds": 9.0}}, "warnings": ["slow"],
+    }  # fmt: skip
+    assumed = {"rate": 80.0, "agreement": 0.02, "errors": 0.001}
+    told = {"model": "moderation", "variant": "int8", "policy": "fast", "assumed": assumed, "steps": [step]}
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, json=told | {"warnings": ["step 3 is not done within 10m"]})
+
+    arguments = ("rollout", "plan", "moderation", "int8", "--policy", "fast")
+    assert main(arguments, transport=httpx.MockTransport(answer)) == 0
+    assert asked[0].url.params["dry_run"] == "true"
+    said = capsys.readouterr().out
+    for words in ("80 requests/s", "errors 5305", "2.0 h (43)", "9 s (43)", "never", "WARNING step 3 is not done"):
+        assert words in said
+
+
 def test_list_shows_all(capsys: pytest.CaptureFixture[str]) -> None:
     server = Server(VIEW, OVER)
     assert server.run("list", "moderation") == 0

@@ -415,6 +415,15 @@ def test_suspect_answers_are_those_that_somebody_was_given_and_stand_for_the_uns
     assert watched.counts()["int8"] == {"live": 1, "pairs": 3, "suspect": 4.0}
 
 
+def test_a_prediction_rests_on_the_limits_and_on_the_budgets_as_if_the_candidate_were_live() -> None:
+    watched = guards(false_rollback=0.01, false_promotion=0.04)
+    said = watched.assumptions()
+    assert said["int8"]["alpha"] == pytest.approx(0.01 / 5)  # it is the only one live
+    assert said["broken"]["alpha"] == pytest.approx(0.01 / 10)  # it would be the second
+    assert (said["broken"]["agreement"], said["broken"]["disagreement"]) == (pytest.approx(0.055), 0.035)
+    assert said["int8"]["pass_alpha"] == 0.04
+
+
 def test_what_was_counted_ends_with_the_arming() -> None:
     watched = guards()
     table = msgspec.structs.replace(snapshot({"int8": 500}).tables["m"], reference_bp=10_000)

@@ -352,3 +352,17 @@ def test_a_heartbeat_counts_what_rollouts_wait_for(tmp_path: Path) -> None:
     bench.spool.set_gauge(bench.ids["int8"], C_WORKERS, 2)
     bench.read()
     assert bench.watch.counts()["m"]["int8"] == {"live": 0, "pairs": 3, "suspect": 2.0, "workers": 2}
+
+
+def test_a_heartbeat_says_what_predictions_rest_on(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    for _ in range(30):
+        bench.spool.record(
+            Kind.REQUEST, Flag.LIVE, series=bench.ids["teacher"], answered=bench.ids["teacher"], status=200, rows=1,
+            epoch=1, total_us=900, wall_ns=bench.clock.wall_ns(),
+        )  # fmt: skip
+    bench.clock.advance(5)
+    bench.read()
+    said = bench.watch.assumptions()["m"]["int8"]
+    assert (said["rate"], said["errors"]) == (0.5, pytest.approx(0.001))
+    assert set(said) == {"rate", "reference", "agreement", "disagreement", "errors", "alpha", "pass_alpha"}

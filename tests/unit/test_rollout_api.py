@@ -116,6 +116,36 @@ async def test_the_same_request_twice_starts_one(api: httpx.AsyncClient, rig: Ri
     assert (other.status_code, "end it first" in other.json()["error"]) == (409, True)
 
 
+ASSUMED = {
+    "rate": 80.0, "reference": 1.0, "agreement": 0.02, "disagreement": 0.0, "errors": 0.001, "alpha": 0.002,
+    "pass_alpha": 0.05,
+}  # fmt: skip
+
+
+async def test_a_dry_run_predicts_and_starts_nothing(api: httpx.AsyncClient, rig: Rig) -> None:
+    asked = {**INT8, "policy": "fast"}
+    answer = await api.post(ROOT, json=asked, params={"dry_run": "true"})
+    assert (answer.status_code, "the monitor has said nothing of int8" in answer.json()["error"]) == (503, True)
+    beat = {"at": 1, "mode": "ok", "assumed": {"moderation": {"int8": ASSUMED}}}
+    assert (await api.post("/admin/v1/monitor/heartbeat", json=beat)).status_code == 200
+    told = (await api.post(ROOT, json=asked, params={"dry_run": "true"})).json()
+    assert (told["assumed"], told["warnings"]) == (ASSUMED, [])
+    assert [step["step"] for step in told["steps"]] == [0, 2, 4, 6]
+    assert told["steps"][3]["passes"]["errors"]["bound"] == 2995
+    assert rig.plane.state.rollouts == {}
+    assert [row.action for row in await rig.trail()] == ["model-added"]
+
+
+async def test_a_dry_run_is_refused_for_what_a_start_is(api: httpx.AsyncClient) -> None:
+    dry = {"dry_run": "true"}
+    assert (await api.post(ROOT, json={**INT8, "policy": "slow"}, params=dry)).status_code == 400
+    assert (await api.post(ROOT, json={**INT8, "variant": "nope", "policy": "fast"}, params=dry)).status_code == 404
+    await started(api)
+    assert (await api.post(ROOT, json={**INT8, "policy": "fast"}, params=dry)).status_code == 409
+    answer = await api.post(ROOT, json={**INT8, "policy": "fast"}, params={"dry_run": "maybe"})
+    assert answer.json() == {"error": "dry_run: 'maybe' is neither true nor false"}
+
+
 async def test_pause_resume_and_abort(api: httpx.AsyncClient, rig: Rig) -> None:
     id_ = await started(api)
     await tick(rig, times=2)
