@@ -69,7 +69,7 @@ class PostgresServer:
                 [
                     self._programs / "postgres",
                     *("-D", self._data, "-k", self.folder, "-p", str(PORT)),
-                    *("-c", "listen_addresses=", "-c", "max_connections=60"),
+                    *("-c", "listen_addresses=", "-c", "max_connections=100"),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -87,11 +87,15 @@ class PostgresServer:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """At once, connections are broken off: PostgreSQL's fast shutdown."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
-            self._process.wait(20)
-            self._process = None
+        """At once, connections are broken off: PostgreSQL's fast shutdown, or else its immediate one."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGQUIT)
+                process.wait(30)
 
     def url(self, name: str, password: str = "pass%20word%2F%25") -> str:
         """The URL of a database, which is made if it is new."""
