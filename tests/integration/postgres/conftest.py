@@ -13,7 +13,7 @@ from tests.support.postgres import PostgresServer
 
 @pytest.fixture(autouse=True)
 def over_postgres(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every store that these tests open is in a database of PostgreSQL, and gives its connections back at the end."""
+    """Every store that these tests open is in a schema of PostgreSQL, and gives its connections back at the end."""
     opened = []
 
     def open_store(folder: Path, holder: str = control_kit.ONLY) -> control_kit.SqlStore:
