@@ -89,7 +89,7 @@ class Database:
     def redacted(self, text: str) -> str:
         """`text` in one line, without the password should a driver repeat it."""
         for secret in self._secrets:
-            for form in {secret, quote(secret), quote(secret, safe="")}:
+            for form in {secret, quote(secret), quote(secret, safe=""), quote(secret, safe=" +")}:
                 text = text.replace(form, "***")
         return " ".join(text.split())
 

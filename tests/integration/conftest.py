@@ -41,7 +41,7 @@ def tiny_document(registry: Path, faults: dict[str, str], **variant: dict[str, A
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[postgresql.PostgresServer]:
-    """One server for all tests; each has a database of its own in it."""
+    """One server for all tests; each has a schema of its own in it."""
     with postgresql.running(postgresql.programs()) as server:
         yield server
 

@@ -73,7 +73,7 @@ def test_gateway_and_control_plane_follow_the_tokens_file(stack: Stack, tokens: 
 
 def test_no_secret_is_shown_or_kept(stack: Stack) -> None:
     doctor = stack.canarium("doctor", "-f", str(stack.config_file), check=False).stdout
-    assert "***@/t-guarded" in doctor
+    assert "***@/postgres" in doctor
     assert "answers" in doctor
     said = [stack.output(), doctor]
     said += [stack.canarium("check", str(stack.config_file), "--json").stdout]

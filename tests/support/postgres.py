@@ -33,7 +33,7 @@ def programs() -> Path:
 
 
 class PostgresServer:
-    """One running server; databases are made as they are asked for."""
+    """One running server; schemas are made as they are asked for."""
 
     def __init__(self, folder: Path, programs: Path) -> None:
         self.folder, self._programs = folder, programs
@@ -69,7 +69,7 @@ class PostgresServer:
                 [
                     self._programs / "postgres",
                     *("-D", self._data, "-k", self.folder, "-p", str(PORT)),
-                    *("-c", "listen_addresses=", "-c", "max_connections=60"),
+                    *("-c", "listen_addresses=", "-c", "max_connections=100", "-c", "fsync=off"),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -80,35 +80,41 @@ class PostgresServer:
         deadline = time.monotonic() + START_S
         while True:
             with contextlib.suppress(psycopg.OperationalError):
-                self._connect("postgres").close()
+                self._connect().close()
                 return
             assert self._process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < deadline, "PostgreSQL does not answer"
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """At once, connections are broken off: PostgreSQL's fast shutdown."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
-            self._process.wait(20)
-            self._process = None
+        """At once, connections are broken off: PostgreSQL's fast shutdown, or else its immediate one."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGQUIT)
+                process.wait(30)
 
     def url(self, name: str, password: str = "pass%20word%2F%25") -> str:
-        """The URL of a database, which is made if it is new."""
-        if name not in self._made:
-            with self._connect("postgres") as connection:
-                connection.execute(f'CREATE DATABASE "{name}"')
-            self._made.add(name)
+        """The URL of a schema of its own in the one database; it is made if it is new."""
+        schema = name.replace("-", "_")
+        if schema not in self._made:
+            with self._connect() as connection:
+                connection.execute(f"CREATE SCHEMA {schema}")
+            self._made.add(schema)
         secret = f":{password}" if password else ""
-        return f"postgresql+psycopg://canarium{secret}@/{name}?host={self.folder}&port={PORT}"
+        where = f"host={self.folder}&port={PORT}&options=-csearch_path%3D{schema}"
+        return f"postgresql+psycopg://canarium{secret}@/postgres?{where}"
 
     def store(self, folder: Path, holder: str) -> SqlStore:
-        """A store in the database that belongs to a test's folder."""
+        """A store in the schema that belongs to a test's folder."""
         name = "t" + hashlib.sha256(str(folder).encode()).hexdigest()[:16]
         return SqlStore(Database.of(self.url(name), folder, {}), holder)
 
-    def _connect(self, name: str) -> psycopg.Connection:
-        where = {"host": str(self.folder), "port": PORT, "dbname": name, "user": "canarium", "password": PASSWORD}
+    def _connect(self) -> psycopg.Connection:
+        where = {"host": str(self.folder), "port": PORT, "dbname": "postgres", "user": "canarium", "password": PASSWORD}
         return psycopg.connect(**where, autocommit=True, connect_timeout=5)
 
     def _as_user(self) -> dict[str, object]:

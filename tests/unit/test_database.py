@@ -37,7 +37,7 @@ def test_no_password_is_shown() -> None:
     assert "s3" not in repr(database.writer())
 
 
-@pytest.mark.parametrize("form", ["s3/c@ret %", "s3%2Fc%40ret%20%25", "s3/c%40ret%20%25"])
+@pytest.mark.parametrize("form", ["s3/c@ret %", "s3%2Fc%40ret%20%25", "s3/c%40ret%20%25", "s3%2Fc%40ret %25"])
 def test_a_drivers_words_lose_the_password_in_every_form(form: str) -> None:
     database = Database.of(SETTING, ".", ENVIRONMENT)
     assert database.redacted(f"could not connect\n\tas '{form}'") == "could not connect as '***'"
