@@ -310,7 +310,11 @@ class Admin:
     async def _rollout(self, request: Request, _principal: Principal) -> Response:
         return http.answer(self._plane.rollout_view(rollout_of(self._plane.state, request.path_params["id"])))
 
-    @operation("Start a rollout of a candidate; `policy` is the name of one or a whole one.", body=RolloutBody)
+    @operation(
+        "Start a rollout of a candidate; `policy` is the name of one or a whole one.",
+        body=RolloutBody,
+        query=(Parameter("dry_run", {"type": "boolean"}, "predict what it would take, and start nothing"),),
+    )
     async def _start_rollout(self, request: Request, principal: Principal) -> Response:
         body = await self._body(request, RolloutBody)
         asked = (self._plane, _by(body, principal), body.model, body.variant, body.policy)
