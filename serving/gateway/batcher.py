@@ -364,7 +364,9 @@ class Batcher:
                 self._timer = asyncio.get_running_loop().call_later(wait / 1e9, self._timer_fired)
             return ()
         self._disarm()
-        batch, expired = self._queue.take(now)
+        waiting = self._queue.live_rows or self._queue.rows
+        share = -(-(waiting + self._pace.running_rows) // max(1, self._available))
+        batch, expired = self._queue.take(now, share)
         if expired:
             self._expire(expired)
         return batch
