@@ -236,7 +236,7 @@ PEERS: tuple[Peer, ...] = (
         "plain-json",
         None,
         _ONE,
-        "max_batch_size 32, batch_timeout 1 ms, fast_queue",
+        "max_batch_size 32, batch_timeout 1 ms, fast_queue, two API servers",
         environment="litserve",
     ),
     Peer(
@@ -264,7 +264,7 @@ PEERS: tuple[Peer, ...] = (
         script("kserve", "kserve_server.py"),
         "oip-json",
         "oip-binary",
-        {"mlp": (1, 1), "text": (2, 1), "minilm": (2, 1)},
+        {"mlp": (2, 1), "text": (2, 1), "minilm": (2, 1)},
         "uvicorn workers; its Python server does not batch",
         environment="kserve",
         grpc=True,
