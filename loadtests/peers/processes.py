@@ -101,6 +101,8 @@ def title(pid: int) -> str:
     words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").split()
     if not words:
         return Path(f"/proc/{pid}/comm").read_text().strip()
+    if words[0].startswith("ray::"):
+        return words[0].partition(".")[0]  # what follows is the method that runs just now
     if "::" in words[0] or words[0].endswith(":"):
         return " ".join(words)[:60]
     program = os.path.basename(words[0])

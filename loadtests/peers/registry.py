@@ -130,19 +130,22 @@ def _bentoml(start: Start) -> tuple[list[str], dict[str, str]]:
 
 
 def canarium_document(start: Start, placement: str, ports: tuple[int, int]) -> dict[str, Any]:
-    """The configuration file of a one-model instance."""
+    """The configuration file of a one-model instance.
+
+    A gateway keeps one core busy with its own work, so that a model which takes less than that wants two of them;
+    colocated, a gateway holds one session.
+    """
+    gateways = 2 if placement == "colocated" or start.model == "mlp" else 1
     variant = {
         "artifact": models.artifact(start.model),
         "placement": placement,
-        "replicas": start.workers,
+        "replicas": 1 if placement == "colocated" else start.workers,
         "threads": start.threads,
-        "max_batch": 32,
     }
-    if placement == "colocated":
-        del variant["replicas"]
     return {
         "apiVersion": "canarium/v1",
         "server": {
+            "gateways": gateways,
             "http_port": start.http_port,
             "grpc_port": start.grpc_port,
             "monitor_port": ports[0],
@@ -187,7 +190,7 @@ PEERS: tuple[Peer, ...] = (
         "oip-json",
         "oip-binary",
         _ONE,
-        "default placement; one gateway; replicas by model",
+        "default placement; one gateway, two for the MLP",
         grpc=True,
     ),
     Peer(
@@ -195,8 +198,8 @@ PEERS: tuple[Peer, ...] = (
         _canarium("colocated"),
         "oip-json",
         "oip-binary",
-        {"mlp": (1, 1), "text": (1, 2), "minilm": (1, 2)},
-        "session in the gateway process; one gateway",
+        {"mlp": (2, 1), "text": (2, 1), "minilm": (2, 1)},
+        "a session in each of two gateways",
         grpc=True,
     ),
     Peer(
@@ -233,7 +236,7 @@ PEERS: tuple[Peer, ...] = (
         "plain-json",
         None,
         _ONE,
-        "max_batch_size 32, batch_timeout 1 ms, fast_queue",
+        "max_batch_size 32, batch_timeout 1 ms, fast_queue, two API servers",
         environment="litserve",
     ),
     Peer(
@@ -261,7 +264,7 @@ PEERS: tuple[Peer, ...] = (
         script("kserve", "kserve_server.py"),
         "oip-json",
         "oip-binary",
-        {"mlp": (1, 1), "text": (2, 1), "minilm": (2, 1)},
+        {"mlp": (2, 1), "text": (2, 1), "minilm": (2, 1)},
         "uvicorn workers; its Python server does not batch",
         environment="kserve",
         grpc=True,

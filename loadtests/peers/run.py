@@ -37,12 +37,17 @@ class Effort:
     safety_rounds: int
     safety_s: float
     extras: Extras
+    #: The servers whose cost of safety is measured.
+    safety_of: tuple[str, ...] = ("Canarium, isolated", "Canarium, colocated")
 
 
 FULL = Effort(
-    Plan((1, 8, 32, 128), 1.2, 0.4, (0.5, 0.8)), 3, 0.5, 3, 5.0, Extras(grpc_connections=(1, 8, 32), stock_s=3.0)
+    Plan((1, 8, 32, 128), 1.2, 0.4, (0.5, 0.8)), 3, 0.5, 8, 4.0, Extras(grpc_connections=(1, 8, 32), stock_s=3.0)
 )
-QUICK = Effort(Plan((1, 32), 1.0, 0.3, ()), 1, 0.25, 1, 3.0, Extras(grpc_connections=(1, 32), stock_s=1.5))
+QUICK = Effort(
+    *(Plan((1, 32), 1.0, 0.3, ()), 1, 0.25, 3, 3.0, Extras(grpc_connections=(1, 32), stock_s=1.5)),
+    safety_of=("Canarium, isolated",),
+)
 
 
 def prepare(peers: Sequence[Peer], wanted: Sequence[Case], say: Say) -> dict[str, str]:
@@ -66,17 +71,18 @@ def measure(
     document: dict[str, Any] = {
         "about": _about(command, effort),
         "peers": [{"name": peer.name, "settings": peer.settings} for peer in peers],
-        **{"ceilings": {}, "records": [], "grpc": [], "stock": [], "safety": []},
+        "ceilings": {case.name: [] for case in wanted},
+        **{"records": [], "grpc": [], "stock": [], "safety": []},
     }
-    for case in wanted:
-        say(f"bare session, {case.name}")
-        document["ceilings"][case.name] = ceiling(case, effort.ceiling_s)
     for peer in peers:
         if peer.environment in faults:
             error = f"does not install: {faults[peer.environment]}"
             document["records"] += [{"peer": peer.name, "case": case.name, "error": error} for case in wanted]
     able = [peer for peer in peers if peer.environment not in faults]
     for number in range(1, effort.rounds + 1):
+        for case in wanted:
+            say(f"round {number} of {effort.rounds}: bare session, {case.name}")
+            document["ceilings"][case.name] += ceiling(case, effort.ceiling_s)
         for peer in able:
             for model in dict.fromkeys(case.model for case in wanted):
                 began = time.monotonic()
@@ -98,11 +104,10 @@ def _measure_safety(
     if case is None:
         return
     plan = Plan((), effort.safety_s, 1.0, ())
-    for number in range(1, effort.safety_rounds + 1):
-        for peer in peers:
-            if peer.name.startswith("Canarium, isolated"):
-                say(f"cost of safety, round {number} of {effort.safety_rounds}: {peer.name}")
-                document["safety"] += [{"round": number, **row} for row in safety.measure(peer, case, plan, 32)]
+    for peer in peers:
+        if peer.name in effort.safety_of:
+            say(f"cost of safety: {peer.name}")
+            document["safety"] += safety.measure(peer, case, plan, effort.safety_rounds)
 
 
 def _about(command: str, effort: Effort) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,51 +20,62 @@ from loadtests.peers.cases import Case
 from loadtests.peers.processes import Processes
 from loadtests.peers.registry import Peer, canarium_command, canarium_document
 from loadtests.peers.visit import Plan, new_start, running, settle, wait_until_right
+from serving.client import AdminClient
 from serving.processes import free_ports
 
+CONNECTIONS = 32
 CANARY_PERCENT, REFERENCE_PERCENT = 10, 5
 ROWS = (
-    ("no canary, monitor stopped", False, False),
-    ("no canary, monitor on", False, True),
-    (f"{CANARY_PERCENT} % canary, {REFERENCE_PERCENT} % reference, monitor on", True, True),
+    ("no canary, monitor stopped", 0, False),
+    ("no canary, monitor on", 0, True),
+    (f"{CANARY_PERCENT} % canary, {REFERENCE_PERCENT} % reference, monitor on", CANARY_PERCENT, True),
 )
 
 
-def measure(peer: Peer, case: Case, plan: Plan, connections: int) -> Iterator[dict[str, Any]]:
-    """One record a row, each of a fresh instance with both variants loaded."""
-    for name, canary, watched in ROWS:
-        start = replace(new_start(peer, case.model), workers=1)
-        placement = "colocated" if "colocated" in peer.name else "isolated"
-        first, second = free_ports(2)
-        document = canarium_document(start, placement, (first, second))
-        model = document["models"][case.model]
-        model["variants"]["candidate"] = model["variants"]["baseline"] | {"artifact": f"{case.model}/candidate"}
-        if canary:
-            model["routing"] |= {"weights": {"candidate": CANARY_PERCENT}}
-        model["routing"]["reference_percent"] = REFERENCE_PERCENT
-        requests = cases.requests(case, "oip-binary", peer.path(case.model))
-        with running(peer, start, canarium_command(start, document)) as server:
-            wait_until_right(server, start.http_port, case, "oip-binary", requests)
-            settle(server)
-            with contextlib.nullcontext() if watched else _paused(server, "monitoring.sidecar"):
-                before = server.cpu_seconds()
-                result = load.run(
-                    start.http_port,
-                    requests,
-                    connections=connections,
-                    seconds=plan.seconds,
-                    warmup=plan.warmup,
-                    **cases.good(case, "oip-binary"),
-                )
-                after = server.cpu_seconds()
-        scale = plan.seconds / (plan.seconds + plan.warmup)
-        yield {
-            "peer": peer.name,
-            "case": case.name,
-            "row": name,
-            "result": result.as_json(),
-            "cpu_s": {title: round((used - before.get(title, 0.0)) * scale, 4) for title, used in after.items()},
-        }
+def measure(peer: Peer, case: Case, plan: Plan, rounds: int) -> Iterator[dict[str, Any]]:
+    """One record a row and round, all of one instance with both variants loaded; the rows take turns."""
+    start = new_start(peer, case.model)
+    monitor_port, control_port = free_ports(2)
+    placement = "colocated" if "colocated" in peer.name else "isolated"
+    document = canarium_document(start, placement, (monitor_port, control_port))
+    model = document["models"][case.model]
+    model["variants"]["candidate"] = model["variants"]["baseline"] | {"artifact": f"{case.model}/candidate"}
+    requests = cases.requests(case, "oip-binary", peer.path(case.model))
+    with running(peer, start, canarium_command(start, document)) as server:
+        wait_until_right(server, start.http_port, case, "oip-binary", requests)
+        settle(server)
+        for number in range(1, rounds + 1):
+            for name, canary, watched in ROWS:
+                _set_traffic(control_port, case.model, canary)
+                with contextlib.nullcontext() if watched else _paused(server, "monitoring.sidecar"):
+                    before = server.cpu_seconds()
+                    result = load.run(
+                        start.http_port,
+                        requests,
+                        connections=CONNECTIONS,
+                        seconds=plan.seconds,
+                        warmup=plan.warmup,
+                        **cases.good(case, "oip-binary"),
+                    )
+                    after = server.cpu_seconds()
+                scale = plan.seconds / (plan.seconds + plan.warmup)
+                used = {process: after[process] - before.get(process, 0.0) for process in after}
+                yield {
+                    **{"round": number, "peer": peer.name, "case": case.name, "row": name},
+                    "result": result.as_json(),
+                    "cpu_s": {process: round(seconds * scale, 4) for process, seconds in used.items()},
+                }
+
+
+def _set_traffic(port: int, model: str, canary: float) -> None:
+    with AdminClient(f"http://127.0.0.1:{port}") as client:
+        client.traffic(
+            model,
+            weights={"candidate": canary},
+            reference_percent=REFERENCE_PERCENT,
+            override_pause=True,
+            reason="cost of safety",
+        )
 
 
 @contextlib.contextmanager

@@ -31,11 +31,12 @@ def render(document: Mapping[str, Any]) -> str:
     ]
     for case in dict.fromkeys(record["case"] for record in records):
         own = [record for record in records if record["case"] == case]
-        best = max(document["ceilings"].get(case, []), key=lambda row: row["rows_per_s"], default=None)
+        bare = _bare(document["ceilings"].get(case, []))
+        best = max(bare, key=lambda row: row["rows_per_s"], default=None)
         lines += ["", f"### {case[:1].upper()}{case[1:]}", ""]
         if best is not None:
-            lines += [_ceiling_line(best, document["ceilings"][case]), ""]
-        lines += [*_throughput(own, best["rows_per_s"] if best else None), "", *_latency(own), "", *_cpu(own)]
+            lines += [_ceiling_line(best, bare), ""]
+        lines += [*_throughput(own, best["rows_per_s"] if best else None), "", *_latency(own, bare), "", *_cpu(own)]
         lines += _faults(own)
     if document.get("grpc"):
         lines += ["", "### gRPC", "", *_grpc(document["grpc"]), *_faults(document["grpc"])]
@@ -47,13 +48,32 @@ def render(document: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _ceiling_line(best: Record, rows: Iterable[Record]) -> str:
+def _bare(rows: Iterable[Record]) -> list[Record]:
+    """The bare session's shapes and batch sizes, each the median over the rounds."""
+    kinds: dict[tuple[int, int, int], list[Record]] = {}
+    for row in rows:
+        kinds.setdefault((row["processes"], row["threads"], row["batch"]), []).append(row)
+    return [
+        {**own[0], **{name: median(row[name] for row in own) for name in ("rows_per_s", "ms_per_batch")}}
+        for own in kinds.values()
+    ]
+
+
+def _ceiling_line(best: Record, rows: Sequence[Record]) -> str:
     single = max(row["rows_per_s"] for row in rows if row["batch"] == 1)
+    alone = _one_row_ms(rows, threads=1)
+    took = f", one row alone in {alone:.2f} ms" if alone is not None else ""
     shape = f"{best['processes']} × {best['threads']} thread{'s' if best['threads'] > 1 else ''}"
     return (
         f"Bare session: **{best['rows_per_s']:,.0f} rows/s** at best ({shape}, batches of {best['batch']}), "
-        f"{single:,.0f} one row at a time."
+        f"{single:,.0f} one row at a time{took}."
     )
+
+
+def _one_row_ms(rows: Iterable[Record], threads: int) -> float | None:
+    """What one row takes a session of so many threads that has the machine to itself."""
+    found = [row["ms_per_batch"] for row in rows if (row["processes"], row["threads"], row["batch"]) == (1, threads, 1)]
+    return found[0] if found else None
 
 
 def _throughput(records: Sequence[Record], ceiling: float | None) -> list[str]:
@@ -81,14 +101,18 @@ def _throughput(records: Sequence[Record], ceiling: float | None) -> list[str]:
     return ["Requests/s (closed loop):", "", *_markdown(head, rows, left=3)]
 
 
-def _latency(records: Sequence[Record]) -> list[str]:
+def _latency(records: Sequence[Record], bare: Sequence[Record]) -> list[str]:
     counts = _counts(records)
     shares = sorted({record["share"] for record in records if record.get("share")})
     head = ["server", *(f"{count} conn." for count in counts)]
     head += [f"open loop, {share:.0%} of its own {AT}" for share in shares]
+    head.insert(1, "added p50, 1 conn.")
     rows = []
     for peer, own in _by_peer(records):
-        cells = [_triple(_closed(own, count)) for count in counts]
+        alone = _one_row_ms(bare, own[0]["threads"])
+        p50_us = _middle(_closed(own, 1), lambda record: record["result"]["latency_us"].get("p50"))
+        cells = [NONE if alone is None or p50_us is None else f"{p50_us / 1000 - alone:.2f}"]
+        cells += [_triple(_closed(own, count)) for count in counts]
         cells += [_triple([record for record in own if record.get("share") == share]) for share in shares]
         rows.append([peer, *cells])
     return ["Latency, p50 / p99 / p99.9 in ms:", "", *_markdown(head, rows)]
@@ -158,14 +182,26 @@ def _safety(records: Sequence[Record]) -> list[str]:
     rows = []
     for peer, all_of_peer in _by_peer(records):
         names = list(dict.fromkeys(record["row"] for record in all_of_peer))
-        base = median(record["result"]["rate"] for record in all_of_peer if record["row"] == names[0])
+        first = [record for record in all_of_peer if record["row"] == names[0]]
         for name in names:
             own = [record for record in all_of_peer if record["row"] == name]
-            rate = median(record["result"]["rate"] for record in own)
-            cells = [_number(rate), f"{rate / base - 1:+.1%}" if base else NONE, _triple(own)]
+            rate = _middle(own, lambda record: record["result"]["rate"])
+            cells = [_number(rate), _change(own, first), _triple(own)]
             rows.append([peer, name, *cells, _number(_middle(own, _cpu_per_thousand), 3), _breakdown(own)])
     head = ["server", "with", "requests/s", "to the first row", "p50 / p99 / p99.9 ms", "CPU s / 1,000", "by process"]
     return _markdown(head, rows, left=2)
+
+
+def _change(records: Sequence[Record], first: Sequence[Record]) -> str:
+    """Median of the rates' change from the first row of the same round, with its quartiles over the rounds."""
+    pairs = [(row["result"]["rate"], base["result"]["rate"]) for row, base in zip(records, first, strict=False)]
+    changes = sorted(rate / base - 1 for rate, base in pairs if base)
+    if not changes:
+        return NONE
+    if records == first:
+        return "–"
+    quarter = len(changes) // 4
+    return f"{median(changes):+.1%} ({changes[quarter]:+.1%} to {changes[-1 - quarter]:+.1%})"
 
 
 def _settings(peers: Iterable[Record]) -> list[str]:

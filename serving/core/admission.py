@@ -28,6 +28,11 @@ class Pace:
         self.row_ns = 0.0
         self._running: dict[int, tuple[int, int]] = {}  # batch key: rows, start
 
+    @property
+    def running_rows(self) -> int:
+        """Rows of all batches under way."""
+        return sum(rows for rows, _ in self._running.values())
+
     def started(self, key: int, rows: int, now_ns: int) -> None:
         """A worker has begun a batch."""
         self._running[key] = (rows, now_ns)

@@ -20,8 +20,9 @@ from serving.core.batching import Arrays, BatchQueue, Entry, chunk_rows, merge, 
 from serving.errors import ErrorKind, RequestError, bad_request
 from serving.gateway.deadlines import Deadlines
 from serving.gateway.requests import BatchResult, Request
+from serving.gateway.slots import HangWatch, Slot
 from serving.gateway.threads import short_message
-from serving.gateway.worker_base import Worker, WorkerFailure
+from serving.gateway.worker_base import RunNow, Worker, WorkerFailure
 
 __all__ = ["BatchResult", "Batcher"]
 
@@ -29,24 +30,6 @@ log = logging.getLogger(__name__)
 
 _KEY_MASK = (1 << 64) - 1
 _MAX_RETRY_AFTER_S = 30
-
-
-class _Slot:
-    """A worker, its task, and what that waits for."""
-
-    __slots__ = ("overdue", "retired", "since_ns", "task", "waiter", "worker")
-
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-        self.task: asyncio.Task[None] | None = None
-        self.retired = False
-        self.waiter: asyncio.Future[None] | None = None
-        self.since_ns = 0  # when its batch began
-        self.overdue = False  # its batch is cancelled because it takes too long
-
-    def wake(self) -> None:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
 
 
 class Batcher:
@@ -98,17 +81,15 @@ class Batcher:
             max_queue_delay_ns=int(max_queue_delay_ms * 1e6),
         )
         self._clock = clock
-        self._hang_ns = int(hang_timeout_s * 1e9)
-        self._hang_timer: asyncio.TimerHandle | None = None
-        self._busy: set[_Slot] = set()  # those that were replaced meanwhile among them
+        self._hangs = HangWatch(clock, int(hang_timeout_s * 1e9))
         self._deadlines = Deadlines(clock, self._deadline_passed)
         self._available = 0
         self._on_batch = on_batch
         self._pad_inputs = pad_inputs
         self._close_check = close_check
-        self._slots: dict[int, _Slot] = {}
+        self._slots: dict[int, Slot] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._idle: deque[_Slot] = deque()
+        self._idle: deque[Slot] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._due = False
         self._key = secrets.randbits(64)
@@ -142,7 +123,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         for key, worker in wanted.items():
             if key not in self._slots:
-                slot = self._slots[key] = _Slot(worker)
+                slot = self._slots[key] = Slot(worker)
                 worker.on_change = self._workers_changed
                 task = slot.task = loop.create_task(self._feed(slot), name=f"batcher-{self.name}-{worker.name}")
                 self._tasks.add(task)
@@ -169,22 +150,28 @@ class Batcher:
         if not self._available:
             raise self._no_worker()
         now = self._clock.monotonic_ns()
-        if self._idle and not self._queue.rows and self._idle[0].worker.instant and 0 < rows <= self._queue.max_batch:
-            return self._run_at_once(self._idle[0].worker, inputs, rows, deadline_ns, now)
-        request = Request(asyncio.get_running_loop().create_future(), now)
-        request.entries = self._entries(request, inputs, rows, deadline_ns, live)
-        self._admit(request, rows, deadline_ns, live, now)
-        self._deadlines.add(deadline_ns, request)
-        if self._idle and (not self._queue.max_queue_delay_ns or self._timer is None or not self._queue.wait_ns(now)):
-            self._wake()
+        if self._idle and not self._queue.rows and 0 < rows <= self._queue.max_batch:
+            run_now = self._idle[0].worker.run_now
+            if run_now is not None:
+                return self._run_at_once(run_now, inputs, rows, deadline_ns, now)
+        future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
+        request = Request(future, now)
         try:
-            return await request.future
+            request.entries = self._entries(request, inputs, rows, deadline_ns, live)
+            self._admit(request, rows, deadline_ns, live, now)
+            self._deadlines.add(deadline_ns, request)
+            delay = self._queue.max_queue_delay_ns
+            if self._idle and (not delay or self._timer is None or not self._queue.wait_ns(now)):
+                self._wake()
+            return await future
         except asyncio.CancelledError:
             if self._withdraw(request):
                 self.dropped_cancelled += 1
             raise
+        finally:
+            request.release()
 
-    def _run_at_once(self, worker: Worker, inputs: Arrays, rows: int, deadline_ns: int, now: int) -> BatchResult:
+    def _run_at_once(self, run_now: RunNow, inputs: Arrays, rows: int, deadline_ns: int, now: int) -> BatchResult:
         """Run one request while the loop waits, which takes less than the queue, a future and a wake-up would."""
         if deadline_ns <= now:
             self.expired += 1
@@ -193,7 +180,7 @@ class Batcher:
             raise error
         key = self._next_key()
         try:
-            outputs = worker.run_now(inputs)
+            outputs = run_now(inputs)
         except WorkerFailure as failure:
             failure.batch_key = key
             raise
@@ -244,8 +231,7 @@ class Batcher:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._disarm()
         self._deadlines.close()
-        if self._hang_timer is not None:
-            self._hang_timer.cancel()
+        self._hangs.close()
         # These lead back to the variant that owns us: without them it is freed at once, with its session's memory.
         self._on_batch = self._close_check = None
 
@@ -286,7 +272,7 @@ class Batcher:
         offer = self._queue.offer(request.entries, now)
         self._expire(offer.expired)
         for entry in offer.evicted:
-            if not entry.owner.future.done():
+            if not entry.owner.done:
                 self.shadow_shed += 1
                 self._fail(entry.owner, self._overloaded())
         if not offer.admitted:
@@ -309,7 +295,7 @@ class Batcher:
 
     def _expire(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            if not entry.owner.future.done():
+            if not entry.owner.done:
                 self.expired += 1
                 self._fail(entry.owner, RequestError(ErrorKind.DEADLINE, f"the deadline passed in {self.name}'s queue"))
 
@@ -322,29 +308,33 @@ class Batcher:
 
     # ------------------------------------------------------------ workers
 
-    async def _feed(self, slot: _Slot) -> None:
+    async def _feed(self, slot: Slot) -> None:
         worker = slot.worker
-        while not slot.retired:
-            if not worker.available:
-                self._wake()  # in case the waking was meant for a worker that can run
-                await self._park(slot)
-                continue
-            batch = self._next_batch()
-            if not batch:
-                self._idle.append(slot)
-                await self._park(slot)
-                continue
-            if self._idle and self._queue.rows:
-                self._wake()
-            try:
-                await self._run(slot, batch)
-            except Exception as error:
-                log.exception("%s: a batch failed unexpectedly", self.name)
-                for entry in batch:
-                    self._fail(entry.owner, WorkerFailure(Cause.ERROR, short_message(error), self._next_key()))
+        try:
+            while not slot.retired:
+                if not worker.available:
+                    self._wake()  # in case the waking was meant for a worker that can run
+                    await self._park(slot)
+                    continue
+                batch = self._next_batch()
+                if not batch:
+                    self._idle.append(slot)
+                    await self._park(slot)
+                    continue
+                if self._idle and self._queue.rows:
+                    self._wake()
+                try:
+                    await self._run(slot, batch)
+                except Exception as error:
+                    log.exception("%s: a batch failed unexpectedly", self.name)
+                    for entry in batch:
+                        self._fail(entry.owner, WorkerFailure(Cause.ERROR, short_message(error), self._next_key()))
+        finally:
+            # Its traceback leads back to the slot and so to the session, which would wait for the collector.
+            slot.task = None
         self._wake()
 
-    async def _park(self, slot: _Slot) -> None:
+    async def _park(self, slot: Slot) -> None:
         slot.waiter = asyncio.get_running_loop().create_future()
         try:
             await slot.waiter
@@ -374,7 +364,9 @@ class Batcher:
                 self._timer = asyncio.get_running_loop().call_later(wait / 1e9, self._timer_fired)
             return ()
         self._disarm()
-        batch, expired = self._queue.take(now)
+        waiting = self._queue.live_rows or self._queue.rows
+        share = -(-(waiting + self._pace.running_rows) // max(1, self._available))
+        batch, expired = self._queue.take(now, share)
         if expired:
             self._expire(expired)
         return batch
@@ -400,7 +392,7 @@ class Batcher:
             if slot.worker.available and slot not in self._idle:
                 slot.wake()
 
-    async def _run(self, slot: _Slot, batch: Sequence[Entry]) -> None:
+    async def _run(self, slot: Slot, batch: Sequence[Entry]) -> None:
         failure = await self._attempt(slot, batch)
         if failure is None:
             return
@@ -411,7 +403,7 @@ class Batcher:
         # One of them may be poison: each again on its own, so that only that one fails. This ends with the last
         # deadline of the batch, since who is past its own is not run again.
         for entry in batch:
-            if entry.owner.future.done():
+            if entry.owner.done:
                 continue
             if not entry.live and self._queue.live_rows:
                 self.shadow_shed += 1
@@ -423,12 +415,10 @@ class Batcher:
             elif (again := await self._attempt(slot, (entry,), alone=True)) is not None:
                 self._fail(entry.owner, again)
 
-    async def _attempt(self, slot: _Slot, batch: Sequence[Entry], *, alone: bool = False) -> WorkerFailure | None:
+    async def _attempt(self, slot: Slot, batch: Sequence[Entry], *, alone: bool = False) -> WorkerFailure | None:
         worker, key = slot.worker, self._next_key()
-        closed_ns = slot.since_ns = self._clock.monotonic_ns()
-        self._busy.add(slot)
-        if self._hang_timer is None:
-            self._watch_hangs(self._hang_ns)
+        closed_ns = self._clock.monotonic_ns()
+        self._hangs.began(slot, closed_ns)
         rows = [entry.rows for entry in batch]
         total = sum(rows)
         left = self._queue.live_rows if batch[0].live else self._queue.rows
@@ -443,7 +433,7 @@ class Batcher:
         except asyncio.CancelledError:
             if slot.overdue and slot.task is not None and not slot.task.uncancel():
                 return WorkerFailure(
-                    Cause.TIMEOUT, f"{worker.name} has not answered a batch for {self._hang_ns / 1e9:g} s", key
+                    Cause.TIMEOUT, f"{worker.name} has not answered a batch for {self._hangs.limit_ns / 1e9:g} s", key
                 )
             for entry in batch:
                 self._fail(entry.owner, self._closed_error())
@@ -452,8 +442,7 @@ class Batcher:
             log.exception("%s: the worker %s raised", self.name, worker.name)
             return WorkerFailure(Cause.ERROR, short_message(error), key)
         finally:
-            self._busy.discard(slot)
-            slot.overdue = False
+            self._hangs.ended(slot)
             self._pace.ended(key)
         shares = split(outputs, rows)
         if shares is None:
@@ -465,26 +454,6 @@ class Batcher:
         if self._on_batch is not None:
             self._on_batch(total, infer_ns)
         return None
-
-    def _watch_hangs(self, wait_ns: int) -> None:
-        """One timer for all workers, that looks again when the batch that runs longest would be overdue."""
-        self._hang_timer = asyncio.get_running_loop().call_later(wait_ns / 1e9, self._find_hangs)
-
-    def _find_hangs(self) -> None:
-        self._hang_timer = None
-        now = self._clock.monotonic_ns()
-        left_ns = 0
-        for slot in self._busy:
-            left = slot.since_ns + self._hang_ns - now
-            if slot.overdue or slot.task is None:
-                continue
-            if left <= 0:
-                slot.overdue = True
-                slot.task.cancel()
-            else:
-                left_ns = min(left_ns or left, left)
-        if left_ns:
-            self._watch_hangs(left_ns)
 
     # ------------------------------------------------------------ errors
 
@@ -512,5 +481,5 @@ class Batcher:
         return RequestError(ErrorKind.UNAVAILABLE, f"{self.name} is shutting down", retry_after_s=1)
 
 
-def _rank(slot: _Slot) -> int:
+def _rank(slot: Slot) -> int:
     return slot.worker.rank

@@ -18,6 +18,10 @@ from serving.gateway.requests import Request
 PURGE_EVERY = 4096
 
 
+def _nobody(request: Request) -> None:
+    """Whom a closed `Deadlines` tells."""
+
+
 class Deadlines:
     """Calls `expire` with each request that is not answered when its deadline passes, on the event loop."""
 
@@ -39,14 +43,15 @@ class Deadlines:
         self._until_purge -= 1
         if not self._until_purge:
             self._until_purge = PURGE_EVERY
-            self._heap = [item for item in self._heap if not item[2].future.done()]
+            self._heap = [item for item in self._heap if not item[2].done]
             heapify(self._heap)
         if self._timer is None or deadline_ns < self._timer_ns:
             self._arm()
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Watch nothing any more, and let go of whoever was to be told."""
         self._heap.clear()
+        self._expire = _nobody
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -56,7 +61,7 @@ class Deadlines:
             self._timer.cancel()
             self._timer = None
         heap = self._heap
-        while heap and heap[0][2].future.done():
+        while heap and heap[0][2].done:
             heappop(heap)
         if heap:
             self._timer_ns = heap[0][0]
@@ -67,8 +72,8 @@ class Deadlines:
         self._timer = None
         now = self._clock.monotonic_ns()
         heap = self._heap
-        while heap and (heap[0][0] <= now or heap[0][2].future.done()):
+        while heap and (heap[0][0] <= now or heap[0][2].done):
             request = heappop(heap)[2]
-            if not request.future.done():
+            if not request.done:
                 self._expire(request)
         self._arm()

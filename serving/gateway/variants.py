@@ -169,7 +169,8 @@ class VariantPlane:
         self._pool: SocketPool | None = None
         if entry.placement == "colocated":
             session = open_session(manifest, folder, runtime=entry.runtime, threads=config.threads)
-            self._own.append(LocalWorker(f"{entry.name}@gateway", session))
+            sessions = [session, *(session.share() for _ in range(entry.replicas - 1))]
+            self._own += [LocalWorker(f"{entry.name}@gateway-{n}", each) for n, each in enumerate(sessions)]
         elif remote is not None:
             self._own += [HandleWorker(f"{entry.name}@handle-{n}", remote) for n in range(entry.replicas)]
         if entry.placement == "isolated" and config.transport == "auto":

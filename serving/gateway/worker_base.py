@@ -12,6 +12,8 @@ from serving.contract import Cause
 from serving.errors import CanariumError
 from serving.gateway.frames import Frame, FrameKind
 
+RunNow = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
 
 class WorkerFailure(CanariumError):
     """A variant did not answer a batch.
@@ -48,12 +50,9 @@ class Worker(Protocol):
         ...
 
     @property
-    def instant(self) -> bool:
-        """Whether `run_now` may be used: its batches take less time than to wait for them would."""
-        ...
-
-    def run_now(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run one batch at once, while the loop waits. Raises `WorkerFailure`."""
+    def run_now(self) -> RunNow | None:
+        """Runs one batch while the loop waits, where that takes less than to wait for it would (now). The function
+        raises `WorkerFailure`."""
         ...
 
     async def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -74,11 +73,8 @@ class WorkerBase:
         self.rank = 0
 
     @property
-    def instant(self) -> bool:
-        return False
-
-    def run_now(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        raise NotImplementedError(f"{self.name} is not instant")
+    def run_now(self) -> RunNow | None:
+        return None
 
     def _changed(self) -> None:
         if self.on_change is not None:

@@ -17,7 +17,7 @@ from serving.contract import Cause
 from serving.gateway.frames import MAX_FRAME, FrameError, FrameKind, decode, encode
 from serving.gateway.sockets import SocketPool, SocketWorker
 from serving.gateway.threads import RunsArrays, SessionThread, short_message
-from serving.gateway.worker_base import Worker, WorkerBase, WorkerFailure, batch_outputs
+from serving.gateway.worker_base import RunNow, Worker, WorkerBase, WorkerFailure, batch_outputs
 
 __all__ = ["HandleWorker", "LocalWorker", "SocketPool", "SocketWorker", "Worker", "WorkerFailure"]
 
@@ -43,10 +43,10 @@ class LocalWorker(WorkerBase):
         return bool(self._overdue)
 
     @property
-    def instant(self) -> bool:
-        return self._thread.inline and self.available
+    def run_now(self) -> RunNow | None:
+        return self._run_now if self._thread.inline and self.available else None
 
-    def run_now(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run_now(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
             return self._thread.run_now(partial(self._session.run, inputs))
         except Exception as error:

@@ -48,7 +48,8 @@ MEANINGS = {
     "models.M.variants.V.artifact": "`MODEL/VARIANT:REVISION` in the registry; `:latest` or nothing is the newest",
     "models.M.variants.V.runtime": "what runs it: `onnxruntime` for ONNX, `torch` for safetensors",
     "models.M.variants.V.placement": "a process of its own, or inside each gateway process",
-    "models.M.variants.V.replicas": "processes of an isolated variant",
+    "models.M.variants.V.replicas": "processes of an isolated variant; of a colocated one, batches that each gateway runs at once "
+    "over the same weights",
     "models.M.variants.V.max_batch": "most rows of one batch",
     "models.M.variants.V.threads": "threads of one session",
     "models.M.variants.V.hang_timeout_s": "a batch that runs longer marks its worker as hung; an isolated one is replaced",

@@ -31,6 +31,7 @@ def cluster(settings: Mapping[str, str]) -> Iterator[str]:
         **os.environ,
         **settings,
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",  # a token of the user's in ~/.ray would be asked of those who join
         "CANARIUM_INSTANCE": f"cluster-{gcs}",
     }
     ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address=127.0.0.1"]

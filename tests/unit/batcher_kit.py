@@ -72,7 +72,7 @@ class Doubler:
     """
 
     rank = 0
-    instant = False
+    run_now = None
     one_row = np.ones((1, 2))
 
     def __init__(

@@ -54,6 +54,37 @@ def test_all_workers_are_used() -> None:
     simulate(main)
 
 
+def test_a_burst_is_shared_out_evenly() -> None:
+    async def main(loop: TimedLoop) -> None:
+        workers = [Doubler("a"), Doubler("b")]
+        at = rig(loop, *workers, max_batch=8)
+        for value in range(8):
+            at.send(value)
+        await at.outcomes()
+        # The first to wake sees eight rows for two workers.
+        assert [[len(batch) for batch in worker.batches] for worker in workers] == [[4], [4]]
+        await at.batcher.close()
+
+    simulate(main)
+
+
+def test_what_a_busy_worker_runs_counts_as_its_share() -> None:
+    async def main(loop: TimedLoop) -> None:
+        workers = [Doubler("a", took_s=0.05), Doubler("b", took_s=0.01)]
+        at = rig(loop, *workers, max_batch=8)
+        for value in range(8):
+            at.send(value)
+        await pause(0.005)
+        for value in range(4):
+            at.send(value)
+        await at.outcomes()
+        # At 10 ms four rows are queued and four run on a: all of the queue is b's half.
+        assert [[len(batch) for batch in worker.batches] for worker in workers] == [[4], [4, 4]]
+        await at.batcher.close()
+
+    simulate(main)
+
+
 def test_a_worker_elsewhere_is_used_only_when_those_here_are_busy() -> None:
     async def main(loop: TimedLoop) -> None:
         here, there = Doubler("here"), Doubler("there")

@@ -61,8 +61,24 @@ def test_cells_are_medians_over_rounds_and_ratios_of_them() -> None:
 def test_open_loops_are_no_part_of_the_throughput() -> None:
     text = table.render(document(record("other", 100.0), record("other", 50.0, connections=512, share=0.5)))
     assert row(text, "other")[3] == "100"
-    assert "| server | 32 conn. | open loop, 50% of its own 32 |" in text
+    assert "| server | added p50, 1 conn. | 32 conn. | open loop, 50% of its own 32 |" in text
     assert "512 conn." not in text
+
+
+def test_the_bare_session_is_the_median_over_rounds_and_taken_from_a_lone_row() -> None:
+    alone = {"processes": 1, "threads": 2, "batch": 1, "rows_per_s": 400.0}
+    made = document(record("other", 100.0, connections=1))
+    made["ceilings"]["overhead"] += [{**alone, "ms_per_batch": value} for value in (0.2, 0.4, 3.0)]
+    assert "| other | 0.60 | 1.00 / 2.00 / 3.00 |" in table.render(made)  # its p50 is 1.0 ms with two threads
+
+
+def test_the_cost_of_safety_is_the_median_of_changes_within_rounds() -> None:
+    rates = {"off": (100.0, 200.0, 50.0), "on": (90.0, 190.0, 50.0)}
+    made = document(record("other", 1.0))
+    made["safety"] = [record("Canarium", rate, row=name) for name, own in rates.items() for rate in own]
+    text = table.render(made)
+    assert "| Canarium | off | 100 | – |" in text
+    assert "| Canarium | on | 90 | -5.0% (-10.0% to +0.0%) |" in text
 
 
 def test_a_server_that_failed_is_reported_with_its_reason() -> None:

@@ -44,7 +44,7 @@ if __name__ == "__main__":
     server.run(
         host="127.0.0.1",
         port=given.port,
-        num_api_servers=1,
+        num_api_servers=2,
         log_level="error",
         access_log=False,
         generate_client_file=False,

@@ -35,7 +35,7 @@ class Peer:
 
 if __name__ == "__main__":
     given = options()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     serve.start(http_options={"host": "127.0.0.1", "port": given.port}, logging_config={"enable_access_log": False})
     deployment: Any = serve.deployment(
         Peer,
