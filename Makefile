@@ -62,7 +62,11 @@ test: check system-packages $(BUILT) ## every check and every test, the fast one
 bench: $(BUILT) ## load the quickstart and print latencies (ARGS="--url http://host:port" for a running one)
 	$(BIN)/python -m loadtests.bench $(ARGS)
 
+.PHONY: bench-peers
+bench-peers: $(STAMP) ## compare with other inference servers, 45 minutes (QUICK=1: under 15)
+	$(BIN)/python -m loadtests.peers $(if $(QUICK),--quick) $(ARGS)
+
 .PHONY: clean
 clean: ## remove what was built here, the virtual environment included
-	rm -rf $(VENV) $(STATE) build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(STATE) .bench build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -89,7 +89,7 @@ PLAIN = (
         C_PAIRS,
     ),
     ("canarium_pair_flips", "Rows among those on which the top class differs.", C_PAIR_FLIPS),
-    ("canarium_shed_requests", "Requests refused because the queue was full.", C_SHED),
+    ("canarium_shed_requests", "Requests refused because the queue was full or the wait too long.", C_SHED),
     ("canarium_cancelled_requests", "Queued requests dropped because their client went away.", C_DROPPED_CANCELLED),
 )
 GAUGE_CELLS = (

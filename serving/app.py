@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import ray
 from ray import serve
-from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
+from ray.serve.config import ProxyLocation
 from ray.serve.schema import ApplicationStatus
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -40,7 +40,6 @@ GATEWAY_APP = "canarium"
 SERVE_ONGOING = 100_000
 #: Looks (one a second) without a live head node after which the instance gives up.
 LOST_AFTER = 5
-SERVICER = "tritonclient.grpc.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server"
 #: How the line of a traceback begins that names the error.
 ERROR_LINE = re.compile(r"([\w.]+\.)?\w*(Error|Exception|Refused|Failure)\b.*: ")
 #: How long the end may take: gateways finish what they have, then Serve goes, then the control plane; seconds.
@@ -58,10 +57,10 @@ def variant_app_name(model: str, variant: str) -> str:
 
 
 def gateway_deployment(settings: GatewaySettings) -> Any:
-    """The ingress application."""
+    """The application of the gateways. It has no route: they listen on sockets of their own."""
     config = settings.parsed()
     deployment: Any = serve.deployment(
-        serve.ingress()(Gateway),
+        Gateway,
         name="Gateway",
         num_replicas=config.server.gateways,
         max_ongoing_requests=SERVE_ONGOING,
@@ -216,7 +215,7 @@ def _head_node() -> str:
 
 
 def build_app(args: dict[str, str]) -> Any:
-    """The ingress application for `serveConfigV2`; starts the control plane as well. `args`: `config`, a path."""
+    """The gateways' application for `serveConfigV2`; starts the control plane as well. `args`: `config`, a path."""
     config = load_config(args["config"]).absolute()
     paths = Paths.of(config.state.dir)
     paths.create()
@@ -300,13 +299,11 @@ def _deploy(config: Config) -> dict[str, str]:
     Returns:
         The applications, each with how a note begins that says that it did not start; of the gateways it is empty.
     """
-    server, registry = config.server, Registry(config.registry.dir)
+    registry = Registry(config.registry.dir)
     for line in start_control(control_settings(config, registry)):
         _say(f"{NOTE}{line}")
     serve.start(
-        proxy_location=ProxyLocation.EveryNode,
-        http_options=HTTPOptions(host=server.host, port=server.http_port, request_timeout_s=None),
-        grpc_options=gRPCOptions(port=server.grpc_port, grpc_servicer_functions=[SERVICER]),
+        proxy_location=ProxyLocation.Disabled,  # no proxy of Serve's: gateways are their own
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     settings = GatewaySettings.of(config, Paths.of(config.state.dir))
@@ -320,7 +317,7 @@ def _deploy(config: Config) -> dict[str, str]:
         serve.RunTarget(target=variant_deployment(settings, model, entry), name=entry.app, route_prefix=None)
         for model, entry in isolated
     ]
-    gateways = serve.RunTarget(target=gateway_deployment(settings), name=GATEWAY_APP)
+    gateways = serve.RunTarget(target=gateway_deployment(settings), name=GATEWAY_APP, route_prefix=None)
     serve.run_many([*targets, gateways], wait_for_applications_running=False)
     return {GATEWAY_APP: ""} | {entry.app: did_not_start(model, entry.version) for model, entry in isolated}
 
@@ -386,7 +383,7 @@ def _end(joined: bool) -> None:
 
 
 def _end_serve() -> None:
-    """The gateways first, while their variants and HAProxy are there to finish with."""
+    """The gateways first, while their variants are there to finish with."""
     with contextlib.suppress(Exception):  # nothing was deployed, or the controller is gone
         serve.delete(GATEWAY_APP, _blocking=False)
         deadline = time.monotonic() + DRAIN_S

@@ -147,8 +147,11 @@ class FallbackConfig(_Section):
 
 
 class QueueConfig(_Section):
+    """What waits for a variant, and for how long; `max_wait_ms` None: see `ModelConfig.queue`."""
+
     max_rows: Annotated[int, Strict(), Field(ge=1, le=1_000_000)] = 256
     max_queue_delay_ms: Annotated[float, Strict(), Field(ge=0, le=10_000)] = 0
+    max_wait_ms: Annotated[float, Strict(), Field(gt=0, le=600_000)] | None = None
     default_timeout_ms: Annotated[int, Strict(), Field(ge=1, le=600_000)] = 1000
 
 
@@ -250,6 +253,19 @@ class ModelConfig(_Section):
     routing: RoutingConfig = RoutingConfig()
     slo: tuple[SloConfig, ...] = ()
     guards: GuardsConfig = GuardsConfig()
+
+    @property
+    def queue(self) -> QueueConfig:
+        """`routing.queue` with `max_wait_ms` filled in.
+
+        It is half of what a request may take altogether (the threshold of the latency SLO, or the default
+        deadline): the other half is for its own batch and the way there and back.
+        """
+        queue = self.routing.queue
+        if queue.max_wait_ms is not None:
+            return queue
+        whole_ms = next((slo.threshold_ms for slo in self.slo if slo.threshold_ms), queue.default_timeout_ms)
+        return queue.model_copy(update={"max_wait_ms": whole_ms / 2})
 
     @model_validator(mode="after")
     def _names_exist(self) -> ModelConfig:

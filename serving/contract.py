@@ -252,7 +252,7 @@ C_ROWS, C_BATCHES, C_BATCH_ROWS = 31, 32, 33
 C_QUEUE_ROWS = 34  # gauge
 C_WORKERS = 35  # gauge: workers that can take a batch
 C_PREPROCESS_NS, C_QUEUE_NS, C_INFER_NS, C_POSTPROCESS_NS = 36, 37, 38, 39
-C_SHED = 40  # requests refused because the queue was full
+C_SHED = 40  # live requests refused because the queue was full or the wait too long
 C_DROPPED_CANCELLED = 41  # queued requests dropped because their client went away
 C_PAIRS, C_PAIR_FLIPS = 42, 43
 C_LIVE_OK, C_LIVE_ERROR = 44, 45  # live requests routed here: good or bad, after blame
@@ -289,6 +289,7 @@ S_KEY, S_SEQ, S_CLEARED, S_CHECK = range(4)
 WORD_BYTES = 8 * (WORD_HEADER_CELLS + WORD_SLOTS * WORD_SLOT_CELLS)
 _MASK = (1 << 64) - 1
 _ABSENT, _UNSURE = 0, -1  # no slot starts at cell 0
+_FREE_SLOT = bytes(8 * WORD_SLOT_CELLS)
 
 
 def slot_key(model: str, variant: str = "*") -> int:
@@ -309,8 +310,10 @@ class ControlWord:
     `None`, which everyone must treat as "baseline". Writers serialise on `flock`.
     """
 
-    def __init__(self, cells: memoryview, descriptor: int) -> None:
-        self._cells = cells
+    def __init__(self, mapped: mmap.mmap, descriptor: int) -> None:
+        self._map = mapped
+        self._cells = memoryview(mapped).cast("Q")
+        self._watched = 0  # bytes up to and with the first free slot, where the next one will appear
         self._descriptor = descriptor
         self._slots: dict[int, int] = {}
         self._unseen: dict[int, int] = {}
@@ -324,13 +327,32 @@ class ControlWord:
             if os.fstat(descriptor).st_size != WORD_BYTES:
                 os.ftruncate(descriptor, WORD_BYTES)
             os.posix_fallocate(descriptor, 0, WORD_BYTES)  # a kill must not need disk space
-            cells = memoryview(mmap.mmap(descriptor, WORD_BYTES)).cast("Q")
+            mapped = mmap.mmap(descriptor, WORD_BYTES)
+            cells = memoryview(mapped).cast("Q")
             if cells[W_MAGIC] == 0:
                 cells[W_SLOTS] = WORD_SLOTS
                 cells[W_MAGIC] = WORD_MAGIC
         finally:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
-        return cls(cells, descriptor)
+        return cls(mapped, descriptor)
+
+    def stamp(self) -> bytes:
+        """All that latches can be read from, as it is now: while it stays the same, so do they.
+
+        A copy of a few hundred bytes, far cheaper than reading the latches. Take it before you read them, so that
+        what is written meanwhile makes the next one differ.
+        """
+        stamp = self._map[: self._watched]
+        if stamp[-WORD_SLOT_CELLS * 8 :] != _FREE_SLOT:
+            self._watched = self._used_bytes()
+            stamp = self._map[: self._watched]
+        return stamp[8 * W_BOOT_ID :] if self._cells[W_MAGIC] == WORD_MAGIC else b""
+
+    def _used_bytes(self) -> int:
+        for at in range(WORD_HEADER_CELLS, len(self._cells), WORD_SLOT_CELLS):
+            if not any(self._cells[at : at + WORD_SLOT_CELLS]):
+                return 8 * (at + WORD_SLOT_CELLS)
+        return WORD_BYTES
 
     def latch(self, key: int) -> Latch | None:
         """The latch in slot `key`; `Latch(0, 0)` if never set, None if unreadable.

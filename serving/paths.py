@@ -65,9 +65,9 @@ class Paths:
         return self.state_dir / "logs"
 
     @property
-    def haproxy_dir(self) -> Path:
-        """Short as well: HAProxy's admin socket lives below it."""
-        return self.short_dir / "h"
+    def listeners_socket(self) -> Path:
+        """Where gateways get their listening sockets; short as well."""
+        return self.short_dir / "listeners.sock"
 
     @property
     def socket_dir(self) -> Path:
@@ -115,7 +115,7 @@ class Paths:
         """
         for folder in (self.state_dir, self.run_dir, self.spool_dir, self.monitor_dir, self.log_dir):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (self.short_dir, self.socket_dir, self.haproxy_dir):
+        for folder in (self.short_dir, self.socket_dir):
             own_directory(folder)
 
 

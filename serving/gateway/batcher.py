@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from serving.clock import Clock
 from serving.contract import Cause
+from serving.core.admission import Pace
 from serving.core.batching import Arrays, BatchQueue, Entry, chunk_rows, merge, shape_of, split
 from serving.errors import ErrorKind, RequestError, bad_request
+from serving.gateway.deadlines import Deadlines
 from serving.gateway.requests import BatchResult, Request
+from serving.gateway.slots import HangWatch, Slot
 from serving.gateway.threads import short_message
-from serving.gateway.worker_base import Worker, WorkerFailure
+from serving.gateway.worker_base import RunNow, Worker, WorkerFailure
 
 __all__ = ["BatchResult", "Batcher"]
 
@@ -27,21 +30,6 @@ log = logging.getLogger(__name__)
 
 _KEY_MASK = (1 << 64) - 1
 _MAX_RETRY_AFTER_S = 30
-
-
-class _Slot:
-    """A worker and what its task waits for."""
-
-    __slots__ = ("retired", "waiter", "worker")
-
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-        self.retired = False
-        self.waiter: asyncio.Future[None] | None = None
-
-    def wake(self) -> None:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
 
 
 class Batcher:
@@ -54,6 +42,8 @@ class Batcher:
         max_batch: most rows of a batch; a larger request is split and put together again.
         max_rows: most rows queued. A live request evicts queued shadow work before it is refused.
         max_queue_delay_ms: how long a free worker may wait for a fuller batch; 0 = not at all.
+        max_wait_ms: a live request that is expected to wait longer than this, or than its deadline
+            allows, is refused when it comes; None = only its deadline counts.
         clock: monotonic time of deadlines and measurements.
         hang_timeout_s: a worker that takes longer over a batch is overdue: its callers fail with
             TIMEOUT and it gets no more until it answers.
@@ -73,6 +63,7 @@ class Batcher:
         max_queue_delay_ms: float,
         clock: Clock,
         hang_timeout_s: float,
+        max_wait_ms: float | None = None,
         on_batch: Callable[[int, int], None] | None = None,
         pad_inputs: frozenset[str] = frozenset(),
         max_bytes: int = 64 << 20,
@@ -80,7 +71,7 @@ class Batcher:
     ) -> None:
         self.name = name
         self.dropped_cancelled = 0  # queued requests whose caller went away
-        self.shed = 0  # live requests refused because the queue was full
+        self.shed = 0  # live requests refused because they would not fit or would wait too long
         self.shadow_shed = 0  # shadow requests refused or evicted
         self.expired = 0  # requests whose deadline passed while they were queued
         self._queue = BatchQueue(
@@ -90,17 +81,20 @@ class Batcher:
             max_queue_delay_ns=int(max_queue_delay_ms * 1e6),
         )
         self._clock = clock
-        self._hang_timeout_s = hang_timeout_s
+        self._hangs = HangWatch(clock, int(hang_timeout_s * 1e9))
+        self._deadlines = Deadlines(clock, self._deadline_passed)
+        self._available = 0
         self._on_batch = on_batch
         self._pad_inputs = pad_inputs
         self._close_check = close_check
-        self._slots: dict[int, _Slot] = {}
+        self._slots: dict[int, Slot] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._idle: deque[_Slot] = deque()
+        self._idle: deque[Slot] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._due = False
         self._key = secrets.randbits(64)
-        self._ns_per_row = 0.0
+        self._pace = Pace()
+        self._max_wait_ns = math.inf if max_wait_ms is None else max_wait_ms * 1e6
         self._outage_key = 0
         self._closed = False
 
@@ -114,7 +108,7 @@ class Batcher:
     @property
     def workers_available(self) -> int:
         """Workers that are connected and not hung, busy or not."""
-        return sum(slot.worker.available for slot in self._slots.values())
+        return self._available
 
     def set_workers(self, workers: Sequence[Worker]) -> None:
         """Replace the workers. One that is left out finishes its batch; closing it is its owner's business."""
@@ -129,9 +123,9 @@ class Batcher:
         loop = asyncio.get_running_loop()
         for key, worker in wanted.items():
             if key not in self._slots:
-                slot = self._slots[key] = _Slot(worker)
+                slot = self._slots[key] = Slot(worker)
                 worker.on_change = self._workers_changed
-                task = loop.create_task(self._feed(slot), name=f"batcher-{self.name}-{worker.name}")
+                task = slot.task = loop.create_task(self._feed(slot), name=f"batcher-{self.name}-{worker.name}")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         self._workers_changed()
@@ -143,33 +137,76 @@ class Batcher:
 
         Args:
             inputs: arrays whose axis 0 has `rows` rows; an input without runs in a batch of its own.
-            deadline_ns: on the clock's monotonic scale; enforced here only until its batch closes.
+            deadline_ns: on the clock's monotonic scale; after it the caller is told, whatever its batch does.
             live: False for shadow and reference work, which is shed first.
 
         Raises:
-            RequestError: OVERLOADED (queue full), DEADLINE (expired while queued), TOO_LARGE (more
-                rows than the queue holds) or UNAVAILABLE (closed).
+            RequestError: OVERLOADED (queue full or too slow), DEADLINE, TOO_LARGE (more rows than the queue holds)
+                or UNAVAILABLE (closed).
             WorkerFailure: its batch failed, or no worker is there.
         """
         if self._closed:
             raise self._closed_error()
-        if not self.workers_available:
+        if not self._available:
             raise self._no_worker()
         now = self._clock.monotonic_ns()
-        request = Request(asyncio.get_running_loop().create_future(), now)
-        request.entries = self._entries(request, inputs, rows, deadline_ns, live)
-        self._admit(request, rows, live, now)
-        if self._idle and (not self._queue.max_queue_delay_ns or self._timer is None or not self._queue.wait_ns(now)):
-            self._wake()
+        if self._idle and not self._queue.rows and 0 < rows <= self._queue.max_batch:
+            run_now = self._idle[0].worker.run_now
+            if run_now is not None:
+                return self._run_at_once(run_now, inputs, rows, deadline_ns, now)
+        future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
+        request = Request(future, now)
         try:
-            return await request.future
+            request.entries = self._entries(request, inputs, rows, deadline_ns, live)
+            self._admit(request, rows, deadline_ns, live, now)
+            self._deadlines.add(deadline_ns, request)
+            delay = self._queue.max_queue_delay_ns
+            if self._idle and (not delay or self._timer is None or not self._queue.wait_ns(now)):
+                self._wake()
+            return await future
         except asyncio.CancelledError:
             if self._withdraw(request):
-                if self._clock.monotonic_ns() < deadline_ns:
-                    self.dropped_cancelled += 1
-                else:
-                    self.expired += 1
+                self.dropped_cancelled += 1
             raise
+        finally:
+            request.release()
+
+    def _run_at_once(self, run_now: RunNow, inputs: Arrays, rows: int, deadline_ns: int, now: int) -> BatchResult:
+        """Run one request while the loop waits, which takes less than the queue, a future and a wake-up would."""
+        if deadline_ns <= now:
+            self.expired += 1
+            raise RequestError(ErrorKind.DEADLINE, f"the deadline passed in {self.name}'s queue")
+        if self._close_check is not None and (error := self._close_check()) is not None:
+            raise error
+        key = self._next_key()
+        try:
+            outputs = run_now(inputs)
+        except WorkerFailure as failure:
+            failure.batch_key = key
+            raise
+        infer_ns = self._clock.monotonic_ns() - now
+        self._pace.measured(rows, infer_ns, full=False)
+        if self._on_batch is not None:
+            self._on_batch(rows, infer_ns)
+        return BatchResult(outputs, 0, infer_ns, rows, key)
+
+    def refuse_if_late(self, rows: int, deadline_ns: int) -> None:
+        """Refuse a live request of `rows` rows that would wait longer than it may behind other live work.
+
+        `submit` does so itself; a caller who asks before it makes the inputs saves that work. Raises
+        `RequestError` OVERLOADED.
+        """
+        now = self._clock.monotonic_ns()
+        wait_ns = self._pace.wait_ns(self._queue.live_rows, self._available, now)
+        if not wait_ns:
+            return
+        allowed_ns = min(self._max_wait_ns, deadline_ns - now - rows * self._pace.row_ns)
+        if wait_ns > allowed_ns:
+            self.shed += 1
+            raise self._overloaded(
+                f"{self.name} is expected to begin in {wait_ns / 1e6:.0f} ms, "
+                f"the request can wait {max(0.0, allowed_ns) / 1e6:.0f} ms"
+            )
 
     def fail_queued(self, error: Exception) -> int:
         """Fail everything queued and not yet dispatched; a kill re-routes it to the baseline.
@@ -193,6 +230,10 @@ class Batcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._disarm()
+        self._deadlines.close()
+        self._hangs.close()
+        # These lead back to the variant that owns us: without them it is freed at once, with its session's memory.
+        self._on_batch = self._close_check = None
 
     # ------------------------------------------------------------ admission
 
@@ -217,7 +258,7 @@ class Batcher:
             for at in range(0, rows, step)
         ]
 
-    def _admit(self, request: Request, rows: int, live: bool, now: int) -> None:
+    def _admit(self, request: Request, rows: int, deadline_ns: int, live: bool, now: int) -> None:
         if rows < 1:
             raise bad_request(f"a request to {self.name} has {rows} rows: send at least one")
         if rows > self._queue.max_rows:
@@ -226,10 +267,12 @@ class Batcher:
                 f"a request of {rows} rows is more than the queue of {self.name} holds ({self._queue.max_rows} rows): "
                 "send fewer rows a request or raise routing.queue.max_rows",
             )
+        if live:
+            self.refuse_if_late(rows, deadline_ns)
         offer = self._queue.offer(request.entries, now)
         self._expire(offer.expired)
         for entry in offer.evicted:
-            if not entry.owner.future.done():
+            if not entry.owner.done:
                 self.shadow_shed += 1
                 self._fail(entry.owner, self._overloaded())
         if not offer.admitted:
@@ -252,35 +295,46 @@ class Batcher:
 
     def _expire(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            if not entry.owner.future.done():
+            if not entry.owner.done:
                 self.expired += 1
                 self._fail(entry.owner, RequestError(ErrorKind.DEADLINE, f"the deadline passed in {self.name}'s queue"))
 
+    def _deadline_passed(self, request: Request) -> None:
+        if self._withdraw(request):
+            self.expired += 1
+            request.fail(RequestError(ErrorKind.DEADLINE, f"the deadline passed in {self.name}'s queue"))
+        else:
+            request.fail(RequestError(ErrorKind.DEADLINE, f"{self.name} did not answer within the deadline"))
+
     # ------------------------------------------------------------ workers
 
-    async def _feed(self, slot: _Slot) -> None:
+    async def _feed(self, slot: Slot) -> None:
         worker = slot.worker
-        while not slot.retired:
-            if not worker.available:
-                self._wake()  # in case the waking was meant for a worker that can run
-                await self._park(slot)
-                continue
-            batch = self._next_batch()
-            if not batch:
-                self._idle.append(slot)
-                await self._park(slot)
-                continue
-            if self._idle and self._queue.rows:
-                self._wake()
-            try:
-                await self._run(worker, batch)
-            except Exception as error:
-                log.exception("%s: a batch failed unexpectedly", self.name)
-                for entry in batch:
-                    self._fail(entry.owner, WorkerFailure(Cause.ERROR, short_message(error), self._next_key()))
+        try:
+            while not slot.retired:
+                if not worker.available:
+                    self._wake()  # in case the waking was meant for a worker that can run
+                    await self._park(slot)
+                    continue
+                batch = self._next_batch()
+                if not batch:
+                    self._idle.append(slot)
+                    await self._park(slot)
+                    continue
+                if self._idle and self._queue.rows:
+                    self._wake()
+                try:
+                    await self._run(slot, batch)
+                except Exception as error:
+                    log.exception("%s: a batch failed unexpectedly", self.name)
+                    for entry in batch:
+                        self._fail(entry.owner, WorkerFailure(Cause.ERROR, short_message(error), self._next_key()))
+        finally:
+            # Its traceback leads back to the slot and so to the session, which would wait for the collector.
+            slot.task = None
         self._wake()
 
-    async def _park(self, slot: _Slot) -> None:
+    async def _park(self, slot: Slot) -> None:
         slot.waiter = asyncio.get_running_loop().create_future()
         try:
             await slot.waiter
@@ -310,7 +364,9 @@ class Batcher:
                 self._timer = asyncio.get_running_loop().call_later(wait / 1e9, self._timer_fired)
             return ()
         self._disarm()
-        batch, expired = self._queue.take(now)
+        waiting = self._queue.live_rows or self._queue.rows
+        share = -(-(waiting + self._pace.running_rows) // max(1, self._available))
+        batch, expired = self._queue.take(now, share)
         if expired:
             self._expire(expired)
         return batch
@@ -327,7 +383,8 @@ class Batcher:
             self._timer = None
 
     def _workers_changed(self) -> None:
-        if self.workers_available:
+        self._available = sum(slot.worker.available for slot in self._slots.values())
+        if self._available:
             self._outage_key = 0
         else:
             self.fail_queued(self._no_worker())
@@ -335,53 +392,63 @@ class Batcher:
             if slot.worker.available and slot not in self._idle:
                 slot.wake()
 
-    async def _run(self, worker: Worker, batch: Sequence[Entry]) -> None:
-        failure = await self._attempt(worker, batch)
+    async def _run(self, slot: Slot, batch: Sequence[Entry]) -> None:
+        failure = await self._attempt(slot, batch)
         if failure is None:
             return
         if failure.cause is not Cause.ERROR or len(batch) == 1:
             for entry in batch:
                 self._fail(entry.owner, failure)
             return
-        # One of them may be poison: each again on its own, so that only that one fails.
+        # One of them may be poison: each again on its own, so that only that one fails. This ends with the last
+        # deadline of the batch, since who is past its own is not run again.
         for entry in batch:
-            if entry.owner.future.done():
+            if entry.owner.done:
                 continue
-            if entry.deadline_ns <= self._clock.monotonic_ns():
+            if not entry.live and self._queue.live_rows:
+                self.shadow_shed += 1
+                self._fail(entry.owner, self._overloaded(f"{self.name} has live work to do first"))
+            elif entry.deadline_ns <= self._clock.monotonic_ns():
                 self._expire((entry,))
             elif self._close_check is not None and (error := self._close_check()) is not None:
                 self._fail(entry.owner, error)
-            elif (again := await self._attempt(worker, (entry,))) is not None:
+            elif (again := await self._attempt(slot, (entry,), alone=True)) is not None:
                 self._fail(entry.owner, again)
 
-    async def _attempt(self, worker: Worker, batch: Sequence[Entry]) -> WorkerFailure | None:
-        key = self._next_key()
+    async def _attempt(self, slot: Slot, batch: Sequence[Entry], *, alone: bool = False) -> WorkerFailure | None:
+        worker, key = slot.worker, self._next_key()
         closed_ns = self._clock.monotonic_ns()
+        self._hangs.began(slot, closed_ns)
+        rows = [entry.rows for entry in batch]
+        total = sum(rows)
+        left = self._queue.live_rows if batch[0].live else self._queue.rows
+        full = not alone and (total >= self._queue.max_batch or left > 0)
+        self._pace.started(key, total, closed_ns)
         try:
             inputs = merge([entry.inputs for entry in batch])
-            async with asyncio.timeout(self._hang_timeout_s):
-                outputs = await worker.run(inputs)
+            outputs = await worker.run(inputs)
         except WorkerFailure as failure:
             failure.batch_key = key
             return failure
-        except TimeoutError:
-            return WorkerFailure(
-                Cause.TIMEOUT, f"{worker.name} has not answered a batch for {self._hang_timeout_s:g} s", key
-            )
         except asyncio.CancelledError:
+            if slot.overdue and slot.task is not None and not slot.task.uncancel():
+                return WorkerFailure(
+                    Cause.TIMEOUT, f"{worker.name} has not answered a batch for {self._hangs.limit_ns / 1e9:g} s", key
+                )
             for entry in batch:
                 self._fail(entry.owner, self._closed_error())
             raise
         except Exception as error:
             log.exception("%s: the worker %s raised", self.name, worker.name)
             return WorkerFailure(Cause.ERROR, short_message(error), key)
-        rows = [entry.rows for entry in batch]
+        finally:
+            self._hangs.ended(slot)
+            self._pace.ended(key)
         shares = split(outputs, rows)
         if shares is None:
             return WorkerFailure(Cause.ERROR, f"{worker.name} returned outputs without one row for each input row", key)
         infer_ns = self._clock.monotonic_ns() - closed_ns
-        total = sum(rows)
-        self._ns_per_row += 0.1 * (infer_ns / total - self._ns_per_row) if self._ns_per_row else infer_ns / total
+        self._pace.measured(total, infer_ns, full=full)
         for entry, share in zip(batch, shares, strict=True):
             entry.owner.deliver(entry, share, closed_ns, infer_ns, total, key)
         if self._on_batch is not None:
@@ -402,11 +469,11 @@ class Batcher:
             return WorkerFailure(Cause.TIMEOUT, message, key)
         return WorkerFailure(Cause.DIED, f"{self.name} has no worker: none is connected", key)
 
-    def _overloaded(self) -> RequestError:
-        wait_s = self._queue.rows * self._ns_per_row / 1e9 / max(1, self.workers_available)
+    def _overloaded(self, message: str = "") -> RequestError:
+        wait_s = self._pace.wait_ns(self._queue.rows, self._available, self._clock.monotonic_ns()) / 1e9
         return RequestError(
             ErrorKind.OVERLOADED,
-            f"the queue of {self.name} is full ({self._queue.rows} of {self._queue.max_rows} rows)",
+            message or f"the queue of {self.name} is full ({self._queue.rows} of {self._queue.max_rows} rows)",
             retry_after_s=min(_MAX_RETRY_AFTER_S, max(1, math.ceil(wait_s))),
         )
 
@@ -414,5 +481,5 @@ class Batcher:
         return RequestError(ErrorKind.UNAVAILABLE, f"{self.name} is shutting down", retry_after_s=1)
 
 
-def _rank(slot: _Slot) -> int:
+def _rank(slot: Slot) -> int:
     return slot.worker.rank

@@ -21,6 +21,7 @@ from serving.config import Config, ModelConfig
 from serving.contract import Cause, Kind, Reason, Snapshot
 from serving.core.routing import route
 from serving.errors import ErrorKind, RequestError, bad_request
+from serving.gateway.caller import Caller
 from serving.gateway.live import LiveRouting, View
 from serving.gateway.planes import PlaneFactory, Planes, by_version
 from serving.gateway.recorder import UNKNOWN, Recorder, Trace, reason_header
@@ -35,23 +36,15 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{16})([0-9a-f]{16})-[0-9a-f]{16
 _CONFIGURABLE = frozenset({Cause.ERROR, Cause.TIMEOUT, Cause.INVALID_OUTPUT})
 
 
-class Caller(NamedTuple):
-    """What the transport knows about a request besides its tensors; `arrived_ns` is when it was complete."""
-
-    arrived_ns: int
-    request_id: str = ""
-    sticky: str = ""
-    override: str = ""
-    timeout_ms: int | None = None
-    traceparent: str = ""
-
-
 class Reply(NamedTuple):
     """An answer and who gave it."""
 
     response: InferResponse
     binary_outputs: frozenset[str]
-    headers: dict[str, str]
+    variant: str
+    reason: str  # as in `x-canarium-reason`
+    epoch: int
+    request_id: str
 
 
 class _Work(msgspec.Struct):
@@ -130,6 +123,8 @@ class DataPlane:
         config = self._config.models[model]
         trace = _trace(request, caller)
         timeout_ms = caller.timeout_ms or config.routing.queue.default_timeout_ms
+        if caller.within_ms is not None:
+            timeout_ms = min(timeout_ms, caller.within_ms)
         deadline_ns = caller.arrived_ns + timeout_ms * 1_000_000
         work = _Work(model, config, view, trace, deadline_ns, view.table.baseline)
         try:
@@ -238,6 +233,7 @@ class DataPlane:
     async def _run(self, work: _Work, plane: VariantPlane, deadline_ns: int) -> Answer:
         trace = work.trace
         if not work.inputs:
+            plane.refuse_if_late(trace.rows, deadline_ns)
             began = self._clock.monotonic_ns()
             work.inputs = await plane.preprocess(work.client_inputs, trace.rows)
             trace.preprocess_ns += self._clock.monotonic_ns() - began
@@ -254,12 +250,10 @@ class DataPlane:
         reply = Reply(
             InferResponse(work.model, str(entry.version), request.id, chosen),
             binary,
-            {
-                "x-canarium-variant": entry.name,
-                "x-canarium-reason": reason_header(work.reason, work.cause),
-                "x-canarium-epoch": str(table.epoch),
-                "x-request-id": trace.request_id,
-            },
+            entry.name,
+            reason_header(work.reason, work.cause),
+            table.epoch,
+            trace.request_id,
         )
         now = self._clock.monotonic_ns()
         trace.postprocess_ns = answer.output_ns + now - began

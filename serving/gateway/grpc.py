@@ -1,125 +1,224 @@
-"""The Open Inference Protocol v2 over gRPC: methods that Ray Serve's gRPC ingress calls by name."""
+"""The Open Inference Protocol v2 over gRPC: route, convert, call, convert. The bytes on the wire are `transport`'s."""
 
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import grpc
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2 as pb
 
 from serving.clock import Clock
-from serving.config import LOOPBACK, Config
+from serving.config import Config
 from serving.control.auth import Auth
-from serving.errors import GRPC_STATUS, ErrorKind, RequestError
+from serving.errors import ErrorKind, RequestError
 from serving.gateway import describe
-from serving.gateway.asgi import timeout_of
-from serving.gateway.budget import InflightBudget
-from serving.gateway.dataplane import Caller, DataPlane
-from serving.protocol import oip_grpc
+from serving.gateway.budget import Held, InflightBudget
+from serving.gateway.caller import Caller, RequestIds, timeout_of
+from serving.gateway.dataplane import DataPlane
+from serving.protocol import compress, oip_grpc
 from serving.protocol.describe import server_metadata
+from serving.transport.grpc_calls import GrpcReply, timeout_s
+from serving.transport.hpack import Headers
 
 log = logging.getLogger(__name__)
-_LOCAL_PEERS = ("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "ipv6:[::ffff:127.", "ipv6:%5B::ffff:127.", "unix:")
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+SERVICE = "inference.GRPCInferenceService"
+_UNIMPLEMENTED = 12
+#: grpc.health.v1.HealthCheckResponse with status SERVING and NOT_SERVING.
+_SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"
+
+_Handler = Callable[[Any, "GrpcExchange"], Awaitable[Any]]
+
+
+class GrpcExchange:
+    """One call: what is to answer it, the bytes that it holds, or why it is refused (`refusal`)."""
+
+    __slots__ = ("_gateway", "_held", "_method", "headers", "peer", "refusal", "request_id")
+
+    def __init__(self, gateway: GrpcGateway, headers: Headers, peer: str, held: Held) -> None:
+        self._gateway = gateway
+        self._held = held
+        self._method: tuple[Any, _Handler] | None = None
+        self.headers = headers
+        self.peer = peer
+        self.refusal: GrpcReply | None = None
+        self.request_id = self.text(b"x-request-id") or gateway.ids.next()
+
+    def text(self, name: bytes) -> str:
+        """A value of the call's metadata, empty if it has none."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+    def route(self, message: Any, handler: _Handler) -> None:
+        """Say who answers, and of what class the message is."""
+        self._method = (message, handler)
+
+    def receive(self, count: int) -> bool:
+        limit = self._gateway.max_message
+        try:
+            self._held.add(count)
+            if self._held.bytes > limit + 5:
+                raise RequestError(ErrorKind.TOO_LARGE, f"the message is over the limit of {limit >> 20} MiB")
+        except RequestError as error:
+            self.refusal = _refusal(error)
+            return False
+        return True
+
+    async def respond(self, body: bytes) -> GrpcReply:
+        try:
+            assert self._method is not None
+            message, handler = self._method
+            try:
+                request = message.FromString(self._message(body))
+            except DecodeError:
+                raise RequestError(
+                    ErrorKind.BAD_REQUEST, f"the message is not a valid {message.DESCRIPTOR.name}"
+                ) from None
+            response = await handler(request, self)
+            return GrpcReply(0, response if isinstance(response, bytes) else response.SerializeToString())
+        except RequestError as error:
+            return _refusal(error)
+        except Exception:
+            log.exception("gRPC request %s failed", self.request_id)
+            return _refusal(RequestError(ErrorKind.INTERNAL, f"internal error, request {self.request_id}"))
+
+    def end(self) -> None:
+        self._held.release()
+
+    def _message(self, body: bytes) -> bytes:
+        """The message behind its prefix of a flag and a length. Raises `RequestError`."""
+        if len(body) < 5 or int.from_bytes(body[1:5]) != len(body) - 5:
+            raise RequestError(ErrorKind.BAD_REQUEST, "a unary call has one whole message")
+        if not body[0]:
+            return body[5:]
+        unpacked = compress.decompress(body[5:], self.text(b"grpc-encoding"), self._gateway.max_message)
+        self._held.add(len(unpacked))
+        return unpacked
 
 
 class GrpcGateway:
-    """One method an RPC, each `(request, context) -> response`; errors set the status and raise."""
+    """Serves one gateway process; the application of `transport.http2`."""
 
-    def __init__(self, config: Config, plane: DataPlane, auth: Auth, clock: Clock, budget: InflightBudget) -> None:
+    def __init__(
+        self,
+        config: Config,
+        plane: DataPlane,
+        auth: Auth,
+        clock: Clock,
+        budget: InflightBudget,
+        ids: RequestIds | None = None,
+    ) -> None:
+        self.ids = ids or RequestIds()
+        self.max_message = config.server.max_body_mib << 20
         self._plane = plane
         self._auth = auth
         self._open = config.auth.mode == "none"
         self._clock = clock
-        self._models = config.models
         self._budget = budget
-        self._max_body = config.server.max_body_mib << 20
-        # Ray Serve's own gRPC port of a replica listens on every interface, whatever `server.host` says.
-        self._loopback_only = config.server.host in LOOPBACK
+        self._models = {
+            name: (
+                model.routing.sticky_key.partition(":")[2].lower().encode(),
+                model.routing.override.header.lower().encode(),
+                model.routing.override.role,
+            )
+            for name, model in config.models.items()
+        }
+        methods: dict[str, tuple[Any, _Handler]] = {
+            "ServerLive": (pb.ServerLiveRequest, self._server_live),
+            "ServerReady": (pb.ServerReadyRequest, self._server_ready),
+            "ServerMetadata": (pb.ServerMetadataRequest, self._server_metadata),
+            "ModelReady": (pb.ModelReadyRequest, self._model_ready),
+            "ModelMetadata": (pb.ModelMetadataRequest, self._model_metadata),
+            "ModelConfig": (pb.ModelConfigRequest, self._model_config),
+            "ModelStatistics": (pb.ModelStatisticsRequest, self._model_statistics),
+            "ModelInfer": (pb.ModelInferRequest, self._model_infer),
+            "RepositoryIndex": (pb.RepositoryIndexRequest, self._repository_index),
+        }
+        self._methods = {f"/{SERVICE}/{name}".encode(): method for name, method in methods.items()}
+        self._methods[b"/grpc.health.v1.Health/Check"] = (pb.ServerReadyRequest, self._health)
 
-    async def call(self, method: Callable[[Any, dict[str, str]], Awaitable[Any]], request: Any, context: Any) -> Any:
-        """Run one RPC, turning `RequestError` into its gRPC status."""
-        metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
-        peer = context.peer() or ""
-        try:
-            if self._loopback_only and not peer.startswith(_LOCAL_PEERS):
-                raise RequestError(ErrorKind.FORBIDDEN, "this server answers on loopback only")
-            metadata["x-canarium-peer"] = peer.rpartition(":")[0]
-            size = request.ByteSize()
-            if size > self._max_body:
-                raise RequestError(ErrorKind.TOO_LARGE, f"the message is over the limit of {self._max_body >> 20} MiB")
-            with self._budget.request() as held:
-                held.add(size)
-                return await method(request, metadata)
-        except RequestError as error:
-            context.set_code(_CODES[error.grpc_status])
-            context.set_details(error.message)
-            raise
-        except Exception:
-            request_id = metadata.get("x-request-id") or uuid.uuid4().hex
-            log.exception("gRPC request %s failed", request_id)
-            context.set_code(_CODES[GRPC_STATUS[ErrorKind.INTERNAL]])
-            context.set_details(f"internal error, request {request_id}")
-            raise
+    def begin(self, headers: Headers, peer: str) -> GrpcExchange:
+        """Find out who answers; a call that is refused does not get its message read."""
+        exchange = GrpcExchange(self, headers, peer, Held(self._budget))
+        method = self._methods.get(headers.get(b":path", b""))
+        if not headers.get(b"content-type", b"").startswith(b"application/grpc"):
+            exchange.refusal = GrpcReply(_UNIMPLEMENTED, message="this port speaks gRPC only")
+        elif method is None:
+            exchange.refusal = GrpcReply(_UNIMPLEMENTED, message=f"no such method: {exchange.text(b':path')[:100]}")
+        else:
+            exchange.route(*method)
+            if headers[b":path"] not in _FOR_ANYBODY:
+                try:
+                    self._authorize(exchange)
+                except RequestError as error:
+                    exchange.refusal = _refusal(error)
+        return exchange
 
-    async def server_live(self, request: Any, metadata: dict[str, str]) -> Any:
+    async def _server_live(self, request: Any, exchange: GrpcExchange) -> Any:
         return pb.ServerLiveResponse(live=True)
 
-    async def server_ready(self, request: Any, metadata: dict[str, str]) -> Any:
+    async def _server_ready(self, request: Any, exchange: GrpcExchange) -> Any:
         return pb.ServerReadyResponse(ready=self._plane.ready)
 
-    async def model_ready(self, request: Any, metadata: dict[str, str]) -> Any:
-        self._authorize(metadata)
+    async def _model_ready(self, request: Any, exchange: GrpcExchange) -> Any:
         return pb.ModelReadyResponse(ready=self._plane.model_ready(request.name, request.version))
 
-    async def server_metadata(self, request: Any, metadata: dict[str, str]) -> Any:
-        self._authorize(metadata)
+    async def _server_metadata(self, request: Any, exchange: GrpcExchange) -> Any:
         return oip_grpc.message(server_metadata())
 
-    async def model_metadata(self, request: Any, metadata: dict[str, str]) -> Any:
-        self._authorize(metadata)
+    async def _model_metadata(self, request: Any, exchange: GrpcExchange) -> Any:
         return oip_grpc.message(describe.metadata(self._plane, request.name, request.version))
 
-    async def model_config(self, request: Any, metadata: dict[str, str]) -> Any:
-        self._authorize(metadata)
+    async def _model_config(self, request: Any, exchange: GrpcExchange) -> Any:
         return oip_grpc.message(describe.configuration(self._plane, request.name, request.version))
 
-    async def model_statistics(self, request: Any, metadata: dict[str, str]) -> Any:
-        self._authorize(metadata)
+    async def _model_statistics(self, request: Any, exchange: GrpcExchange) -> Any:
         return oip_grpc.message(describe.statistics(self._plane, request.name, request.version))
 
-    async def repository_index(self, request: Any, metadata: dict[str, str]) -> Any:
-        self._authorize(metadata)
+    async def _repository_index(self, request: Any, exchange: GrpcExchange) -> Any:
         return oip_grpc.message(describe.index(self._plane))
 
-    async def model_infer(self, request: Any, metadata: dict[str, str]) -> Any:
+    async def _health(self, request: Any, exchange: GrpcExchange) -> Any:
+        return _SERVING if self._plane.ready else _NOT_SERVING
+
+    async def _model_infer(self, request: Any, exchange: GrpcExchange) -> Any:
         arrived_ns = self._clock.monotonic_ns()
-        self._authorize(metadata)
         decoded = oip_grpc.decode_request(request)
-        model = self._models.get(request.model_name)
-        sticky = override = ""
-        if model is not None:
-            sticky = metadata.get(model.routing.sticky_key.partition(":")[2].lower(), "")
-            override = metadata.get(model.routing.override.header.lower(), "")
-            if override:
-                self._authorize(metadata, model.routing.override.role)
+        sticky_header, override_header, role = self._models.get(request.model_name, (b"", b"", "viewer"))
+        override = exchange.text(override_header)
+        if override:
+            self._authorize(exchange, role)
+        waits_s = timeout_s(exchange.headers.get(b"grpc-timeout", b""))
         caller = Caller(
             arrived_ns,
-            metadata.get("x-request-id", ""),
-            sticky,
+            exchange.request_id,
+            exchange.text(sticky_header),
             override,
-            timeout_of(metadata.get("x-canarium-timeout-ms") or decoded.parameters.get("timeout_ms")),
-            metadata.get("traceparent", ""),
+            timeout_of(exchange.text(b"x-canarium-timeout-ms") or decoded.parameters.get("timeout_ms")),
+            exchange.text(b"traceparent"),
+            max(1, int(waits_s * 1000)) if waits_s is not None else None,
         )
         reply = await self._plane.infer(request.model_name, request.model_version, decoded, caller)
-        response = oip_grpc.encode_response(reply.response)
-        for key, value in reply.headers.items():
-            response.parameters[key.replace("-", "_")].string_param = value
-        return response
+        return oip_grpc.encode_response(
+            reply.response,
+            {
+                "x_canarium_variant": reply.variant,
+                "x_canarium_reason": reply.reason,
+                "x_canarium_epoch": str(reply.epoch),
+                "x_request_id": reply.request_id,
+            },
+        )
 
-    def _authorize(self, metadata: dict[str, str], role: str = "viewer") -> None:
+    def _authorize(self, exchange: GrpcExchange, role: str = "viewer") -> None:
         if not self._open:
-            self._auth.identify(metadata.get("authorization"), metadata["x-canarium-peer"]).require(role)
+            given = exchange.headers.get(b"authorization")
+            token = given.decode("latin-1") if given is not None else None
+            self._auth.identify(token, exchange.peer).require(role)
+
+
+_FOR_ANYBODY = {f"/{SERVICE}/ServerLive".encode(), f"/{SERVICE}/ServerReady".encode(), b"/grpc.health.v1.Health/Check"}
+
+
+def _refusal(error: RequestError) -> GrpcReply:
+    return GrpcReply(error.grpc_status, message=error.message)

@@ -42,6 +42,10 @@ class LiveRouting:
         self._lost = _NOTHING
         self._keys: dict[tuple[str, str], int] = {}
         self.snapshot: Snapshot | None = None
+        # Views made of `_seen` and what the word said when its stamp was `_stamp`.
+        self._views: dict[str, View | None] = {}
+        self._seen: Snapshot | None = None
+        self._stamp = b""
 
     def accept(self, snapshot: Snapshot) -> bool:
         """Take over a published snapshot unless it is older than the one in force (lease, then rev)."""
@@ -62,7 +66,16 @@ class LiveRouting:
             self.snapshot = msgspec.structs.replace(now, kills=snapshot.kills, vetoes=snapshot.vetoes)
 
     def view(self, model: str) -> View | None:
-        """The routing of `model`, or None while nothing was published for it."""
+        """The routing of `model`, or None while nothing was published for it. Looks at the control word each time."""
+        stamp = self._word.stamp()
+        if stamp != self._stamp or self._seen is not self.snapshot:
+            self._views.clear()
+            self._stamp, self._seen = stamp, self.snapshot
+        if model not in self._views:
+            self._views[model] = self._view(model)
+        return self._views[model]
+
+    def _view(self, model: str) -> View | None:
         snapshot = self.snapshot
         if snapshot is None or (table := snapshot.tables.get(model)) is None:
             return None
@@ -85,9 +98,12 @@ class LiveRouting:
         now, beat = self._clock.monotonic_ns(), self._word.last_beat_ns
         # A beat from the future is of an earlier boot: the word outlives the machine's monotonic clock.
         silent_s = (now - max(self._started_ns, beat if beat <= now else 0)) / 1e9
-        self._lost = frozenset(
+        lost = frozenset(
             model for model, (mode, limit_s) in self._loss.items() if mode == "baseline" and silent_s > limit_s
         )
+        if lost != self._lost:
+            self._lost = lost
+            self._views.clear()
 
     @property
     def monitor_lost(self) -> frozenset[str]:

@@ -61,6 +61,10 @@ class Planes:
         if self._following is not None:
             await self._following
 
+    async def closed(self) -> None:
+        """Wait until the variants that were let go of have finished their work and are closed."""
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
     async def _follow(self) -> None:
         """Open what the tables name and let go of what they do not; a variant that cannot be opened is tried again."""
         while True:

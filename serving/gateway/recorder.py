@@ -77,20 +77,18 @@ class Recorder:
         total_ns = now - trace.arrived_ns
         # A client that leaves while its variant works says something about that variant's latency.
         client_fault = 400 <= status < 500 and status != 429 and not (status == 499 and trace.dispatched)
-        spool.add(series, contract.C_STATUS + _STATUS_INDEX.get(status, _OTHER_STATUS))
-        spool.add(series, contract.C_ROWS, trace.rows)
+        spool.observe_request(
+            series,
+            _STATUS_INDEX.get(status, _OTHER_STATUS),
+            trace.rows,
+            (trace.preprocess_ns, trace.queue_ns, trace.infer_ns, trace.postprocess_ns) if status == 200 else None,
+        )
         if reason is Reason.FALLBACK:
             spool.add(series, contract.C_FALLBACK + cause)
-        if status == 200:
-            spool.add(series, contract.C_PREPROCESS_NS, trace.preprocess_ns)
-            spool.add(series, contract.C_QUEUE_NS, trace.queue_ns)
-            spool.add(series, contract.C_INFER_NS, trace.infer_ns)
-            spool.add(series, contract.C_POSTPROCESS_NS, trace.postprocess_ns)
         if live and not client_fault:
             failed = (status >= 429 and status != 499) or cause not in (Cause.NONE, Cause.KILLED)
             spool.add(series, contract.C_LIVE_ERROR if failed else contract.C_LIVE_OK)
             if status == 200:
-                spool.add(series, contract.C_DURATION_NS, total_ns)
                 spool.observe_latency(series, self._bounds[model], total_ns)
         flags = (
             (Flag.LIVE if live else 0)

@@ -17,10 +17,11 @@ from serving.clock import SystemClock
 from serving.config import Config, VariantConfig
 from serving.contract import Cause, ControlWord, Snapshot, VariantEntry
 from serving.control.auth import VISITOR, Auth
-from serving.gateway.asgi import HttpGateway
 from serving.gateway.budget import InflightBudget
+from serving.gateway.caller import RequestIds
 from serving.gateway.dataplane import DataPlane
 from serving.gateway.grpc import GrpcGateway
+from serving.gateway.http import HttpGateway
 from serving.gateway.live import LiveRouting
 from serving.gateway.recorder import Recorder
 from serving.gateway.spool import SpoolWriter, latency_buckets_ms
@@ -30,6 +31,9 @@ from serving.gateway.workers import WorkerFailure
 from serving.paths import Paths, write_private
 from serving.registry.store import Registry
 from serving.runtimes.base import open_session
+from serving.transport.http1 import Http1Server
+from serving.transport.http2 import Http2Server
+from serving.transport.listeners import BACKLOG, claim
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,8 @@ TICK_S = 0.05
 #: How long a new gateway waits for the control plane before it takes the kept table, then for any table; and
 #: before it asks again (seconds).
 PATIENCE_S, FIRST_TABLE_S, RETRY_S = 5.0, 25.0, 0.25
+#: A closing gateway answers what it was asked for this long, seconds.
+CLOSE_S = 4.0
 #: A closing variant replica finishes what it has for this long, seconds.
 DRAIN_S = 1.5
 
@@ -62,9 +68,12 @@ class GatewaySettings(msgspec.Struct, frozen=True):
 
 
 class Gateway:
-    """One ingress replica: both protocols, the data plane, and the long-poll that keeps it current."""
+    """One gateway process: both protocols, the data plane, and the long-poll that keeps it current.
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    Ray Serve hosts it, checks its health, replaces and scales it. Its sockets are its own.
+    """
+
+    async def __init__(self, settings: GatewaySettings) -> None:  # type: ignore[misc]
         self._clock = SystemClock()
         self._id = f"gateway-{secrets.token_hex(4)}"
         config = self._config = settings.parsed()
@@ -83,20 +92,28 @@ class Gateway:
         visitor = VISITOR if config.auth.data_plane == "open" else None
         auth = Auth.from_config(config.auth.mode, config.auth.tokens_file, visitor=visitor)
         budget = InflightBudget(config.server.max_inflight_mib << 20)
-        self._http = HttpGateway(config, self._plane, auth, self._clock, budget)
-        self._grpc = GrpcGateway(config, self._plane, auth, self._clock, budget)
-        self._tasks: list[asyncio.Task[None]] = []
+        ids = RequestIds()
+        self._http = Http1Server(HttpGateway(config, self._plane, auth, self._clock, budget, ids))
+        self._grpc = Http2Server(GrpcGateway(config, self._plane, auth, self._clock, budget, ids))
         self._applied = asyncio.Event()
-
-    async def __serve_build_asgi_app__(self) -> HttpGateway:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follow()), loop.create_task(self._tick())]
-        # Serve sends traffic as soon as this returns, so wait for the first table. A gateway that starts while the
-        # control plane is dead serves by the last table that any gateway of this node was given.
+        # Clients are let in only now that there is a table. A gateway that starts while the control plane is dead
+        # serves by the last table that any gateway of this node was given.
         if not await self._table_within(PATIENCE_S):
             await self._take_over_kept()
             await self._table_within(FIRST_TABLE_S)
-        return self._http
+        await self._listen()
+
+    async def _listen(self) -> None:
+        server, loop = self._config.server, asyncio.get_running_loop()
+        self._sockets = await asyncio.to_thread(
+            claim, self._paths.listeners_socket, server.host, server.http_port, server.grpc_port
+        )
+        self._servers = [
+            await loop.create_server(self._http.connection, sock=self._sockets.http, backlog=BACKLOG),
+            await loop.create_server(self._grpc.connection, sock=self._sockets.grpc, backlog=BACKLOG),
+        ]
 
     async def _table_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
@@ -126,7 +143,7 @@ class Gateway:
             manifest,
             folder,
             config=config,
-            queue=configured.routing.queue,
+            queue=configured.queue,
             recorder=self._recorder,
             clock=self._clock,
             socket_dir=self._paths.worker_dir(model, entry.name, entry.version),
@@ -196,39 +213,16 @@ class Gateway:
                 raise RuntimeError("a gateway loop has ended")
 
     async def __del__(self) -> None:
+        """Called by Serve at the end: take no more connections, answer what was asked, let go of everything."""
+        with contextlib.suppress(Exception):
+            for server in self._servers:
+                server.close()
+            self._sockets.close()
+            await asyncio.gather(self._http.drain(CLOSE_S), self._grpc.drain(CLOSE_S))
         for task in self._tasks:
             task.cancel()
         with contextlib.suppress(Exception):
             await self._plane.close()
-
-    # The names of the RPCs; Serve's gRPC ingress calls them.
-
-    async def ServerLive(self, request: Any, grpc_context: Any) -> Any:
-        return await self._grpc.call(self._grpc.server_live, request, grpc_context)
-
-    async def ServerReady(self, request: Any, grpc_context: Any) -> Any:
-        return await self._grpc.call(self._grpc.server_ready, request, grpc_context)
-
-    async def ServerMetadata(self, request: Any, grpc_context: Any) -> Any:
-        return await self._grpc.call(self._grpc.server_metadata, request, grpc_context)
-
-    async def ModelReady(self, request: Any, grpc_context: Any) -> Any:
-        return await self._grpc.call(self._grpc.model_ready, request, grpc_context)
-
-    async def ModelMetadata(self, request: Any, grpc_context: Any) -> Any:
-        return await self._grpc.call(self._grpc.model_metadata, request, grpc_context)
-
-    async def ModelConfig(self, request: Any, grpc_context: Any) -> Any:
-        return await self._grpc.call(self._grpc.model_config, request, grpc_context)
-
-    async def ModelStatistics(self, request: Any, grpc_context: Any) -> Any:
-        return await self._grpc.call(self._grpc.model_statistics, request, grpc_context)
-
-    async def ModelInfer(self, request: Any, grpc_context: Any) -> Any:
-        return await self._grpc.call(self._grpc.model_infer, request, grpc_context)
-
-    async def RepositoryIndex(self, request: Any, grpc_context: Any) -> Any:
-        return await self._grpc.call(self._grpc.repository_index, request, grpc_context)
 
 
 class VariantReplica:

@@ -37,21 +37,37 @@ class Request:
     __slots__ = ("_batch_rows", "_first_ns", "_parts", "_submitted_ns", "entries", "future")
 
     def __init__(self, future: asyncio.Future[BatchResult], submitted_ns: int) -> None:
-        self.future = future
+        self.future: asyncio.Future[BatchResult] | None = future
         self.entries: list[Entry] = []
         self._submitted_ns = submitted_ns
         self._parts: dict[int, dict[str, np.ndarray]] | None = None
         self._first_ns = 0
         self._batch_rows = 0
 
+    @property
+    def done(self) -> bool:
+        """Whether the caller has its answer or is gone."""
+        return self.future is None or self.future.done()
+
+    def release(self) -> None:
+        """Let go of inputs and answer, once the caller has ended.
+
+        Entries lead back to here, so they would wait for the collector; a deadline that is still watched would keep
+        the answer until it passes.
+        """
+        self.future = None
+        self.entries = []
+        self._parts = None
+
     def deliver(
         self, entry: Entry, share: dict[str, np.ndarray], closed_ns: int, infer_ns: int, rows: int, key: int
     ) -> None:
         """Take one entry's own rows of a batch of `rows` rows; the last one answers the caller."""
-        if self.future.done():
+        future = self.future
+        if future is None or future.done():
             return
         if len(self.entries) == 1:
-            self.future.set_result(BatchResult(share, closed_ns - self._submitted_ns, infer_ns, rows, key))
+            future.set_result(BatchResult(share, closed_ns - self._submitted_ns, infer_ns, rows, key))
             return
         if self._parts is None:
             self._parts, self._first_ns = {}, closed_ns
@@ -67,11 +83,11 @@ class Request:
             self.fail(WorkerFailure(Cause.ERROR, f"the parts of the answer do not fit: {error}", key))
             return
         queue_ns, infer_ns = self._first_ns - self._submitted_ns, closed_ns + infer_ns - self._first_ns
-        self.future.set_result(BatchResult(outputs, queue_ns, infer_ns, self._batch_rows, key))
+        future.set_result(BatchResult(outputs, queue_ns, infer_ns, self._batch_rows, key))
 
     def fail(self, error: Exception) -> None:
         """Fail the caller, unless it has its answer or is gone."""
-        if not self.future.done():
+        if self.future is not None and not self.future.done():
             self.future.set_exception(_own(error))
 
 

@@ -230,6 +230,7 @@ class SocketPool:
             self._task = None
         for worker in self.workers:
             await worker.close()
+        self.on_change = None
 
     async def _watch(self) -> None:
         assert self._wake is not None

@@ -31,7 +31,13 @@ from serving.contract import (
     C_BATCH_ROWS,
     C_BATCH_SIZE,
     C_BATCHES,
+    C_DURATION_NS,
+    C_INFER_NS,
     C_LATENCY,
+    C_POSTPROCESS_NS,
+    C_PREPROCESS_NS,
+    C_QUEUE_NS,
+    C_ROWS,
     C_STATUS,
     CELLS,
     CRC_OFFSET,
@@ -216,11 +222,27 @@ class SpoolWriter:
         """Count one answer by its HTTP status."""
         self.add(series, _STATUS_CELL.get(status, _OTHER_STATUS))
 
+    def observe_request(
+        self, series: int, status_cell: int, rows: int, stages_ns: tuple[int, int, int, int] | None
+    ) -> None:
+        """Count one request: its status (offset from `C_STATUS`), its rows, and of an answered one the nanoseconds of
+        preprocessing, queue, inference and postprocessing."""
+        cells, base = self._cells, AGG_OFFSET // 8 + series * CELLS
+        cells[base + C_STATUS + status_cell] += 1
+        cells[base + C_ROWS] += rows
+        if stages_ns is not None:
+            preprocess, queue, infer, postprocess = stages_ns
+            if preprocess:
+                cells[base + C_PREPROCESS_NS] += preprocess
+            cells[base + C_QUEUE_NS] += queue
+            cells[base + C_INFER_NS] += infer
+            cells[base + C_POSTPROCESS_NS] += postprocess
+
     def observe_latency(self, series: int, bounds_ms: Sequence[float], duration_ns: int) -> None:
-        """Count the duration of one live request in its bucket; `bounds_ms` as given to `set_model`.
-        The sum (`C_DURATION_NS`) is the caller's to `add`."""
-        bucket = bisect_left(bounds_ms, duration_ns / 1e6)
-        self._cells[AGG_OFFSET // 8 + series * CELLS + C_LATENCY + bucket] += 1
+        """Count the duration of one live request, in all and in its bucket; `bounds_ms` as given to `set_model`."""
+        cells, base = self._cells, AGG_OFFSET // 8 + series * CELLS
+        cells[base + C_DURATION_NS] += duration_ns
+        cells[base + C_LATENCY + bisect_left(bounds_ms, duration_ns / 1e6)] += 1
 
     def observe_batch(self, series: int, rows: int) -> None:
         """Count one batch of `rows` rows that a worker was given."""

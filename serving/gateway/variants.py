@@ -158,19 +158,19 @@ class VariantPlane:
             max_batch=entry.max_batch,
             max_rows=queue.max_rows,
             max_queue_delay_ms=queue.max_queue_delay_ms,
+            max_wait_ms=queue.max_wait_ms,
             clock=clock,
             hang_timeout_s=config.hang_timeout_s,
             on_batch=self._on_batch,
             close_check=dropped,
-            pad_inputs=frozenset(spec.name for spec in manifest.session.inputs)
-            if manifest.preprocess.kind == "text"
-            else frozenset(),
+            pad_inputs=manifest.padded_inputs,
         )
         self._own: list[Worker] = []
         self._pool: SocketPool | None = None
         if entry.placement == "colocated":
             session = open_session(manifest, folder, runtime=entry.runtime, threads=config.threads)
-            self._own.append(LocalWorker(f"{entry.name}@gateway", session))
+            sessions = [session, *(session.share() for _ in range(entry.replicas - 1))]
+            self._own += [LocalWorker(f"{entry.name}@gateway-{n}", each) for n, each in enumerate(sessions)]
         elif remote is not None:
             self._own += [HandleWorker(f"{entry.name}@handle-{n}", remote) for n in range(entry.replicas)]
         if entry.placement == "isolated" and config.transport == "auto":
@@ -198,21 +198,16 @@ class VariantPlane:
             Fault: no valid answer; says whose fault it is.
         """
         name = self.entry.name
-        left_s = (deadline_ns - self._clock.monotonic_ns()) / 1e9
         self._running += 1
         try:
-            async with asyncio.timeout(left_s):
-                result = await self.batcher.submit(inputs, rows, deadline_ns, live=live)
-        except TimeoutError:
-            raise Fault(name, Cause.TIMEOUT, f"{name} did not answer within the deadline") from None
+            result = await self.batcher.submit(inputs, rows, deadline_ns, live=live)
         except WorkerFailure as failure:
             message = f"{name}: {failure.message}"
             raise Fault(name, failure.cause, message, batch_key=failure.batch_key) from failure
         except RequestError as error:
             if error.kind in (ErrorKind.BAD_REQUEST, ErrorKind.TOO_LARGE):
                 raise  # the client's doing: nobody is to blame
-            cause = _CAUSES.get(error.kind, Cause.OVERLOADED)
-            raise Fault(name, cause, error.message, retry_after_s=error.retry_after_s) from None
+            raise self._refusal(error) from None
         finally:
             self._running -= 1
         began = self._clock.monotonic_ns()
@@ -228,6 +223,17 @@ class VariantPlane:
             raise Fault(name, Cause.INVALID_OUTPUT, message, batch_key=result.batch_key)
         output_ns = self._clock.monotonic_ns() - began
         return Answer(result.outputs, tensors, result.queue_ns, result.infer_ns, output_ns, result.batch_key)
+
+    def refuse_if_late(self, rows: int, deadline_ns: int) -> None:
+        """Refuse a request for which there is no time, before its inputs are made. Raises `Fault` OVERLOADED."""
+        try:
+            self.batcher.refuse_if_late(rows, deadline_ns)
+        except RequestError as error:
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: RequestError) -> Fault:
+        cause = _CAUSES.get(error.kind, Cause.OVERLOADED)
+        return Fault(self.entry.name, cause, error.message, retry_after_s=error.retry_after_s)
 
     async def preprocess(self, inputs: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
         """Client tensors to session tensors; off the event loop if there is much to tokenize."""

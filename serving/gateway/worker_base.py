@@ -12,6 +12,8 @@ from serving.contract import Cause
 from serving.errors import CanariumError
 from serving.gateway.frames import Frame, FrameKind
 
+RunNow = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
 
 class WorkerFailure(CanariumError):
     """A variant did not answer a batch.
@@ -47,6 +49,12 @@ class Worker(Protocol):
         """Whether it still owes the answer to a batch that was overdue."""
         ...
 
+    @property
+    def run_now(self) -> RunNow | None:
+        """Runs one batch while the loop waits, where that takes less than to wait for it would (now). The function
+        raises `WorkerFailure`."""
+        ...
+
     async def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one batch. Raises `WorkerFailure`."""
         ...
@@ -63,6 +71,10 @@ class WorkerBase:
         self.name = name
         self.on_change: Callable[[], None] | None = None
         self.rank = 0
+
+    @property
+    def run_now(self) -> RunNow | None:
+        return None
 
     def _changed(self) -> None:
         if self.on_change is not None:

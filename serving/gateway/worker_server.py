@@ -37,6 +37,8 @@ from serving.gateway.threads import RunsArrays, SessionThread, short_message
 
 log = logging.getLogger(__name__)
 
+#: Runs shorter than this (ns) are done on the loop, which has nothing else to do but to answer pings.
+INLINE_BELOW_NS = 2_000_000
 #: sun_path holds 108 bytes, the closing zero included.
 MAX_SOCKET_PATH = 107
 
@@ -80,7 +82,7 @@ class WorkerServer:
         self._max_frame = max_frame
         self._on_batch = on_batch
         self._description = {**(description or {}), "pid": os.getpid()}
-        self._thread = SessionThread(os.path.basename(self.path or "worker"), session)
+        self._thread = SessionThread(os.path.basename(self.path or "worker"), session, inline_below_ns=INLINE_BELOW_NS)
         self._connections: set[_Connection] = set()
         self._server: asyncio.AbstractServer | None = None
         self._inode = 0

@@ -17,7 +17,7 @@ from serving.contract import Cause
 from serving.gateway.frames import MAX_FRAME, FrameError, FrameKind, decode, encode
 from serving.gateway.sockets import SocketPool, SocketWorker
 from serving.gateway.threads import RunsArrays, SessionThread, short_message
-from serving.gateway.worker_base import Worker, WorkerBase, WorkerFailure, batch_outputs
+from serving.gateway.worker_base import RunNow, Worker, WorkerBase, WorkerFailure, batch_outputs
 
 __all__ = ["HandleWorker", "LocalWorker", "SocketPool", "SocketWorker", "Worker", "WorkerFailure"]
 
@@ -41,6 +41,17 @@ class LocalWorker(WorkerBase):
     @property
     def hung(self) -> bool:
         return bool(self._overdue)
+
+    @property
+    def run_now(self) -> RunNow | None:
+        return self._run_now if self._thread.inline and self.available else None
+
+    def _run_now(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            return self._thread.run_now(partial(self._session.run, inputs))
+        except Exception as error:
+            log.warning("%s: a batch failed", self.name, exc_info=error)
+            raise WorkerFailure(Cause.ERROR, short_message(error)) from error
 
     async def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if not self.available:

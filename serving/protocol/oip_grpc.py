@@ -6,6 +6,8 @@ The message classes are tritonclient's, so that they are the same in every proce
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -77,12 +79,14 @@ def decode_request(message: Any) -> InferRequest:
     return InferRequest(message.id, tensors, _outputs(message.outputs), parameters, True)
 
 
-def encode_response(response: InferResponse) -> Any:
-    """The answer as a `ModelInferResponse`, its tensors in `raw_output_contents`."""
+def encode_response(response: InferResponse, parameters: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """The answer as a `ModelInferResponse`, its tensors in `raw_output_contents`, with string `parameters`."""
     message = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=response.id)
     for tensor in response.outputs:
         message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         message.raw_output_contents.append(to_binary(tensor.data, tensor.datatype))
+    for key, value in parameters.items():
+        message.parameters[key].string_param = value
     return message
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from serving.errors import RequestError, bad_request
-from serving.protocol.tensors import position
+from serving.protocol.tensors import all_finite, position
 from serving.protocol.types import FLOATS, InferRequest, SignatureLike, Tensor, TensorSpecLike, shown
 
 
@@ -47,7 +47,7 @@ def validate(request: InferRequest, signature: SignatureLike, model: str, *, all
                 raise bad_request(
                     f"input {shown(spec.name)}: expected at least one row, got shape {list(tensor.shape)}"
                 )
-        if not allow_nonfinite and tensor.datatype in FLOATS and not np.isfinite(tensor.data).all():
+        if not allow_nonfinite and tensor.datatype in FLOATS and not all_finite(tensor.data):
             raise _nonfinite(tensor)
     if tensors:
         raise bad_request(

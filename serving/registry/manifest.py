@@ -44,6 +44,11 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `none` passes them on; `text` cuts each row to `max_chars` characters (0: no cut), tokenizes it
     and pads the batch with id 0 to the smallest of `buckets` (in tokens) that holds its longest row.
+
+    `pad` lets requests of different lengths share a batch of a model that takes tensors: each input whose axis 1
+    is free is filled up with zeros on that axis to the longest of the batch. Only for models on which such zeros
+    have no effect, because a mask is among the inputs, and whose outputs do not have that axis. A text model's
+    requests always do.
     """
 
     kind: Literal["none", "text"] = "none"
@@ -51,6 +56,8 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_tokens: int = 96
     buckets: tuple[int, ...] = ()
     max_chars: int = 0
+    #: Left out of the stored form when not given, so that older manifests keep their digests.
+    pad: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Postprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,6 +117,15 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def ref(self) -> str:
         """The registry reference, such as `moderation/int8:1`."""
         return f"{self.model}/{self.variant}:{self.revision}"
+
+    @property
+    def padded_inputs(self) -> frozenset[str]:
+        """Session inputs that may be filled up with zeros on axis 1 to the longest request of a batch."""
+        if self.preprocess.kind == "text":
+            return frozenset(spec.name for spec in self.session.inputs)
+        if not self.preprocess.pad:
+            return frozenset()
+        return frozenset(spec.name for spec in self.session.inputs if spec.shape[1:2] == (-1,))
 
     @property
     def size_bytes(self) -> int:

@@ -183,6 +183,8 @@ class Registry:
                 raise RegistryError(f"file name {name!r}: use letters, digits, '.', '_' and '-', no folders")
         if entry not in files:
             raise RegistryError(f"{model}/{variant}: entry {entry!r} is not among the files ({_names(files)})")
+        if preprocess is not None and preprocess.pad and any(-1 in spec.shape[1:] for spec in session.outputs):
+            raise RegistryError(f"{model}/{variant}: preprocess.pad needs outputs whose axes are fixed after the first")
         self._prepare()
         stored = {name: self._store(path) for name, path in sorted(files.items())}
         with self._lock():

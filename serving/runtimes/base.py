@@ -43,8 +43,12 @@ class Session(Protocol):
         """
         ...
 
+    def share(self) -> Session:
+        """Another session over the same weights; each is ended and closed on its own."""
+        ...
+
     def close(self) -> None:
-        """Give the memory back; ends runs in progress where the runtime can."""
+        """Give the memory back, once all that share it are closed; ends runs in progress where the runtime can."""
         ...
 
 

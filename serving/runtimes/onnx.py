@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,11 @@ class OnnxSession:
         finally:
             self._running.discard(options)
         return dict(zip(self._outputs, values, strict=True))
+
+    def share(self) -> OnnxSession:
+        twin = copy(self)
+        twin._running = set()
+        return twin
 
     def terminate(self) -> None:
         """End the runs in progress between two operators; each raises `RuntimeError`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,9 @@ class TorchSession:
             name: value.numpy().astype(dtype, copy=False)
             for (name, dtype), value in zip(self._outputs, values, strict=True)
         }
+
+    def share(self) -> TorchSession:
+        return copy(self)
 
     def close(self) -> None:
         self._module = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from typing import Any
 
 import charts
@@ -47,13 +48,39 @@ def test_the_rayservice_is_valid_for_kuberay(case: str) -> None:
 
 @pytest.mark.parametrize("case", charts.CASES)
 def test_the_serve_config_is_valid_for_ray_serve(case: str) -> None:
+    from ray.serve.config import ProxyLocation
     from ray.serve.schema import ServeDeploySchema
 
     config = yaml.safe_load(charts.one(case, "RayService")["spec"]["serveConfigV2"])
     schema = ServeDeploySchema.model_validate(config)
-    assert schema.http_options.host == "0.0.0.0"
-    assert schema.grpc_options.port == 8001
+    assert schema.proxy_location == ProxyLocation.Disabled
     assert schema.applications[0].args == {"config": "/etc/canarium/canarium.yaml"}
+    for application in schema.applications:
+        assert application.route_prefix is None
+        (deployment,) = application.deployments
+        assert deployment.ray_actor_options.num_cpus > 0  # the head has none, and must run none
+    gateways, values = schema.applications[0].deployments[0], charts.values(case)
+    assert gateways.name == "Gateway"
+    pods, replicas = values.get("worker", {}).get("replicas", 1), values.get("server", {}).get("gateways", 1)
+    assert gateways.max_replicas_per_node == math.ceil(replicas / pods)
+
+
+def test_deployments_have_the_names_by_which_the_chart_sets_their_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serving import app
+    from serving.contract import VariantEntry
+    from serving.gateway.replica import GatewaySettings
+
+    named: list[str] = []
+
+    class Deployment:
+        def bind(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setattr(app.serve, "deployment", lambda _, name, **__: named.append(name) or Deployment())
+    settings = GatewaySettings(parse_config(canarium_yaml("default")).model_dump_json(), "/state", "secret")
+    app.gateway_deployment(settings)
+    app.variant_deployment(settings, "moderation", VariantEntry("int8", 2, "moderation/int8:1"))
+    assert named == ["Gateway", "int8"]
 
 
 def test_serve_imports_an_application_that_exists() -> None:

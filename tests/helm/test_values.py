@@ -21,6 +21,12 @@ def test_without_a_model_it_does_not_render() -> None:
         charts.render(charts.with_value(charts.values("default"), "models", {}))
 
 
+def test_a_worker_pod_without_a_gateway_is_refused() -> None:
+    given = charts.with_value(charts.values("default"), "worker.replicas", 2)
+    with pytest.raises(HelmRenderError, match=r"server\.gateways is less than worker\.replicas"):
+        charts.render(given)
+
+
 def test_two_monitors_of_the_same_pods_are_refused() -> None:
     given = charts.with_value(charts.values("full"), "metrics.podMonitor.enabled", True)
     with pytest.raises(HelmRenderError, match="scrape every monitor twice"):
@@ -38,7 +44,7 @@ def test_two_monitors_of_the_same_pods_are_refused() -> None:
         ("image.pullPolicy", "Sometimes"),
         ("service.type", "ExternalName"),
         ("ray.env.lower_case", "1"),
-        ("ray.env.RAY_SERVE_ENABLE_HA_PROXY", 1),
+        ("ray.env.RAY_SERVE_ENABLE_DIRECT_INGRESS", 1),
         ("state.spoolSizeLimit", "lots"),
         ("networkPolicy.inference.from", "everyone"),
         ("metrics.podMonitor.interval", "often"),

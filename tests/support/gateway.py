@@ -81,7 +81,7 @@ class InProcessGateway:
             manifest,
             folder,
             config=settings.variants[entry.name],
-            queue=settings.routing.queue,
+            queue=settings.queue,
             recorder=self.recorder,
             clock=self.clock,
             socket_dir=Path("/nonexistent"),
@@ -109,6 +109,17 @@ class InProcessGateway:
             tables={"tiny": table},
             kills=dict(kills) if kills is not None else self.snapshot.kills,
         )
+        await self.plane.apply(self.snapshot)
+        await self.plane.planes.settled()
+
+    async def withdraw(self, variant: str) -> None:
+        """Publish a snapshot without a variant."""
+        table = self.snapshot.tables["tiny"]
+        table = msgspec.structs.replace(
+            with_weight(table, variant, 0, epoch=table.epoch + 1),
+            variants={name: entry for name, entry in table.variants.items() if name != variant},
+        )
+        self.snapshot = msgspec.structs.replace(self.snapshot, rev=self.snapshot.rev + 1, tables={"tiny": table})
         await self.plane.apply(self.snapshot)
         await self.plane.planes.settled()
 

@@ -124,6 +124,21 @@ def test_short_sequences_do_not_join_a_batch_that_would_be_mostly_padding() -> N
     assert list(target.take(0).entries) == [short]
 
 
+def test_little_padding_is_the_default() -> None:
+    target = queue(max_batch=8)
+    offer(target, entry(width=100), entry(width=70), entry(width=90))
+    assert [sorted(mate.width for mate in target.take(0).entries) for _ in range(2)] == [[90, 100], [70]]
+
+
+def test_a_share_bounds_a_batch_but_never_a_single_entry() -> None:
+    target = queue(max_batch=8)
+    large, *small = entry(rows=5), entry(), entry(), entry()
+    offer(target, large, *small)
+    assert list(target.take(0, 2).entries) == [large]
+    assert list(target.take(0, 2).entries) == small[:2]
+    assert list(target.take(0, 99).entries) == small[2:]
+
+
 def test_a_withdrawn_entry_is_gone() -> None:
     target = queue()
     gone = entry()

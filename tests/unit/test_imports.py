@@ -21,6 +21,10 @@ CONTRACT = "serving.contract"
 
 PURE = ("serving.core.", "monitoring.detectors.", "monitoring.windows", "monitoring.guard", "monitoring.slo")
 
+#: Bytes on sockets; what they mean is the business of the gateway, which imports these and not the other way round.
+TRANSPORT = ("serving.transport",)
+FRAMEWORKS = frozenset({"ray", "grpc", "tritonclient", "google", "numpy", "orjson", "msgspec", "starlette", "uvicorn"})
+
 #: Entry points bind everything and are imported by nothing; Ray Serve and the console script find them by name.
 ENTRY_POINTS = ("serving.app", "serving.cli")
 
@@ -114,6 +118,15 @@ def test_monitoring_knows_only_contract_and_clock(module: str) -> None:
     allowed = ("serving.contract", "serving.clock")
     strangers = {name for name in imports(module) if _top(name) == "serving" and not _is(name, allowed)} - {"serving"}
     assert not strangers, f"{module} imports {', '.join(sorted(strangers))}"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if _is(name, TRANSPORT)])
+def test_the_transports_know_nothing_of_what_they_carry(module: str) -> None:
+    for chain in chains(module):
+        strangers = {name for name in ours(chain[-1]) if not _is(name, (*TRANSPORT, "serving.errors"))} - {"serving"}
+        assert not strangers, f"{' -> '.join(chain)} imports {', '.join(sorted(strangers))}"
+        foreign = {_top(name) for name in imports(chain[-1])} & FRAMEWORKS
+        assert not foreign, f"{' -> '.join(chain)} imports {', '.join(sorted(foreign))}"
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -73,12 +73,12 @@ def test_create_makes_private_directories_and_may_be_repeated(paths: Paths) -> N
     for _ in range(2):
         paths.create()
         worker = paths.make_worker_dir("m", "v", 1)
-    for folder in (paths.short_dir, paths.socket_dir, paths.haproxy_dir, paths.run_dir, worker):
+    for folder in (paths.short_dir, paths.socket_dir, paths.run_dir, worker):
         assert folder.stat().st_mode & 0o777 == 0o700
     assert worker == paths.worker_dir("m", "v", 1)
 
 
-@pytest.mark.parametrize("name", ["short_dir", "socket_dir", "haproxy_dir"])
+@pytest.mark.parametrize("name", ["short_dir", "socket_dir"])
 @pytest.mark.parametrize("kind", ["link", "file", "open"])
 def test_a_directory_that_somebody_else_prepared_is_refused(paths: Paths, tmp_path: Path, name: str, kind: str) -> None:
     folder: Path = getattr(paths, name)

@@ -14,7 +14,7 @@ import pytest
 
 from serving.clock import FakeClock
 from serving.errors import RegistryError
-from serving.registry.manifest import Lineage, Manifest, Parent, Signature, TensorSpec
+from serving.registry.manifest import Lineage, Manifest, Parent, Preprocess, Signature, TensorSpec
 from serving.registry.store import Registry
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),))
@@ -177,3 +177,35 @@ def test_importing_the_registry_and_the_builder_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_padded_inputs_are_those_of_a_free_second_axis(registry: Registry) -> None:
+    ids = TensorSpec("input_ids", "INT64", (-1, -1))
+    fixed = TensorSpec("features", "FP32", (-1, 4))
+    session = Signature((ids, fixed), (TensorSpec("y", "FP32", (-1, 2)),))
+    padded = register_padded(registry, session)
+    assert padded.padded_inputs == {"input_ids"}
+    assert registry.resolve(padded.ref).padded_inputs == {"input_ids"}
+    assert put(registry, "plain", "x").padded_inputs == frozenset()
+    assert b"pad" not in put(registry, "plain", "x").encode()  # as before the option existed
+
+
+def test_padding_needs_outputs_that_do_not_grow_with_it(registry: Registry) -> None:
+    tokens = TensorSpec("hidden", "FP32", (-1, -1, 8))
+    with pytest.raises(RegistryError, match=r"preprocess\.pad needs outputs whose axes are fixed"):
+        register_padded(registry, Signature((TensorSpec("input_ids", "INT64", (-1, -1)),), (tokens,)))
+
+
+def register_padded(registry: Registry, session: Signature) -> Manifest:
+    source = registry.root.parent / "padded.bin"
+    source.write_text("padded")
+    return registry.register(
+        "m",
+        "padded",
+        {"model.onnx": source},
+        format="onnx",
+        entry="model.onnx",
+        signature=session,
+        session=session,
+        preprocess=Preprocess(pad=True),
+    )

@@ -290,3 +290,19 @@ def test_terminate_ends_a_run_in_progress(tmp_path: Path) -> None:
             break
     assert not thread.is_alive()
     assert "ONNX Runtime failed" in str(failures[0])
+
+
+@pytest.mark.parametrize(
+    ("format", "runtime", "entry"), [("onnx", "onnxruntime", "onnx"), ("torch", "torch", "safetensors")]
+)
+def test_sessions_that_share_weights_end_each_on_their_own(folder: Path, format: str, runtime: str, entry: str) -> None:
+    first = open_session(manifest(format, entry=f"transformer.{entry}"), folder, runtime=runtime, threads=1)
+    second = first.share()
+    inputs = {"input_ids": np.ones((1, 4), np.int64)}
+    want = first.run(inputs)
+    first.close()
+    for name, values in second.run(inputs).items():
+        assert np.array_equal(values, want[name])
+    second.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        second.run(inputs)

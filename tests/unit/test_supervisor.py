@@ -224,20 +224,22 @@ def test_a_host_that_makes_no_url_is_named(instance: Any) -> None:
         instance._ask(lambda client, base: client.get(base))
 
 
-def test_the_limit_of_a_grpc_message_is_that_of_a_body() -> None:
-    given = serve_env.local_environment("i", Path("h"), dict.fromkeys(PORTS, 1), "t", max_body_mib=8)
-    assert given["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] == str(8 << 20)
-    assert int(given["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"]) >= 256 << 20
-    assert int(serve_env.limits(1024)["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"]) < 1 << 31
+HANDLE = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
 
 
-PORTS = ("stats", "metrics", "fallback_http", "fallback_grpc")
+def test_a_batch_over_a_handle_may_be_twice_the_largest_body_as_far_as_grpc_can_count() -> None:
+    given = serve_env.local_environment("i", "t", max_body_mib=8)
+    assert int(given[HANDLE]) == 256 << 20
+    assert int(serve_env.local_environment("i", "t", max_body_mib=512)[HANDLE]) == 1024 << 20
+    assert serve_env.handle_limit(2047) < 1 << 31
+    assert (given["RAY_AUTH_MODE"], given["RAY_AUTH_TOKEN"]) == ("token", "t")
 
 
-def test_a_node_may_have_higher_limits_and_none_lower_ones() -> None:
+def test_a_node_may_have_a_higher_limit_and_no_lower_one() -> None:
     assert serve_env.missing(serve_env.REQUIRED) == []
-    assert serve_env.missing({**serve_env.REQUIRED, "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(1 << 30)}) == []
-    assert serve_env.missing(serve_env.REQUIRED, max_body_mib=65) == [f"RAY_SERVE_GRPC_MAX_MESSAGE_SIZE={65 << 20}"]
+    assert serve_env.missing({**serve_env.REQUIRED, HANDLE: str(1 << 30)}, max_body_mib=512) == []
+    assert serve_env.missing(serve_env.REQUIRED, max_body_mib=129) == [f"{HANDLE}={258 << 20}"]
+    assert serve_env.missing({**serve_env.REQUIRED, HANDLE: "much"}) == [f"{HANDLE}={256 << 20}"]
     for name in serve_env.REQUIRED:
         (lacking,) = serve_env.missing({key: value for key, value in serve_env.REQUIRED.items() if key != name})
         assert lacking == f"{name}={serve_env.REQUIRED[name]}"

@@ -70,6 +70,9 @@ canarium/config-sha256: {{ include "canarium.config" . | sha256sum }}
 {{- if not .Values.models }}
 {{- fail "models is required: put the models section of your canarium.yaml here" }}
 {{- end }}
+{{- if lt (int .Values.server.gateways) (int .Values.worker.replicas) }}
+{{- fail "server.gateways is less than worker.replicas: a worker pod without a gateway listens on no port and never becomes ready" }}
+{{- end }}
 {{- if and .Values.metrics.podMonitor.enabled .Values.metrics.serviceMonitor.enabled }}
 {{- fail "metrics.podMonitor and metrics.serviceMonitor would scrape every monitor twice: enable one of them" }}
 {{- end }}
@@ -100,23 +103,21 @@ models:
 {{- end }}
 
 {{- define "canarium.serveConfig" -}}
-proxy_location: EveryNode
-http_options:
-  host: 0.0.0.0
-  port: 8000
-grpc_options:
-  port: 8001
-  grpc_servicer_functions:
-    - tritonclient.grpc.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server
+# Gateways listen for themselves. A trace of a CPU keeps all replicas off the head, which has none.
+proxy_location: Disabled
 logging_config:
   log_level: WARNING
   enable_access_log: false
 applications:
   - name: canarium
-    route_prefix: /
+    route_prefix: null
     import_path: serving.app:build_app
     args:
       config: /etc/canarium/canarium.yaml
+    deployments:
+      - name: Gateway
+        max_replicas_per_node: {{ divf .Values.server.gateways .Values.worker.replicas | ceil }}
+        ray_actor_options: {num_cpus: 0.01}
 {{- range $model, $settings := .Values.models }}
 {{- range $variant, $given := $settings.variants }}
 {{- if ne (dig "placement" "isolated" $given) "colocated" }}
@@ -127,6 +128,9 @@ applications:
       config: /etc/canarium/canarium.yaml
       model: {{ $model }}
       variant: {{ $variant }}
+    deployments:
+      - name: {{ $variant }}
+        ray_actor_options: {num_cpus: 0.01}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -138,11 +142,9 @@ applications:
   value: {{ $value | quote }}
 {{- end }}
 {{- $handleMib := min 2047 (max 256 (mul 2 .Values.server.maxBodyMib)) }}
-{{- range $name, $mib := dict "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE" .Values.server.maxBodyMib "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH" $handleMib }}
-{{- if not (hasKey $.Values.ray.env $name) }}
-- name: {{ $name }}
-  value: {{ mul $mib 1048576 | quote }}
-{{- end }}
+{{- if not (hasKey .Values.ray.env "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH") }}
+- name: RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH
+  value: {{ mul $handleMib 1048576 | quote }}
 {{- end }}
 - name: HOME
   value: /tmp

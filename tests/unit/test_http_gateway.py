@@ -1,4 +1,4 @@
-"""The HTTP surface, driven as an ASGI server would: routes, headers, bad input. No network."""
+"""The HTTP surface, driven as the transport does: routes, headers, bad input. No network."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import orjson
 import pytest
 
 from serving.control.auth import Auth
-from serving.gateway.asgi import HttpGateway
 from serving.gateway.budget import InflightBudget
+from serving.gateway.http import HttpGateway
+from serving.transport.http1 import Head
 from tests.support.gateway import InProcessGateway
 
 INFER = "/v2/models/tiny/infer"
@@ -31,7 +32,7 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """Calls an ASGI application directly."""
+    """Calls the application as a connection does: the head, the body in pieces, the answer, the end."""
 
     def __init__(self, app: HttpGateway) -> None:
         self.app = app
@@ -45,29 +46,19 @@ class Client:
         chunk: int = 1 << 20,
     ) -> Answer:
         raw = body if isinstance(body, bytes) else orjson.dumps(body)
-        pieces = [raw[at : at + chunk] for at in range(0, len(raw), chunk)] or [b""]
-        waiting = [
-            {"type": "http.request", "body": piece, "more_body": index < len(pieces) - 1}
-            for index, piece in enumerate(pieces)
-        ]
-        sent: list[Any] = []
-
-        async def receive() -> Any:
-            return waiting.pop(0) if waiting else {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {
-            "type": "http",
-            "method": method,
-            "path": path,
-            "headers": [(key.lower().encode(), value.encode("latin-1")) for key, value in (headers or {}).items()],
-        }
-        await self.app(scope, receive, send)
-        assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-        found = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
-        return Answer(sent[0]["status"], found, sent[1]["body"])
+        given = {key.lower().encode(): value.encode("latin-1") for key, value in (headers or {}).items()}
+        exchange = self.app.begin(Head(method, path, given, "127.0.0.1"))
+        try:
+            for at in range(0, len(raw), chunk):
+                if exchange.refusal is not None or not exchange.receive(len(raw[at : at + chunk])):
+                    break
+            response = exchange.refusal or await exchange.respond(raw)
+        finally:
+            exchange.end()
+            exchange.end()  # as often as it likes
+        lines = response.fields.decode("latin-1").split("\r\n")
+        assert lines.pop() == ""
+        return Answer(response.status, dict(line.split(": ", 1) for line in lines), b"".join(response.pieces))
 
     async def infer(self, body: bytes | Any, **headers: str) -> Answer:
         return await self.request("POST", INFER, body, {key.replace("_", "-"): value for key, value in headers.items()})
@@ -235,6 +226,40 @@ async def test_pinned_and_overridden_variants_answer(client: Client) -> None:
     assert (pinned.headers["x-canarium-variant"], pinned.headers["x-canarium-reason"]) == ("candidate", "pinned")
     override = await client.infer(GOOD, x_canarium_variant="candidate")
     assert (override.headers["x-canarium-variant"], override.headers["x-canarium-reason"]) == ("candidate", "override")
+
+
+@pytest.mark.parametrize(("method", "status"), [("GET", 200), ("HEAD", 200), ("POST", 404)])
+async def test_kuberay_asks_whether_the_pod_serves(client: Client, method: str, status: int) -> None:
+    assert (await client.request(method, "/-/healthz")).status == status
+
+
+async def test_an_announced_length_over_the_limit_is_refused_before_the_body_comes(client: Client) -> None:
+    given = Head("POST", INFER, {b"content-length": b"%d" % (65 << 20)}, "127.0.0.1")
+    exchange = client.app.begin(given)
+    assert exchange.refusal is not None
+    assert exchange.refusal.status == 413
+
+
+async def test_a_full_gateway_refuses_a_body_with_the_time_to_come_again(gateway: InProcessGateway) -> None:
+    budget = InflightBudget(1 << 20)
+    app = HttpGateway(gateway.config, gateway.plane, Auth.from_config("none", None), gateway.clock, budget)
+    first = app.begin(Head("POST", INFER, {}, ""))
+    assert first.receive(1_000_000)
+    second = app.begin(Head("POST", INFER, {}, ""))
+    assert not second.receive(100_000)
+    assert second.refusal is not None
+    assert second.refusal.status == 503
+    assert b"retry-after: 1\r\n" in second.refusal.fields
+    second.end()
+    assert budget.held == 1_000_000
+    first.end()
+    assert budget.held == 0
+
+
+async def test_a_request_id_is_given_back_on_every_answer(client: Client) -> None:
+    for method, path in (("GET", "/v2"), ("GET", "/v2/health/ready"), ("POST", "/v2/nowhere"), ("POST", INFER)):
+        answer = await client.request(method, path, GOOD, {"x-request-id": "mine"})
+        assert answer.headers["x-request-id"] == "mine", path
 
 
 async def test_every_route_gives_back_what_it_held_of_the_body_budget(client: Client) -> None:

@@ -1,0 +1,1 @@
+"""The same model behind Canarium and behind other servers, measured with one client in one run."""

@@ -1,0 +1,88 @@
+"""Both ends of a transport without sockets: a clock that is moved by hand, a transport that writes to memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+
+class LoopClock:
+    """The running loop's clock, which can be moved forward."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ahead = 0.0
+        real = self._loop.time
+        self._loop.time = lambda: real() + self._ahead  # type: ignore[method-assign]
+
+    async def advance(self, seconds: float) -> None:
+        """Let `seconds` pass; what is due happens."""
+        self._ahead += seconds
+        await turns()
+
+
+async def turns(count: int = 12) -> None:
+    """Let everything run that is ready to."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+class FakeTransport(asyncio.Transport):
+    """Keeps what is written. With `stuck` set, writing pauses the protocol, as a full socket buffer does."""
+
+    def __init__(self, make: Callable[[], asyncio.Protocol]) -> None:
+        super().__init__({"peername": ("10.0.0.9", 40_000)})
+        self.sent = bytearray()
+        self.closed = self.aborted = self.half_closed = self.stuck = False
+        self.reading = True
+        self.protocol = make()
+        self.protocol.connection_made(self)
+
+    def feed(self, data: bytes, size: int = 1 << 18) -> None:
+        """What comes from the client, at most `size` bytes at a time."""
+        for at in range(0, len(data), size):
+            if not self.closed:
+                self.protocol.data_received(data[at : at + size])
+
+    def write(self, data: Any) -> None:
+        assert not self.half_closed, "written after the end"
+        if not self.closed:
+            self.sent += data
+            if self.stuck:
+                self.protocol.pause_writing()
+
+    def take(self) -> bytes:
+        """What was written since the last time."""
+        sent, self.sent = bytes(self.sent), bytearray()
+        return sent
+
+    def free(self) -> None:
+        """The client reads again."""
+        self.stuck = False
+        self.protocol.resume_writing()
+
+    def write_eof(self) -> None:
+        self.half_closed = True
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
+
+    def abort(self) -> None:
+        self.aborted = True
+        self.close()
+
+    def hang_up(self) -> None:
+        """The client is gone."""
+        self.close()
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
