@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from serving.control.auth import VISITOR, Auth, Principal
 from serving.control.tokens import Token, hashed
-from serving.gateway.asgi import HttpGateway
 from serving.gateway.budget import InflightBudget
+from serving.gateway.http import HttpGateway
 from tests.support.gateway import InProcessGateway
+from tests.support.http_exchange import Answer, Client
 
 BODY = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["spam"]}]}
 CHOOSE = {"x-canarium-variant": "candidate"}
@@ -28,21 +28,20 @@ class Gate:
         auth = Auth(
             [Token(role, role, hashed(role)) for role in ("viewer", "tester", "labeller")], gateway.clock, visitor
         )
-        app: Any = HttpGateway(config, gateway.plane, auth, gateway.clock, InflightBudget(256 << 20))
-        self._client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
+        self._client = Client(HttpGateway(config, gateway.plane, auth, gateway.clock, InflightBudget(256 << 20)))
 
-    async def infer(self, token: str | None = None, **headers: str) -> httpx.Response:
+    async def infer(self, token: str | None = None, **headers: str) -> Answer:
         return await self._post("/v2/models/tiny/infer", BODY, token, headers)
 
     async def feedback(self, token: str | None = None) -> int:
-        return (await self._post("/v2/models/tiny/feedback", {"id": "r", "label": "spam"}, token, {})).status_code
+        return (await self._post("/v2/models/tiny/feedback", {"id": "r", "label": "spam"}, token, {})).status
 
     async def get(self, path: str) -> int:
-        return (await self._client.get(path)).status_code
+        return (await self._client.request("GET", path)).status
 
-    async def _post(self, path: str, body: Any, token: str | None, headers: dict[str, str]) -> httpx.Response:
+    async def _post(self, path: str, body: Any, token: str | None, headers: dict[str, str]) -> Answer:
         shown = {"authorization": f"Bearer {token}"} if token else {}
-        return await self._client.post(path, json=body, headers=shown | headers)
+        return await self._client.request("POST", path, body, shown | headers)
 
 
 @pytest.fixture
@@ -56,26 +55,26 @@ async def gateway(tmp_path: Path) -> AsyncIterator[InProcessGateway]:
 async def test_by_default_inference_needs_a_token(gateway: InProcessGateway) -> None:
     gate = Gate(gateway, None)
     refused = await gate.infer()
-    assert (refused.status_code, refused.headers["content-type"]) == (401, "application/json")
-    assert (await gate.infer("wrong")).status_code == 401
-    assert (await gate.infer("viewer")).status_code == 200
+    assert (refused.status, refused.headers["content-type"]) == (401, "application/json")
+    assert (await gate.infer("wrong")).status == 401
+    assert (await gate.infer("viewer")).status == 200
     assert (await gate.get("/v2/models/tiny"), await gate.get("/v2/health/live")) == (401, 200)
 
 
 async def test_open_inference_takes_anybody_and_refuses_a_wrong_token(gateway: InProcessGateway) -> None:
     gate = Gate(gateway, VISITOR)
-    assert (await gate.infer()).status_code == 200
+    assert (await gate.infer()).status == 200
     assert await gate.get("/v2/models/tiny") == 200
-    assert (await gate.infer("wrong")).status_code == 401
+    assert (await gate.infer("wrong")).status == 401
 
 
 @pytest.mark.parametrize("visitor", [None, VISITOR], ids=["tokens", "open"])
 async def test_the_variant_is_chosen_by_its_role_alone(gateway: InProcessGateway, visitor: Principal | None) -> None:
     gate = Gate(gateway, visitor)
-    assert (await gate.infer(**CHOOSE)).status_code == 401
-    assert (await gate.infer("viewer", **CHOOSE)).status_code == 403
+    assert (await gate.infer(**CHOOSE)).status == 401
+    assert (await gate.infer("viewer", **CHOOSE)).status == 403
     chosen = await gate.infer("tester", **CHOOSE)
-    assert (chosen.status_code, chosen.headers["x-canarium-variant"]) == (200, "candidate")
+    assert (chosen.status, chosen.headers["x-canarium-variant"]) == (200, "candidate")
 
 
 @pytest.mark.parametrize("visitor", [None, VISITOR], ids=["tokens", "open"])
@@ -89,7 +88,7 @@ async def test_feedback_needs_its_role(gateway: InProcessGateway, visitor: Princ
 async def test_a_peer_that_keeps_failing_is_told_to_wait(gateway: InProcessGateway) -> None:
     gate = Gate(gateway, None)
     for _ in range(10):
-        assert (await gate.infer("wrong")).status_code == 401
+        assert (await gate.infer("wrong")).status == 401
     slowed = await gate.infer("wrong")
-    assert (slowed.status_code, int(slowed.headers["retry-after"]) > 0) == (429, True)
-    assert (await gate.infer("viewer")).status_code == 200
+    assert (slowed.status, int(slowed.headers["retry-after"]) > 0) == (429, True)
+    assert (await gate.infer("viewer")).status == 200
