@@ -19,6 +19,8 @@ from serving.transport.http1 import Head
 from tests.support.gateway import InProcessGateway
 from tests.support.http_exchange import INFER, Client
 
+GOOD = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["spam"]}]}
+
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[InProcessGateway]:
