@@ -52,6 +52,7 @@ class GuardSettings(msgspec.Struct, frozen=True):
     latency: LatencySettings = LatencySettings()
     agreement: AgreementSettings = AgreementSettings()
     harm: HarmSettings = HarmSettings()
+    dry_run: tuple[str, ...] = ()  # guards that only observe
 
 
 class MonitorVariant(msgspec.Struct, frozen=True):

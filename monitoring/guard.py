@@ -325,7 +325,7 @@ class ModelGuards:
         return found
 
     def trips(self) -> list[Trip]:
-        """Guards that have failed, of candidates that take traffic, not reported before in this arming."""
+        """Guards that have failed and act, of candidates that take traffic, not reported before in this arming."""
         found = []
         for candidate in self.candidates.values():
             if candidate.weight <= 0 and self._weights:
@@ -334,6 +334,8 @@ class ModelGuards:
                 detector.settle()
                 if detector.failed and guard not in candidate.tripped:
                     candidate.tripped.append(guard)
+                    if guard in self._model.guards.dry_run:
+                        continue
                     found.append(self._trip(candidate, detector))
         return found
 
@@ -356,6 +358,7 @@ class ModelGuards:
             self._share(candidate),
             candidate.last_ns,
             degraded=degraded,
+            dry_run=detector.name in self._model.guards.dry_run,
             examples=examples,
         )
 

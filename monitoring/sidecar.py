@@ -227,6 +227,7 @@ class Sidecar:
                 "verdicts": self.watch.verdicts(),
                 "loss_ratio": round(self.watch.loss_ratio, 6),
                 "instance": self.config.instance,
+                "headroom": self.watch.headroom(),
                 "rev": self.watch.snapshot.rev if self.watch.snapshot else None,
                 "counts": self.watch.counts(),
                 "assumed": self.watch.assumptions(),

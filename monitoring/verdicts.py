@@ -40,10 +40,19 @@ class Verdict(msgspec.Struct, frozen=True):
     at: str  # ISO 8601, UTC
     statistic: dict[str, Any]
     example_request_keys: list[str] = []  # request keys (16 hex digits) of the latest bad events
+    dry_run: bool = False  # the guard observes and never acts
 
 
 def verdict(
-    detector: Detector, variant: str, teacher: str, share: float, at_ns: int, *, degraded: str = "", examples: list[int]
+    detector: Detector,
+    variant: str,
+    teacher: str,
+    share: float,
+    at_ns: int,
+    *,
+    degraded: str = "",
+    dry_run: bool = False,
+    examples: list[int],
 ) -> Verdict:
     """Judge one detector.
 
@@ -51,10 +60,13 @@ def verdict(
         share: the variant's share of the traffic it is compared over, in [0, 1].
         at_ns: wall time of the last observation, ns since the epoch.
         degraded: why the numbers cannot be trusted now, or "".
+        dry_run: the guard only observes: what it would have done is said, not done.
         examples: request keys of the latest bad events.
     """
     word, action = _word(detector, degraded)
     sentence = _SENTENCES[type(detector)](detector, variant, teacher, share) + _ending(detector, word, degraded)
+    if dry_run and action != "none":
+        sentence, action = f"{sentence} (dry run: no {action})", "none"
     return Verdict(
         guard=detector.name,
         variant=variant,
@@ -64,6 +76,7 @@ def verdict(
         at=iso(at_ns),
         statistic=statistic(detector),
         example_request_keys=[f"{key:016x}" for key in examples],
+        dry_run=dry_run,
     )
 
 

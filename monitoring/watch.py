@@ -18,7 +18,7 @@ from monitoring.state import VERSION, Committed
 from monitoring.verdicts import Verdict
 from monitoring.windows import VariantState, Window
 from serving.clock import Clock
-from serving.contract import C_WORKERS, Flag, Kind, Snapshot
+from serving.contract import C_CAPACITY, C_ROWS, C_WORKERS, Flag, Kind, Snapshot
 
 log = logging.getLogger("canarium.monitor")
 
@@ -82,6 +82,7 @@ class Watch:
         self.foreign = 0  # records of models or series that this monitor does not know
         self.last_record_mono_ns = 0
         self._losses: deque[tuple[float, int, int]] = deque()
+        self._rows: deque[tuple[float, dict[str, int]]] = deque()  # monotonic seconds, rows asked of each model
 
     # ------------------------------------------------------------ input
 
@@ -118,6 +119,13 @@ class Watch:
         self._losses.append((mono_s, flow.written, flow.dropped))
         while self._losses[0][0] < mono_s - LOSS_SPAN_S:
             self._losses.popleft()
+        rows = dict.fromkeys(self.models, 0)
+        for (name, _), item in totals.items():
+            if name in rows:
+                rows[name] += int(item.cells[C_ROWS])
+        self._rows.append((mono_s, rows))
+        while self._rows[0][0] < mono_s - RATE_SPAN_S:
+            self._rows.popleft()
 
     def _feed(self, chunk: Chunk) -> None:
         records = chunk.records
@@ -251,14 +259,32 @@ class Watch:
         }
 
     def counts(self) -> dict[str, dict[str, dict[str, float]]]:
-        """By model and candidate: `ModelGuards.counts`, and `workers` that can take a batch now."""
+        """By model and candidate: `ModelGuards.counts`, and `workers` that take a batch now, also the baseline's."""
         totals = self.totals()
         found: dict[str, dict[str, dict[str, float]]] = {}
         for name, model in self.models.items():
-            found[name] = model.guards.counts()
+            found[name] = {**model.guards.counts(), model.guards.baseline: {}}
             for variant, counts in found[name].items():
                 item = totals.get((name, variant))
                 counts["workers"] = int(item.cells[C_WORKERS]) if item is not None else 0
+        return found
+
+    def headroom(self) -> dict[str, float | None]:
+        """By model: rows a second that its baseline can do, as measured, over those asked of the model lately.
+
+        Under 1 the baseline could not carry the present traffic alone. None while either is not known.
+        """
+        totals = self.totals()
+        found: dict[str, float | None] = dict.fromkeys(self.models)
+        if len(self._rows) < 2:
+            return found
+        (then_s, then), (now_s, now) = self._rows[0], self._rows[-1]
+        for name, model in self.models.items():
+            item = totals.get((name, model.guards.baseline))
+            capacity = int(item.cells[C_CAPACITY]) / 1000 if item is not None else 0.0
+            rate = (now[name] - then[name]) / max(1.0, now_s - then_s)
+            if capacity and rate > 0:
+                found[name] = round(capacity / rate, 3)
         return found
 
     def assumptions(self) -> dict[str, dict[str, dict[str, float]]]:

@@ -179,6 +179,13 @@ class RoutingConfig(_Section):
         return value
 
 
+class CapacityConfig(_Section):
+    """What is done about a baseline that could not carry all traffic alone, which a kill may ask of it."""
+
+    #: shed: after a kill the excess is refused (503); reserve: no more is ever taken than the baseline can do (429).
+    on_kill: Literal["shed", "reserve"] = "shed"
+
+
 class SloConfig(_Section):
     """One service level objective over a rolling window."""
 
@@ -242,6 +249,8 @@ class GuardsConfig(_Section):
     latency: LatencyGuard = LatencyGuard()
     agreement: AgreementGuard = AgreementGuard()
     harm: HarmGuard = HarmGuard()
+    #: Guards that only observe.
+    dry_run: tuple[Literal["invalid_output", "errors", "latency", "agreement", "harm"], ...] = ()
 
 
 class ModelConfig(_Section):
@@ -251,6 +260,7 @@ class ModelConfig(_Section):
     teacher: str | None = None
     variants: Annotated[dict[str, VariantConfig], Field(min_length=1)]
     routing: RoutingConfig = RoutingConfig()
+    capacity: CapacityConfig = CapacityConfig()
     slo: tuple[SloConfig, ...] = ()
     guards: GuardsConfig = GuardsConfig()
 

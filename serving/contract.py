@@ -255,6 +255,7 @@ C_PREPROCESS_NS, C_QUEUE_NS, C_INFER_NS, C_POSTPROCESS_NS = 36, 37, 38, 39
 C_SHED = 40  # live requests refused because the queue was full or the wait too long
 C_DROPPED_CANCELLED = 41  # queued requests dropped because their client went away
 C_PAIRS, C_PAIR_FLIPS = 42, 43
+C_CAPACITY = 46  # gauge: rows in 1,000 s that its workers can do for this gateway, at least; 0: unknown
 C_LIVE_OK, C_LIVE_ERROR = 44, 45  # live requests routed here: good or bad, after blame
 C_DURATION_NS = 48  # sum over live requests
 C_LATENCY = 64  # + bucket index (first bucket whose bound >= duration; last = +Inf)

@@ -21,7 +21,7 @@ def facts_of(state: ControlState, rollout: Rollout, monitor: MonitorLink, gatewa
     """The facts by which a rollout is decided: the monitor's, the gateways', and the other candidates' share."""
     table = state.tables.get(rollout.model)
     return msgspec.structs.replace(
-        monitor.facts(rollout.model, rollout.variant, rollout.rev),
+        monitor.facts(rollout.model, rollout.variant, rollout.baseline, rollout.rev),
         confirmed=gateways.confirmed(rollout.rev),
         room=room(table, rollout.variant) if table is not None else 0,
         killed=any(state.kills.get(name, OFF).on for name in (rollout.model, ALL)),
@@ -77,5 +77,6 @@ def _verdict(facts: Facts, name: str, rollout: Rollout) -> dict[str, Any]:
         "required": name in rollout.required,
         "verdict": guard.verdict if guard else "no_data",
         "action": guard.action if guard else "none",
+        "dry_run": guard.dry_run if guard else False,
         "sentence": guard.sentence if guard else "no verdict since the latest change of traffic",
     }

@@ -67,6 +67,8 @@ class Hold(StrEnum):
     APPROVAL = "approval"
     MONITOR_LOST = "monitor_lost"
     GUARD = "guard"  # a guard's verdict that pauses the ramp
+    NO_HEADROOM = "no_headroom"  # the baseline could not take the traffic back
+    BASELINE = "baseline"  # the baseline is not well itself
     NO_ROOM = "no_room"  # other candidates have the traffic that the next step needs
 
 
@@ -328,7 +330,7 @@ def _paused(rollout: Rollout, event: Event, _now_ns: int) -> _Change:
 
 
 #: Holds at which the step had done its part: its time does not start anew.
-_WAITED = (Hold.FREEZE, Hold.INCONCLUSIVE, Hold.NO_DATA, Hold.NO_ROOM)
+_WAITED = (Hold.FREEZE, Hold.INCONCLUSIVE, Hold.NO_DATA, Hold.NO_ROOM, Hold.NO_HEADROOM)
 
 
 def _resume(rollout: Rollout, event: Event, now_ns: int) -> _Change:

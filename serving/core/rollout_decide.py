@@ -27,6 +27,7 @@ class Guard(msgspec.Struct, frozen=True):
     action: str = "none"  # none | alert | pause | rollback | kill
     sentence: str = ""
     statistic: dict[str, Any] = {}
+    dry_run: bool = False  # it only observes
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +43,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         confirmed: every gateway obeys the latest change of traffic.
         room: basis points of live traffic that the candidate can have beside the other candidates.
         killed: the model's kill-switch is on.
+        headroom: rows a second that the baseline can do over those that are asked; None if unknown.
+        ailing: why the baseline is not well itself, or "".
     """
 
     guards: dict[str, Guard] = {}
@@ -53,6 +56,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     confirmed: bool = False
     room: int = 10_000
     killed: bool = False
+    headroom: float | None = None
+    ailing: str = ""
 
     @property
     def monitor_lost(self) -> bool:
@@ -83,9 +88,18 @@ def decide(rollout: Rollout, facts: Facts, now_ns: int) -> Decision:
     return decision
 
 
+def required(rollout: Rollout, facts: Facts) -> tuple[str, ...]:
+    """Guards that must pass: those of the policy but for what a human set aside and what only observes.
+
+    Should all of them only observe, they are required all the same: a promotion needs evidence.
+    """
+    acting = tuple(name for name in rollout.required if not (name in facts.guards and facts.guards[name].dry_run))
+    return acting or rollout.required
+
+
 def unmet(rollout: Rollout, facts: Facts) -> list[str]:
     """What stands against a promotion: a sentence for each required guard that has not passed."""
-    return [_said(guard, facts) for guard in rollout.required if _word(guard, facts) != "pass"]
+    return [_said(guard, facts) for guard in required(rollout, facts) if _word(guard, facts) != "pass"]
 
 
 def by_hand(move: Move, rollout: Rollout, facts: Facts, why: str, waive: tuple[str, ...] = ()) -> Event:
@@ -130,6 +144,8 @@ def _brake(rollout: Rollout, facts: Facts, now_ns: int) -> Decision | None:
     if facts.monitor_lost:
         silent = "never been heard" if facts.silent_s is None else f"been silent for {facts.silent_s:.0f} s"
         return _event(Move.HOLD, facts, rollout, f"the monitor has {silent}", hold=Hold.MONITOR_LOST)
+    if facts.ailing and rollout.state is not State.MONITORING:
+        return _event(Move.HOLD, facts, rollout, facts.ailing, hold=Hold.BASELINE)
     for guard in facts.guards.values():
         if guard.verdict == "fail" and guard.action == "pause" and guard.name not in rollout.waived:
             return _event(
@@ -180,6 +196,10 @@ def _paused(rollout: Rollout, facts: Facts, now_ns: int) -> Decision:
         if facts.monitor_lost or not facts.guards:
             return Decision(None, "waits for the monitor")
         return _event(Move.RESUME, facts, rollout, "the monitor is back")
+    if rollout.hold is Hold.BASELINE:
+        if facts.ailing or facts.monitor_lost:
+            return Decision(None, facts.ailing or "waits for the monitor")
+        return _event(Move.RESUME, facts, rollout, f"{rollout.baseline} is well again")
     if rollout.hold is Hold.FREEZE:
         return _event(Move.RESUME, facts, rollout, "the freeze window has closed")
     if facts.monitor_lost:
@@ -222,7 +242,7 @@ def _missing(
     rollout: Rollout, facts: Facts, now_ns: int, gate: Gate, seen: int, judged: tuple[str, ...]
 ) -> Decision | None:
     """What keeps a gate shut; None if it is met."""
-    guards = [guard for guard in rollout.required if guard in judged]
+    guards = [guard for guard in required(rollout, facts) if guard in judged]
     # A monitor that lost its state counts from nothing again.
     counted = seen - rollout.step_seen if seen >= rollout.step_seen else seen
     empty = [guard for guard in guards if _word(guard, facts) in ("no_data", "degraded")]
@@ -248,11 +268,14 @@ def _missing(
 
 def _promotion(rollout: Rollout, facts: Facts) -> Decision:
     if waits := unmet(rollout, facts):
-        words = {_word(guard, facts) for guard in rollout.required}
+        words = {_word(guard, facts) for guard in required(rollout, facts)}
         hold = Hold.NO_DATA if words & set(_EMPTY) else Hold.INCONCLUSIVE
         return _event(Move.HOLD, facts, rollout, f"a promotion needs: {'; '.join(waits)}", hold=hold)
-    passed = "; ".join(_said(guard, facts) for guard in rollout.required)
-    evidence = {"passes": {name: facts.guards[name].statistic for name in rollout.required}}
+    if (thin := _thin(rollout, facts)) is not None:
+        return _event(Move.HOLD, facts, rollout, thin, hold=Hold.NO_HEADROOM)
+    judges = required(rollout, facts)
+    passed = "; ".join(_said(guard, facts) for guard in judges)
+    evidence = {"passes": {name: facts.guards[name].statistic for name in judges}}
     return _event(Move.PROMOTE, facts, rollout, f"every required guard has passed: {passed}", evidence=evidence)
 
 
@@ -278,7 +301,22 @@ def _to_weight(rollout: Rollout, facts: Facts, move: Move, at: int, why: str) ->
         if rollout.state in (State.SHADOW, State.RAMPING):
             return _event(Move.HOLD, facts, rollout, lack, hold=Hold.NO_ROOM)
         return Decision(None, lack)
+    if wanted > rollout.weight and (thin := _thin(rollout, facts)) is not None:
+        if rollout.state in (State.SHADOW, State.RAMPING):
+            return _event(Move.HOLD, facts, rollout, thin, hold=Hold.NO_HEADROOM)
+        return Decision(None, thin)
     return _event(move, facts, rollout, why)
+
+
+def _thin(rollout: Rollout, facts: Facts) -> str | None:
+    """Why the baseline could not take all traffic back; None if it can, or nothing is known of it."""
+    least = rollout.policy.limits.min_headroom
+    if facts.headroom is None or facts.headroom >= least:
+        return None
+    return (
+        f"{rollout.baseline} can do {facts.headroom:.2f} times the present traffic alone, under the {least:g} of "
+        "limits.min_headroom: a rollback would bury it"
+    )
 
 
 # ---------------------------------------------------------------- words

@@ -71,11 +71,13 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_suspect_responses: live answers that differ from the teacher's, estimated from the scored ones;
             over it the candidate is rolled back. None: no such limit.
         max_duration: from start to success, pauses included; over it the candidate is rolled back.
+        min_headroom: least `rollback_headroom_ratio` at which the candidate gets more traffic; 0 = any.
     """
 
     max_weight: float = 100.0
     max_suspect_responses: int | None = None
     max_duration: str = "30d"
+    min_headroom: float = 1.0
 
 
 class Monitor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -161,6 +163,8 @@ def _faults(policy: Policy) -> Iterator[str]:
     suspect = policy.limits.max_suspect_responses
     if suspect is not None and suspect < 1:
         yield f"limits.max_suspect_responses: {suspect} is under 1"
+    if not 0 <= policy.limits.min_headroom <= 100:
+        yield f"limits.min_headroom: {policy.limits.min_headroom:g} is not between 0 and 100"
     yield from _duration_faults("limits.max_duration", policy.limits.max_duration, positive=True)
     for name in policy.required:
         if name not in GUARDS:

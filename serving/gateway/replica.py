@@ -148,6 +148,7 @@ class Gateway:
             clock=self._clock,
             socket_dir=self._paths.worker_dir(model, entry.name, entry.version),
             remote=self._remote(model, entry, config),
+            gateways=self._config.server.gateways,
             dropped=lambda: self._killed(model, entry.name),
         )
 

@@ -69,6 +69,7 @@ MEANINGS = {
     "models.M.routing.queue.max_queue_delay_ms": "how long an idle worker may wait for a fuller batch",
     "models.M.routing.queue.max_wait_ms": "longest expected wait at which a request is still taken (429); half of the latency SLO's threshold if absent, or of the default deadline",
     "models.M.routing.queue.default_timeout_ms": "deadline of requests that name none (504)",
+    "models.M.capacity.on_kill": "`shed`: after a kill, what the baseline cannot do is refused (503); `reserve`: no more is ever taken than it can do alone (429)",
     "models.M.slo[].name": "`latency`: share of answers under a threshold; `availability`: share of requests answered",
     "models.M.slo[].objective": "share of good events that is aimed at",
     "models.M.slo[].threshold_ms": "for `latency`, and required there",
@@ -86,6 +87,7 @@ MEANINGS = {
     "models.M.guards.agreement.limit": "tolerated disagreement itself, in place of the above",
     "models.M.guards.agreement.gross_factor": "rolled back beyond this many times the limit",
     "models.M.guards.harm.budget": "tolerated share of labelled pairs that the teacher has right and the candidate wrong",
+    "models.M.guards.dry_run": "guards that only observe: they say what they would do, act on nothing and hold up no rollout",
 }  # fmt: skip
 
 _PLACES = {"models": "models.M", "models.M.variants": "models.M.variants.V", "models.M.slo": "models.M.slo[]"}

@@ -388,6 +388,16 @@ class TestJoin:
         assert len(again.label(1 << 63, 0, 7)) == 1
 
 
+def test_a_guard_in_dry_run_says_what_it_would_do_and_does_not_act() -> None:
+    watched = guards(dry_run=("invalid_output",))
+    feed(watched, request("int8", Cause.INVALID_OUTPUT), times=5)
+    assert watched.trips() == []
+    found = of(watched, "invalid_output")
+    assert (found.verdict, found.action, found.dry_run) == ("fail", "none", True)
+    assert found.sentence.endswith("(dry run: no kill)")
+    assert not of(watched, "errors").dry_run
+
+
 def test_a_trip_tells_the_evidence_at_its_crossing_whatever_was_seen_since() -> None:
     guard = Agreement(limit=0.02, gross=0.1)
     guard.alpha = 0.002

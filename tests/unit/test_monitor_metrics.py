@@ -69,6 +69,7 @@ EXPECTED = {
     "canarium_traffic_weight": ("gauge", {"model", "variant"}),
     "canarium_rollout_state": ("gauge", {"model", "variant", "state"}),
     "canarium_killswitch_state": ("gauge", {"model"}),
+    "canarium_rollback_headroom_ratio": ("gauge", {"model"}),
     "canarium_killswitch_actuation_seconds": ("histogram", {"le"}),
     "canarium_actuations_waiting": ("gauge", set()),
     "canarium_actuation_failures": ("counter", set()),

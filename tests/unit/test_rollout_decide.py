@@ -187,6 +187,47 @@ def test_a_guard_that_pauses_waits_for_a_human_and_is_not_raised_again_once_set_
     assert moved(said(bake(waived=("agreement",)), guards=breached)) is Move.ADVANCE
 
 
+def test_a_candidate_gets_no_more_traffic_than_the_baseline_could_take_back() -> None:
+    decision = said(rollout(state=State.SHADOW, at=0), headroom=0.8)
+    assert held(decision) is Hold.NO_HEADROOM
+    assert "can do 0.80 times the present traffic" in decision.why
+    assert held(said(rollout(state=State.RAMPING, at=6), headroom=0.8)) is Hold.NO_HEADROOM  # the promotion
+    paused = rollout(state=State.PAUSED, held=State.SHADOW, hold=Hold.NO_HEADROOM)
+    assert moved(said(paused, headroom=0.99)) is None
+    assert moved(said(paused, headroom=1.0)) is Move.RESUME
+    for unknown in (None, 1.0):
+        assert moved(said(rollout(state=State.SHADOW, at=0), headroom=unknown)) is Move.RAMP
+
+
+def test_a_step_that_gives_no_more_asks_for_no_headroom() -> None:
+    assert moved(said(bake(2), headroom=0.1)) is Move.ADVANCE
+
+
+def test_a_policy_may_ask_for_any_headroom_or_none() -> None:
+    shadowed = rollout(state=State.SHADOW, at=0)
+    for least, headroom, move in ((0.0, 0.01, Move.RAMP), (2.0, 1.9, Move.HOLD), (2.0, 2.0, Move.RAMP)):
+        limits = msgspec.structs.replace(shadowed.policy.limits, min_headroom=least)
+        policy = msgspec.structs.replace(shadowed.policy, limits=limits)
+        assert moved(said(msgspec.structs.replace(shadowed, policy=policy), headroom=headroom)) is move
+
+
+def test_with_an_ailing_baseline_nothing_advances_and_nothing_flaps() -> None:
+    ailing = "the baseline teacher has no worker"
+    assert held(said(bake(), ailing=ailing)) is Hold.BASELINE
+    paused = rollout(state=State.PAUSED, held=State.RAMPING, hold=Hold.BASELINE, at=5, baseline="teacher")
+    assert said(paused, ailing=ailing) == Decision(None, ailing)
+    assert moved(said(paused)) is Move.RESUME
+    assert moved(said(rollout(state=State.MONITORING, at=6), ailing=ailing)) is not Move.HOLD
+
+
+def test_a_guard_in_dry_run_neither_brakes_nor_is_waited_for() -> None:
+    watching = passing() | {"latency": Guard("latency", "fail", "none", "latency says fail", dry_run=True)}
+    assert moved(said(bake(), guards=watching)) is Move.ADVANCE
+    assert unmet(bake(), facts(guards=watching)) == []
+    alone = {name: Guard(name, "inconclusive", dry_run=True) for name in passing()}
+    assert len(unmet(bake(), facts(guards=alone))) == 3  # a promotion needs evidence of somebody
+
+
 # ---------------------------------------------------------------- waiting
 
 

@@ -180,6 +180,15 @@ async def test_a_degraded_monitor_passes_nothing(live: Live) -> None:
     assert "agreement, degraded" in live.plane.rollout_view(live.rollout)["waiting"]  # type: ignore[arg-type]
 
 
+async def test_what_the_monitor_says_of_the_baseline_holds_a_ramp(live: Live) -> None:
+    await live.until(State.RAMPING)
+    baseline = live.rollout.baseline  # type: ignore[union-attr]
+    counts = {"moderation": {"int8": {"live": 5, "pairs": 5, "workers": 1}, baseline: {"workers": 0}}}
+    live.hear(counts=counts)
+    await live.driver.tick()
+    assert (live.rollout.hold, live.rollout.why) == (Hold.BASELINE, f"the baseline {baseline} has no worker")  # type: ignore[union-attr]
+
+
 async def test_too_many_suspect_answers_roll_back(live: Live) -> None:
     await live.until(State.RAMPING)
     live.hear(counts={"moderation": {"int8": {"live": 500, "pairs": 500, "suspect": 100.5, "workers": 1}}})
