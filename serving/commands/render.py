@@ -85,8 +85,16 @@ def status_view(status: Json, verdicts: dict[str, Json]) -> RenderableType:
         ),
         Text("   ".join(f"{name} {url}" for name, url in urls.items()), style="dim"),
     ]
+    if fault := status.get("auth", {}).get("fault"):
+        parts.append(Text(f"tokens: {fault}", style="bold red"))
     for view in status.get("models", []):
         parts += [Text(""), model_table(view)]
+        headroom = view.get("rollback_headroom_ratio")
+        if headroom is not None:
+            style = "bold red" if headroom < 1 else "dim"
+            parts.append(
+                Text(f"alone, {view.get('baseline')} could carry {headroom:.2f}× of the present traffic", style)
+            )
         if view.get("rollouts"):
             parts += [Text("rollouts", style="dim"), rollout_table(view["rollouts"])]
         answer = verdicts.get(view["model"])

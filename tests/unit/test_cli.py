@@ -169,6 +169,17 @@ def test_status_shows_shares_and_the_guards_sentences(capsys: pytest.CaptureFixt
         assert word in shown
 
 
+def test_status_warns_of_a_tokens_file_that_cannot_be_used_and_of_a_baseline_that_is_too_slow(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    slow = MODEL | {"baseline": "teacher", "rollback_headroom_ratio": 0.42}
+    broken = STATUS | {"models": [slow], "auth": {"mode": "tokens", "fault": "line 3: no role"}}
+    assert Server(**{"/admin/v1/status": broken}).run("status") == 0
+    shown = capsys.readouterr().out
+    assert "tokens: line 3: no role" in shown
+    assert "teacher could carry 0.42× of the present traffic" in shown
+
+
 def test_status_as_json_is_the_api_plus_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
     assert Server().run("status", "--json") == 0
     assert json.loads(capsys.readouterr().out) == STATUS | {"verdicts": {"moderation": VERDICTS}}
