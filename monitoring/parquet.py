@@ -65,7 +65,8 @@ def read(path: Path) -> Recording:
     """
     arrow, files = _library()
     try:
-        table = files.read_table(path)
+        with files.ParquetFile(path) as file:  # one file as it is: a dataset would read columns into its path
+            table = file.read()
     except arrow.ArrowException as error:
         raise ValueError(f"{path}: {error}") from error
     columns: Columns = {}
