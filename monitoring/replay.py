@@ -74,7 +74,7 @@ class Replay:
                 f"the records span {days} days, over {LONGEST_NS // (86_400 * 1_000_000_000)}: narrow them"
             )
         self.trips: list[Tripped] = []
-        self._name, self._variant = name, variant
+        self._name, self._variant, self._now_ns = name, variant, self.begin_ns
         self._recording = recording
         self._evidence = Evidence(name, config)
         self._tables = tables(recording, name, config.baseline, config.teacher)
@@ -83,24 +83,30 @@ class Replay:
     def looks(self) -> Iterator[Look]:
         """Feed all records; a look at each second of the recorded time, and one at its end."""
         guards, waiting = self._evidence.guards, dict(self._tables)
-        now_ns = next_ns = self.begin_ns
-        look = self._look(now_ns)
+        next_ns = self.begin_ns
+        look = self.now()
         fed = False
         for _, event, cls, ref_cls in events(self._recording.records, self._recording.variants):
-            now_ns = max(now_ns, event.wall_ns)
-            while next_ns <= now_ns:
+            self._now_ns = max(self._now_ns, event.wall_ns)
+            while next_ns <= self._now_ns:
                 look = self._look(next_ns) if fed else msgspec.structs.replace(look, wall_ns=next_ns)
                 fed = False
                 yield look
                 next_ns += TICK_NS
             if event.epoch in waiting and event.kind in _ROUTED:
-                guards.configure(Snapshot(event.epoch, 0, {self._name: waiting.pop(event.epoch)}))
+                # With those before it: one gateway may still answer by an epoch that another has never seen.
+                for epoch in [epoch for epoch in waiting if epoch <= event.epoch]:
+                    guards.configure(Snapshot(epoch, 0, {self._name: waiting.pop(epoch)}))
             self._evidence.take(event, cls, ref_cls)
-            self._watch(now_ns)
+            self._watch()
             fed = True
-        yield self._look(now_ns)
+        yield self.now()
 
-    def _watch(self, now_ns: int) -> None:
+    def now(self) -> Look:
+        """What is known by the records fed so far, at the time of the latest."""
+        return self._look(self._now_ns)
+
+    def _watch(self) -> None:
         """Note what the latest record has made fail."""
         for guard, detector in self._evidence.guards.candidates[self._variant].detectors.items():
             breached = isinstance(detector, Agreement) and detector.breached
@@ -108,10 +114,12 @@ class Replay:
             if level <= self._noted.get(guard, 0):
                 continue
             self._noted[guard] = level
-            look = self._look(now_ns)
+            look = self.now()
             said = next(verdict for verdict in look.verdicts if verdict.guard == guard)
             self.trips.append(
-                Tripped(guard, said.action, now_ns, look.live, look.pairs, look.suspect, said.sentence, said.statistic)
+                Tripped(
+                    guard, said.action, look.wall_ns, look.live, look.pairs, look.suspect, said.sentence, said.statistic
+                )
             )
 
     def _look(self, now_ns: int) -> Look:
@@ -125,7 +133,7 @@ _ROUTED = (Kind.REQUEST, Kind.REFERENCE, Kind.SHADOW)
 
 
 def tables(recording: Recording, model: str, baseline: str, teacher: str) -> dict[int, RouteTable]:
-    """The routing of each epoch, as far as its records tell."""
+    """The routing of each epoch, as far as its records tell; epochs ascend."""
     records, variants = recording.records, recording.variants
     entries = {name: VariantEntry(name, at, f"{model}/{name}") for at, name in enumerate(variants, 1)}
     found: dict[int, RouteTable] = {}

@@ -105,6 +105,16 @@ def test_evidence_goes_on_when_the_recorded_weight_changes(gateway: Gateway) -> 
     assert (looks[-1].live, looks[-1].pairs) == (90, 90)
 
 
+def test_an_epoch_that_one_gateway_never_saw_costs_no_evidence(tmp_path: Path, gateway: Gateway) -> None:
+    late = Gateway(tmp_path, gateway.clock, "g1")
+    traffic(gateway, 2, epoch=1)
+    traffic(gateway, 1, epoch=3)
+    traffic(late, 1, epoch=2)
+    traffic(gateway, 2, epoch=3)
+    _, looks = replay(tmp_path)
+    assert (looks[-1].live, looks[-1].pairs) == (60, 60)
+
+
 def test_there_is_a_look_at_each_second_and_at_the_end(gateway: Gateway) -> None:
     begin = gateway.clock.wall_ns()
     gateway.request("int8")
