@@ -22,6 +22,7 @@ def slo() -> None:
     default="canarium.yaml",
     show_default=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The configuration file.",
 )
 @click.option(
     "--format",
