@@ -76,3 +76,8 @@ def test_suspect_answers_are_the_scored_ones_and_those_between_them() -> None:
 
 def test_limits_are_those_of_the_configuration() -> None:
     assert limits(0.01) == (pytest.approx(0.03), pytest.approx(0.09))
+
+
+def test_the_best_stake_needs_less_than_the_mixture_and_no_less_than_the_bound() -> None:
+    row = detection(0.02, 2.0, 0.002, 400, np.random.default_rng(4))
+    assert row["bound"] < row["best_stake"] < row["mean"]

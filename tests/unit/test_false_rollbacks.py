@@ -7,7 +7,7 @@ import pytest
 
 from loadtests.false_rollbacks import SETTINGS, Tally, events, line, rollout, tally
 from loadtests.proportions import lower, upper
-from loadtests.worlds import FLIPS, HARM, LOST_BATCHES, TIMEOUTS, WORLDS, World, traffic
+from loadtests.worlds import FLIPS, HARM, WORLDS, World, traffic
 from monitoring.guard import is_error
 
 BY_NAME = {world.name: world for world in WORLDS}
@@ -26,7 +26,7 @@ class TestEveryWorld:
             for arm, found in rates.items():
                 here = drawn.candidate == arm
                 found.append(float((drawn.timeout | drawn.lost)[here].mean()))
-        expected = TIMEOUTS + LOST_BATCHES
+        expected = world.timeouts + world.lost
         for found in rates.values():
             error = np.std(found, ddof=1) / len(found) ** 0.5
             assert np.mean(found) == pytest.approx(expected, abs=4 * error)
