@@ -39,7 +39,7 @@ from serving.contract import BUCKETS, GUARDS, Cause, Flag, Kind, RouteTable, Sna
 
 MODEL, BASELINE, CANDIDATE = "m", "baseline", "candidate"
 #: Requests of the baseline before the candidate gets traffic: its quantile is known then.
-EARLIER = 768
+EARLIER = 512
 #: Guards whose failure is bounded by a budget; `invalid_output` is a count.
 STATISTICAL = tuple(guard for guard in GUARDS if guard != "invalid_output")
 
