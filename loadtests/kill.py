@@ -38,7 +38,7 @@ MODEL, BASELINE, CANDIDATE = "dense", "baseline", "candidate"
 #: Values a row, width and layers of the model, rows a request.
 INPUTS, WIDTH, LAYERS, ROWS = 8, 512, 80, 16
 #: Deadline of every request, and how long answers are watched after a kill, so that none is missed.
-DEADLINE_MS, WATCH_S = 500, 0.65
+DEADLINE_MS, WATCH_S = 300, 0.4
 READY_S = 120.0
 
 

@@ -34,7 +34,7 @@ PATIENCE_S = 2.0
 #: Longest wait for a process, the control plane or the candidate to be back, seconds.
 BACK_S = 60.0
 #: Answers of the candidate after a re-arm before the next kill.
-SETTLED = 20
+SETTLED = 10
 
 
 class KillError(Exception):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loadtests.kill import CASES, WATCH_S
+from loadtests.kill import CASES, DEADLINE_MS, WATCH_S
 from loadtests.killing import Load, Target, kill_once, settle
 from tests.integration.conftest import tiny_document
 from tests.support.load import text_request
@@ -26,7 +26,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("kill")
     document = tiny_document(folder / "registry", {"good": ""})
     model = document["models"]["tiny"]
-    model["routing"] = {"reference_percent": 0, "queue": {"default_timeout_ms": 500}}
+    model["routing"] = {"reference_percent": 0, "queue": {"default_timeout_ms": DEADLINE_MS}}
     model["guards"] = {"false_rollback": 1e-12, "errors": {"ratio": 1e6}, "latency": {"margin": 1e6}}
     with running(document, folder) as started:
         yield started

@@ -53,7 +53,7 @@ def test_the_ways_of_a_kill_are_told_apart() -> None:
 
 def test_the_configuration_is_valid(tmp_path: Path) -> None:
     config = parse_config(document(tmp_path, [9100, 9101, 9102, 9103]))
-    assert config.models["dense"].routing.queue.default_timeout_ms == 500
+    assert config.models["dense"].routing.queue.default_timeout_ms == 300
 
 
 def test_every_request_has_its_rows_and_a_user() -> None:
