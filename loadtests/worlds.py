@@ -38,6 +38,7 @@ class World:
         timeouts: chance that a request of either arm times out.
         lost: chance that a batch of either arm loses its worker.
         exceptions: chance that a request of either arm raises, whatever its input is.
+        own_exceptions: chance that a request of the candidate raises besides; over 0 it is not sound.
     """
 
     name: str
@@ -51,6 +52,7 @@ class World:
     timeouts: float = 0.007
     lost: float = 0.003
     exceptions: float = 0.0
+    own_exceptions: float = 0.0
 
 
 WORLDS = (
@@ -60,8 +62,7 @@ WORLDS = (
     World("common shocks", shocks=5),
     World("weight changes", weights=(0.1, 0.25, 0.5)),
 )
-#: No candidate is promised a budget here: a baseline's exceptions count for nobody, those of a candidate that the
-#: baseline could answer for count against it.
+#: Exceptions that have nothing to do with the input: each arm's count against it.
 EXCEPTIONS = World("random exceptions", timeouts=0.0, lost=0.0, exceptions=0.01)
 
 
@@ -105,7 +106,7 @@ def traffic(world: World, requests: int, random: np.random.Generator) -> Traffic
         batch=batch,
         timeout=random.random(requests) < world.timeouts * fault,
         lost=(random.random(batches) < world.lost)[member],
-        raised=random.random(requests) < world.exceptions,
+        raised=random.random(requests) < world.exceptions + world.own_exceptions * candidate,
         scored=scored,
         labelled=scored & (random.random(requests) < LABELLED),
         flipped=flipped,

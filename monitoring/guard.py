@@ -69,16 +69,18 @@ class Trip(msgspec.Struct, frozen=True):
     wall_ns: int
 
 
-def is_error(event: Event) -> bool:
+def is_error(event: Event, baseline: str) -> bool:
     """Whether a live request counts against the variant it was routed to.
 
-    An input on which the baseline fails as well is nobody's fault, unless the candidate has used up
-    the time. A refusal for want of capacity counts against either arm.
+    An input on which the baseline fails as well is not a candidate's fault, unless it has used up the time. The
+    baseline's own failures always count: nobody can tell whether a candidate would have done better, and a race
+    in which they are left out would blame a candidate for what befalls both. A refusal for want of capacity
+    counts against either arm.
     """
     if event.cause in _BLAMED:
         return True
     if event.cause in _BLAMED_IF_ANSWERED:
-        return bool(event.flags & Flag.BASELINE_VALID) or event.status < 500
+        return event.variant == baseline or bool(event.flags & Flag.BASELINE_VALID) or event.status < 500
     return event.cause == Cause.NONE and (event.status >= 500 or event.status == 429)
 
 
@@ -238,7 +240,7 @@ class ModelGuards:
     def _request(self, event: Event) -> None:
         if event.flags & Flag.CLIENT_FAULT or event.cause == Cause.KILLED:
             return
-        error = is_error(event)
+        error = is_error(event, self.baseline)
         if event.variant == self.baseline:
             for candidate in self.candidates.values():
                 if candidate.weight > 0 and event.epoch >= candidate.arming[0]:

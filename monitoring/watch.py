@@ -134,7 +134,7 @@ class Watch:
                 self.foreign += 1
                 continue
             if event.kind == Kind.REQUEST:
-                errors[at] = is_error(event)
+                errors[at] = is_error(event, model.guards.baseline)
             if model.early or self._early(model, event.epoch):
                 model.early.append((event, cls, ref_cls))
             else:

@@ -73,13 +73,14 @@ def test_records_blame_whoever_failed() -> None:
     drawn = traffic(World("w"), 4000, random())
     records = [event for event, *_ in events(drawn, 0, 2)]
     failed = drawn.timeout | drawn.lost
-    assert [is_error(event) for event in records] == failed.tolist()
+    assert [is_error(event, "baseline") for event in records] == failed.tolist()
     assert {event.status for event in records if event.variant == "candidate"} == {200}  # the baseline answered
 
 
 def test_a_sound_candidate_passes_and_one_that_fails_more_often_does_not() -> None:
     assert rollout(World("sound"), "default", 3000, random()) == set()
-    assert "errors" in rollout(World("raises", exceptions=0.2), "default", 3000, random())
+    assert rollout(World("both raise", exceptions=0.2), "default", 3000, random()) == set()
+    assert "errors" in rollout(World("raises", own_exceptions=0.2), "default", 3000, random())
 
 
 def test_the_limits_at_the_truth_leave_no_room() -> None:

@@ -86,7 +86,22 @@ class TestBlame:
         ],
     )
     def test_table(self, cause: Cause, status: int, flags: int, expected: bool) -> None:
-        assert is_error(Event(Kind.REQUEST, "int8", cause=cause, status=status, flags=flags)) is expected
+        assert is_error(Event(Kind.REQUEST, "int8", cause=cause, status=status, flags=flags), "teacher") is expected
+
+    @pytest.mark.parametrize("cause", [Cause.ERROR, Cause.INVALID_OUTPUT])
+    def test_the_baselines_own_failures_count_although_nobody_answers_in_its_place(self, cause: Cause) -> None:
+        assert is_error(Event(Kind.REQUEST, "teacher", cause=cause, status=500, flags=Flag.LIVE), "teacher")
+
+    def test_exceptions_that_befall_both_arms_alike_blame_nobody(self) -> None:
+        watched = guards({"int8": 5000})
+        for at in range(400):
+            feed(
+                watched,
+                request("int8", Cause.ERROR, batch_key=2 * at + 1, mono_ns=at * 10**9),
+                request("teacher", Cause.ERROR, status=500, flags=Flag.LIVE, batch_key=2 * at + 2, mono_ns=at * 10**9),
+            )
+        assert of(watched, "errors").verdict != "fail"
+        assert watched.trips() == []
 
     def test_clients_and_testers_count_for_nothing(self) -> None:
         watched = guards()
