@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from serving.commands import inspect, lifecycle, models, rollout, state, tokens, traffic
+from serving.commands import inspect, lifecycle, models, registry, rollout, state, tokens, traffic
 from serving.commands.common import ERROR, OK, REFUSED, UNREACHABLE
 from serving.errors import CanariumError
 
@@ -34,7 +34,7 @@ def canarium() -> None:
     """Serve a trusted model beside its cheaper variants, watch them, and put everything back when evidence turns."""
 
 
-for module in (lifecycle, traffic, rollout, inspect, models, tokens, state):
+for module in (lifecycle, traffic, rollout, inspect, models, registry, tokens, state):
     for command in module.COMMANDS:
         canarium.add_command(command)
 

@@ -31,15 +31,21 @@ state_dir_option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="State directory of the deployment (state.dir in its file).",
 )
-registry_option = click.option(
-    "--registry",
-    "registry_dir",
-    envvar="CANARIUM_REGISTRY",
-    default=".canarium/registry",
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Directory of the model registry.",
-)
+
+
+def registry_option(*names: str) -> Callable[[Command], Command]:
+    """The option that says where the registry is, under these names."""
+    return click.option(
+        *names,
+        "registry_dir",
+        envvar="CANARIUM_REGISTRY",
+        default=".canarium/registry",
+        show_default=True,
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Directory of the model registry.",
+    )
+
+
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key of the file."
 )
