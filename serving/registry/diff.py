@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,11 +54,12 @@ class Difference(msgspec.Struct, frozen=True):
 def difference(a: Manifest, b: Manifest) -> Difference:
     """Files and fields that differ, and every number of the evaluations, equal ones too."""
     values_a, values_b = dict(_flat(_plain(a), "")), dict(_flat(_plain(b), ""))
-    paths = [*values_a, *(path for path in values_b if path not in values_a)]
+    sections = list(Manifest.__struct_fields__)
+    paths = sorted({**values_a, **values_b}, key=lambda path: sections.index(_section(path)))
     fields, numbers = [], []
     for path in paths:
         one, other = values_a.get(path), values_b.get(path)
-        if _is_measured(path) and all(value is None or _is_number(value) for value in (one, other)):
+        if _section(path) in _MEASURED and all(value is None or _is_number(value) for value in (one, other)):
             numbers.append(Number(path, one, other, None if one is None or other is None else other - one))
         elif one != other:
             fields.append(Change(path, one, other))
@@ -73,18 +75,19 @@ def _plain(manifest: Manifest) -> dict[str, Any]:
 
 def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Every value that is neither an object nor a list, with its path such as `signature.inputs[0].name`."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):
         for key, inner in value.items():
             yield from _flat(inner, f"{path}.{key}" if path else key)
-    elif isinstance(value, (list, tuple)) and value:
+    elif isinstance(value, (list, tuple)):
         for index, inner in enumerate(value):
             yield from _flat(inner, f"{path}[{index}]")
     else:
         yield path, value
 
 
-def _is_measured(path: str) -> bool:
-    return path.split(".")[0] in _MEASURED
+def _section(path: str) -> str:
+    """The field of the manifest that a path leads into."""
+    return re.split(r"[.\[]", path, maxsplit=1)[0]
 
 
 def _is_number(value: Any) -> bool:

@@ -85,7 +85,7 @@ def test_gc_says_what_would_go_then_takes_it(run: Any, registry: Registry, tmp_p
     planned = json.loads(run("gc", "--keep", "1", "--json", "--dry-run"))
     assert planned["revisions"] == ["m/int8:1", "m/teacher:1"]
     shown = run("gc", "--keep", "1")
-    assert shown.splitlines()[-1].startswith("removed 2 revisions, 3 blobs, 2 trees, 0 unfinished: ")
+    assert shown.splitlines()[-1].startswith("removed 2 revisions, 3 blobs, 2 trees, 0 left-overs: ")
     assert f"{planned['bytes']:,} bytes" in shown
     assert [manifest.ref for manifest in registry.list()] == ["m/teacher:2", "m/int8:2"]
     assert run("verify") == "2 of 2 artifacts are whole; 0 faults\n"
