@@ -63,7 +63,7 @@ bench: $(BUILT) ## load the quickstart and print latencies (ARGS="--url http://h
 	$(BIN)/python -m loadtests.bench $(ARGS)
 
 .PHONY: bench-peers
-bench-peers: $(STAMP) ## compare with other inference servers, 45 minutes (QUICK=1: under 15)
+bench-peers: $(STAMP) ## compare with other inference servers, an hour (QUICK=1: under 15 minutes)
 	$(BIN)/python -m loadtests.peers $(if $(QUICK),--quick) $(ARGS)
 
 .PHONY: clean

@@ -349,6 +349,13 @@ class ModelGuards:
                     result.append(self._verdict(candidate, detector, degraded))
         return result
 
+    def judged(self, variant: str) -> list[Verdict]:
+        """Verdicts on one candidate, traffic or not. Raises `KeyError` if it is none."""
+        candidate = self.candidates[variant]
+        for detector in candidate.detectors.values():
+            detector.settle()
+        return [self._verdict(candidate, detector, "") for detector in candidate.detectors.values()]
+
     def _verdict(self, candidate: Candidate, detector: Detector, degraded: str) -> Verdict:
         examples = list(candidate.examples[detector.name])
         return verdict(

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 
 from monitoring.config import MonitorConfig, MonitorModel
-from monitoring.guard import Event, ModelGuards, Trip, is_error
+from monitoring.evidence import Evidence, events
+from monitoring.guard import Event, Trip, is_error
 from monitoring.ingest import CHUNK, Chunk, Flow, Ingest, IngestState, Key, Totals
-from monitoring.join import Joiner
 from monitoring.objectives import Objectives, by_model, slo_verdict
 from monitoring.state import VERSION, Committed
 from monitoring.verdicts import Verdict
@@ -29,20 +29,15 @@ LOSS_SPAN_S = 60.0
 RATE_SPAN_S, RATE_LAG_S = 60, 2
 #: How long (seconds) and how many records wait for the snapshot of their epoch: gateways may hear of it first.
 EARLY_S, EARLY_MAX = 5.0, 20_000
-_COLUMNS = (
-    "kind", "series", "answered", "flags", "cause", "status", "epoch", "total_us", "batch_key", "request_key",
-    "rows", "flips", "wall_ns", "mono_ns", "cls", "ref_cls",
-)  # fmt: skip
 
 
-class ModelWatch:
+class ModelWatch(Evidence):
     """Everything about one model."""
 
     def __init__(self, name: str, config: MonitorModel) -> None:
+        super().__init__(name, config)
         self.name = name
         self.config = config
-        self.guards = ModelGuards(name, config)
-        self.joiner = Joiner()
         self.windows: dict[str, Window] = {}
         self.objectives = Objectives(config)
         self.early: deque[tuple[Event, int, int]] = deque()  # event, class, reference class
@@ -132,24 +127,18 @@ class Watch:
         self.last_record_mono_ns = int(records["mono_ns"][-1])
         names = [(self.models.get(model), variant) for model, variant in chunk.series]
         errors = np.zeros(len(records), dtype=bool)
-        columns = [records[column].tolist() for column in _COLUMNS]
         known = len(names)
-        for at, (kind, series, answered, flags, cause, status, epoch, total_us, batch_key, request_key, rows, flips,
-                 wall_ns, mono_ns, cls, ref_cls) in enumerate(zip(*columns, strict=True)):  # fmt: skip
-            model, variant = names[series] if series < known else (None, "")
+        for at, (series, event, cls, ref_cls) in enumerate(events(records, [variant for _, variant in names])):
+            model = names[series][0] if series < known else None
             if model is None:
                 self.foreign += 1
                 continue
-            event = Event(
-                kind, variant, names[answered][1] if answered < known else "", flags, cause, status, epoch, total_us,
-                batch_key, request_key, rows, flips, wall_ns, mono_ns,
-            )  # fmt: skip
-            if kind == Kind.REQUEST:
+            if event.kind == Kind.REQUEST:
                 errors[at] = is_error(event)
-            if model.early or self._early(model, epoch):
+            if model.early or self._early(model, event.epoch):
                 model.early.append((event, cls, ref_cls))
             else:
-                self._take(model, event, cls, ref_cls)
+                model.take(event, cls, ref_cls)
         self._chart(chunk, names, errors)
 
     def _release(self) -> None:
@@ -164,7 +153,7 @@ class Watch:
                     # Cut off from the control plane: those that follow need not wait, and commits go on.
                     model.overdue = event.epoch
                 model.early.popleft()
-                self._take(model, event, cls, ref_cls)
+                model.take(event, cls, ref_cls)
 
     @staticmethod
     def _early(model: ModelWatch, epoch: int) -> bool:
@@ -175,25 +164,6 @@ class Watch:
     def settled(self) -> bool:
         """Whether all that was read is in the statistics; only then may the state be committed."""
         return not any(model.early for model in self.models.values())
-
-    def _take(self, model: ModelWatch, event: Event, cls: int, ref_cls: int) -> None:
-        if event.kind == Kind.REQUEST:
-            model.guards.observe(event)
-            if event.status == 200:
-                model.joiner.request(event.request_key, event.answered, event.wall_ns)
-        elif event.kind == Kind.LABEL:
-            for pair in model.joiner.label(event.request_key, cls, event.wall_ns):
-                model.guards.labelled(pair.variant, pair.teacher_right, pair.candidate_right, event)
-        elif event.kind in (Kind.REFERENCE, Kind.SHADOW):
-            model.guards.observe(event)
-            self._pair(model, event, cls, ref_cls)
-
-    def _pair(self, model: ModelWatch, event: Event, cls: int, ref_cls: int) -> None:
-        if event.answered != model.guards.teacher or event.status != 200:
-            return
-        pair = model.joiner.pair(event.request_key, event.variant, cls, ref_cls, event.wall_ns)
-        if pair is not None:
-            model.guards.labelled(pair.variant, pair.teacher_right, pair.candidate_right, event)
 
     def _chart(self, chunk: Chunk, names: list[tuple[ModelWatch | None, str]], errors: Any) -> None:
         records = chunk.records

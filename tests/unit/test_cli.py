@@ -91,7 +91,7 @@ def test_help_names_every_command_and_every_exit_code(capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     commands = (
         *("up", "down", "check", "monitor", "status", "traffic", "rollback", "kill", "rearm", "audit"),
-        *("rollout", "infer", "feedback", "build", "registry", "doctor", "token", "state"),
+        *("rollout", "infer", "feedback", "build", "registry", "doctor", "token", "state", "events"),
     )
     assert sorted(canarium.commands) == sorted(commands)
     for word in (*commands, "Exit codes", "cannot be reached", "refused"):
