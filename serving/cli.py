@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from serving.commands import events, inspect, lifecycle, models, rollout, simulate, slo, state, tokens, traffic
+from serving.commands import (
+    events,
+    inspect,
+    lifecycle,
+    models,
+    registry,
+    rollout,
+    simulate,
+    slo,
+    state,
+    tokens,
+    traffic,
+)
 from serving.commands.common import ERROR, OK, REFUSED, UNREACHABLE
 from serving.errors import CanariumError
 
@@ -34,7 +46,7 @@ def canarium() -> None:
     """Serve a trusted model beside its cheaper variants, watch them, and put everything back when evidence turns."""
 
 
-for module in (lifecycle, traffic, rollout, inspect, models, slo, tokens, state, events):
+for module in (lifecycle, traffic, rollout, inspect, models, registry, slo, tokens, state, events):
     for command in module.COMMANDS:
         canarium.add_command(command)
 rollout.rollout.add_command(simulate.simulate)

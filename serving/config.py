@@ -129,7 +129,7 @@ class VariantConfig(_Section):
     @field_validator("artifact")
     @classmethod
     def _artifact_ref(cls, value: str) -> str:
-        if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+(:([1-9][0-9]*|latest))?", value):
+        if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+(:([1-9][0-9]*|[a-z]([a-z0-9-]{0,38}[a-z0-9])?))?", value):
             raise ValueError(f"{value!r} is not MODEL/VARIANT:REVISION, such as moderation/int8:1")
         return value
 

@@ -48,7 +48,7 @@ MEANINGS = {
     "auth.data_plane": "in mode `tokens`: whether inference needs a token as well, or only the admin API, overrides and feedback",
     "models.M.baseline": "the trusted variant; the kill-switch and every rollback go here",
     "models.M.teacher": "whom candidates are compared with; the baseline if absent",
-    "models.M.variants.V.artifact": "`MODEL/VARIANT:REVISION` in the registry; `:latest` or nothing is the newest",
+    "models.M.variants.V.artifact": "`MODEL/VARIANT:REVISION` in the [registry](#registry); `:NAME` is what that alias names, `:latest` or nothing the newest, both taken once at the start",
     "models.M.variants.V.runtime": "what runs it: `onnxruntime` for ONNX, `torch` for safetensors",
     "models.M.variants.V.placement": "a process of its own, or inside each gateway process",
     "models.M.variants.V.replicas": "processes of an isolated variant; of a colocated one, batches that each gateway runs at once "
