@@ -1,5 +1,5 @@
 # Tasks. Everything is installed into .venv, from pyproject.toml alone; nothing outside this folder changes
-# except that `make test` installs three Debian packages if it is root and they are missing.
+# except that `make test` installs four Debian packages if it is root and they are missing.
 
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -51,7 +51,7 @@ check: $(STAMP) ## lint, format and types
 	$(BIN)/mypy
 
 .PHONY: system-packages
-system-packages: ## install Prometheus, Alertmanager and Chromium for the tests (Debian, as root)
+system-packages: ## install Prometheus, Alertmanager, Chromium and PostgreSQL for the tests (Debian, as root)
 	@./.ci/system-packages
 
 .PHONY: test
@@ -63,7 +63,7 @@ bench: $(BUILT) ## load the quickstart and print latencies (ARGS="--url http://h
 	$(BIN)/python -m loadtests.bench $(ARGS)
 
 .PHONY: bench-peers
-bench-peers: $(STAMP) ## compare with other inference servers, 45 minutes (QUICK=1: under 15)
+bench-peers: $(STAMP) ## compare with other inference servers, an hour (QUICK=1: under 15 minutes)
 	$(BIN)/python -m loadtests.peers $(if $(QUICK),--quick) $(ARGS)
 
 .PHONY: clean

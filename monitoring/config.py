@@ -52,6 +52,7 @@ class GuardSettings(msgspec.Struct, frozen=True):
     latency: LatencySettings = LatencySettings()
     agreement: AgreementSettings = AgreementSettings()
     harm: HarmSettings = HarmSettings()
+    dry_run: tuple[str, ...] = ()  # guards that only observe
 
 
 class MonitorVariant(msgspec.Struct, frozen=True):
@@ -68,6 +69,10 @@ class MonitorModel(msgspec.Struct, frozen=True):
     slo: list[SloTarget] = []
     guards: GuardSettings = GuardSettings()
     labels: list[str] = []
+
+
+#: Environment variable with the token by which the monitor speaks to the control plane.
+TOKEN_VARIABLE = "CANARIUM_MONITOR_TOKEN"
 
 
 class MonitorConfig(msgspec.Struct, frozen=True):

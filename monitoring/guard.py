@@ -21,9 +21,8 @@ from monitoring.detectors.harm import Harm
 from monitoring.detectors.invalid_output import InvalidOutput
 from monitoring.detectors.latency import Latency
 from monitoring.verdicts import ACTIONS, Verdict, statistic, verdict
-from serving.contract import BUCKETS, Cause, Flag, Kind, Latch, RouteTable, Snapshot
+from serving.contract import BUCKETS, GUARDS, SHADOW_GUARDS, Cause, Flag, Kind, Latch, RouteTable, Snapshot
 
-GUARDS = ("invalid_output", "errors", "latency", "agreement", "harm")
 #: Epochs whose weights are remembered, for records that are read late.
 EPOCHS_KEPT = 256
 EXAMPLES = 5
@@ -70,16 +69,18 @@ class Trip(msgspec.Struct, frozen=True):
     wall_ns: int
 
 
-def is_error(event: Event) -> bool:
+def is_error(event: Event, baseline: str) -> bool:
     """Whether a live request counts against the variant it was routed to.
 
-    An input on which the baseline fails as well is nobody's fault, unless the candidate has used up
-    the time. A refusal for want of capacity counts against either arm.
+    An input on which the baseline fails as well is not a candidate's fault, unless it has used up the time. The
+    baseline's own failures always count: nobody can tell whether a candidate would have done better, and a race
+    in which they are left out would blame a candidate for what befalls both. A refusal for want of capacity
+    counts against either arm.
     """
     if event.cause in _BLAMED:
         return True
     if event.cause in _BLAMED_IF_ANSWERED:
-        return bool(event.flags & Flag.BASELINE_VALID) or event.status < 500
+        return event.variant == baseline or bool(event.flags & Flag.BASELINE_VALID) or event.status < 500
     return event.cause == Cause.NONE and (event.status >= 500 or event.status == 429)
 
 
@@ -94,6 +95,7 @@ class Candidate:
         self.shadow = 0.0
         self.last_ns = 0
         self.last_mono_ns = 0
+        self.suspect = 0.0  # live answers that differ from the teacher's, estimated from the scored ones
         self.tripped: list[str] = []
         limit = agreement_limit(model, name)
         budget = min((1 - slo.objective for slo in model.slo if slo.name == "availability"), default=0.01)
@@ -123,10 +125,11 @@ class Candidate:
             return
         from_shadow = self.arming[0] < 0 and tuple(cleared) == self.arming[1:]
         for guard, detector in self.detectors.items():
-            if not (from_shadow and guard in ("agreement", "harm")):
+            if not (from_shadow and guard in SHADOW_GUARDS):
                 detector.rearm()
                 self.examples[guard].clear()
         self.tripped = []
+        self.suspect = 0.0
         self.arming = arming
 
     def state(self) -> dict[str, Any]:
@@ -137,6 +140,7 @@ class Candidate:
             "last_ns": self.last_ns,
             "last_mono_ns": self.last_mono_ns,
             "tripped": self.tripped,
+            "suspect": self.suspect,
             "examples": {guard: list(keys) for guard, keys in self.examples.items()},
             "detectors": {guard: detector.state() for guard, detector in self.detectors.items()},
         }
@@ -147,6 +151,7 @@ class Candidate:
         self.weight, self.shadow = float(state["weight"]), float(state["shadow"])
         self.last_ns, self.last_mono_ns = int(state["last_ns"]), int(state["last_mono_ns"])
         self.tripped = [str(guard) for guard in state["tripped"]]
+        self.suspect = float(state["suspect"])
         for guard, detector in self.detectors.items():
             self.examples[guard].extend(int(key) for key in state["examples"].get(guard, ()))
             detector.load(state["detectors"][guard])
@@ -162,6 +167,7 @@ class ModelGuards:
         self.teacher = model.teacher
         self.candidates: dict[str, Candidate] = {}
         self.epoch: int | None = None  # of the table in force; None before the first
+        self.reference = 1.0  # share of candidates' answers that the teacher scores, in [0, 1]
         self._weights: dict[int, dict[str, float]] = {}  # epoch -> share of each variant
         self.unknown_epochs = 0  # records not used in a race: the weights they were routed by are not known
         self.skipped_epochs = 0  # records from before the arming
@@ -180,6 +186,7 @@ class ModelGuards:
             self.baseline, self.teacher = table.baseline, table.teacher
             self.candidates.clear()
         self.epoch = table.epoch
+        self.reference = table.reference_bp / BUCKETS
         shares = table_weights(table)
         self._weights[table.epoch] = shares
         kept = [epoch for epoch in sorted(self._weights) if epoch <= table.epoch][-EPOCHS_KEPT:]
@@ -233,7 +240,7 @@ class ModelGuards:
     def _request(self, event: Event) -> None:
         if event.flags & Flag.CLIENT_FAULT or event.cause == Cause.KILLED:
             return
-        error = is_error(event)
+        error = is_error(event, self.baseline)
         if event.variant == self.baseline:
             for candidate in self.candidates.values():
                 if candidate.weight > 0 and event.epoch >= candidate.arming[0]:
@@ -282,12 +289,45 @@ class ModelGuards:
         candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
         if event.flips:
             candidate.examples["agreement"].append(event.request_key)
+            if event.kind == Kind.REFERENCE:  # somebody was given that answer, and others like it were not scored
+                candidate.suspect += event.flips / (self.reference or 1.0)
         candidate.agreement.observe(event.flips, event.rows)
 
     # ------------------------------------------------------------ what follows
 
+    def counts(self) -> dict[str, dict[str, float]]:
+        """What was counted of each candidate in its arming: what rollouts wait for, and are limited by.
+
+        `live`: live answers; `pairs`: answers compared with the teacher's; `suspect`: see `Candidate`.
+        """
+        return {
+            name: {
+                "live": candidate.errors.candidate_requests,
+                "pairs": candidate.agreement.observations,
+                "suspect": round(candidate.suspect, 2),
+            }
+            for name, candidate in self.candidates.items()
+        }
+
+    def assumptions(self) -> dict[str, dict[str, float]]:
+        """What a prediction for each candidate rests on: its limits, and the budgets if it were live too."""
+        live = sum(candidate.live for candidate in self.candidates.values())
+        settings = self._model.guards
+        found = {}
+        for name, candidate in self.candidates.items():
+            known = self._model.variants.get(name)
+            found[name] = {
+                "reference": self.reference,
+                "agreement": candidate.agreement.limit,
+                "disagreement": (known.reference_disagreement if known else None) or 0.0,
+                "errors": candidate.errors.budget,
+                "alpha": settings.false_rollback / (len(GUARDS) * (live + (not candidate.live))),
+                "pass_alpha": settings.false_promotion,
+            }
+        return found
+
     def trips(self) -> list[Trip]:
-        """Guards that have failed, of candidates that take traffic, not reported before in this arming."""
+        """Guards that have failed and act, of candidates that take traffic, not reported before in this arming."""
         found = []
         for candidate in self.candidates.values():
             if candidate.weight <= 0 and self._weights:
@@ -296,6 +336,8 @@ class ModelGuards:
                 detector.settle()
                 if detector.failed and guard not in candidate.tripped:
                     candidate.tripped.append(guard)
+                    if guard in self._model.guards.dry_run:
+                        continue
                     found.append(self._trip(candidate, detector))
         return found
 
@@ -309,6 +351,13 @@ class ModelGuards:
                     result.append(self._verdict(candidate, detector, degraded))
         return result
 
+    def judged(self, variant: str) -> list[Verdict]:
+        """Verdicts on one candidate, traffic or not. Raises `KeyError` if it is none."""
+        candidate = self.candidates[variant]
+        for detector in candidate.detectors.values():
+            detector.settle()
+        return [self._verdict(candidate, detector, "") for detector in candidate.detectors.values()]
+
     def _verdict(self, candidate: Candidate, detector: Detector, degraded: str) -> Verdict:
         examples = list(candidate.examples[detector.name])
         return verdict(
@@ -318,6 +367,7 @@ class ModelGuards:
             self._share(candidate),
             candidate.last_ns,
             degraded=degraded,
+            dry_run=detector.name in self._model.guards.dry_run,
             examples=examples,
         )
 

@@ -54,6 +54,7 @@ from serving.contract import (
     C_STATUS,
     C_WORKERS,
     CAUSE_WORDS,
+    ROLLOUT_STATES,
     STATUS_CODES,
     Cause,
     Latch,
@@ -193,7 +194,23 @@ class MonitorCollector(Collector):
         killed = _gauge(
             "canarium_killswitch_state", '1 while the kill-switch of a model ("*": of all) is in force.', ("model",)
         )
+        rollout = _gauge(
+            "canarium_rollout_state",
+            "1 for the state of the latest rollout of a variant, 0 for the others.",
+            (*MV, "state"),
+        )
+        headroom = _gauge(
+            "canarium_rollback_headroom_ratio",
+            "Rows a second that the baseline can do, as measured, over those asked of the model in the last minute.",
+            ("model",),
+        )
+        for name, room in self._watch.headroom().items():
+            if room is not None:
+                headroom.add_metric((name,), room)
         snapshot = self._watch.snapshot
+        for slot, present in (snapshot.rollouts if snapshot is not None else {}).items():
+            for state in ROLLOUT_STATES:
+                rollout.add_metric((*slot.split("/", 1), state), float(state == present))
         for name, model in self._watch.models.items():
             for variant, share in model.guards.shares.items():
                 weight.add_metric((name, variant), share)
@@ -202,7 +219,7 @@ class MonitorCollector(Collector):
             published = (snapshot.kills.get(name) if snapshot is not None else None) or Latch()
             on = latch is None or max(latch.seq, published.seq) > max(latch.cleared, published.cleared)
             killed.add_metric((name,), float(on))
-        yield from (weight, killed)
+        yield from (weight, killed, headroom, rollout)
 
     def _actuation(self) -> Iterator[Metric]:
         seconds = HistogramMetricFamily(

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -28,7 +29,7 @@ from prometheus_client import CollectorRegistry
 from monitoring import state as storage
 from monitoring.actuate import Actuator
 from monitoring.api import allowed_hosts, build_app
-from monitoring.config import MonitorConfig, load
+from monitoring.config import TOKEN_VARIABLE, MonitorConfig, load
 from monitoring.metrics import MonitorCollector
 from monitoring.verdicts import iso
 from monitoring.watch import Watch
@@ -226,6 +227,10 @@ class Sidecar:
                 "verdicts": self.watch.verdicts(),
                 "loss_ratio": round(self.watch.loss_ratio, 6),
                 "instance": self.config.instance,
+                "headroom": self.watch.headroom(),
+                "rev": self.watch.snapshot.rev if self.watch.snapshot else None,
+                "counts": self.watch.counts(),
+                "assumed": self.watch.assumptions(),
             }
         )
 
@@ -295,6 +300,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         config = load(options.config)
+        if token := os.environ.get(TOKEN_VARIABLE):  # from there alone, so that it is kept in no file
+            config = msgspec.structs.replace(config, token=token)
         listener = listen(config.host, config.port)
     except ValueError as error:
         print(f"monitor: {error}", file=sys.stderr)

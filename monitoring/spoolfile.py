@@ -13,6 +13,7 @@ import numpy.typing as npt
 from serving.contract import (
     AGG_BYTES,
     AGG_OFFSET,
+    C_CAPACITY,
     C_QUEUE_ROWS,
     C_WORKERS,
     CELLS,
@@ -45,7 +46,7 @@ Records = npt.NDArray[np.void]
 Cells = npt.NDArray[np.uint64]
 
 #: Cells that say what is, not how much there was.
-GAUGES = (C_QUEUE_ROWS, C_WORKERS)
+GAUGES = (C_QUEUE_ROWS, C_WORKERS, C_CAPACITY)
 #: Polls for which a newest record that does not show the seq of the header is waited for.
 PATIENCE = 3
 MAX_CAPACITY = 1 << 24

@@ -12,7 +12,7 @@ import msgspec
 log = logging.getLogger("canarium.monitor")
 
 FILE = "state.msgpack"
-VERSION = 3
+VERSION = 4
 
 
 class Committed(msgspec.Struct):

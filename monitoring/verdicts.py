@@ -40,10 +40,19 @@ class Verdict(msgspec.Struct, frozen=True):
     at: str  # ISO 8601, UTC
     statistic: dict[str, Any]
     example_request_keys: list[str] = []  # request keys (16 hex digits) of the latest bad events
+    dry_run: bool = False  # the guard observes and never acts
 
 
 def verdict(
-    detector: Detector, variant: str, teacher: str, share: float, at_ns: int, *, degraded: str = "", examples: list[int]
+    detector: Detector,
+    variant: str,
+    teacher: str,
+    share: float,
+    at_ns: int,
+    *,
+    degraded: str = "",
+    dry_run: bool = False,
+    examples: list[int],
 ) -> Verdict:
     """Judge one detector.
 
@@ -51,10 +60,13 @@ def verdict(
         share: the variant's share of the traffic it is compared over, in [0, 1].
         at_ns: wall time of the last observation, ns since the epoch.
         degraded: why the numbers cannot be trusted now, or "".
+        dry_run: the guard only observes: what it would have done is said, not done.
         examples: request keys of the latest bad events.
     """
     word, action = _word(detector, degraded)
     sentence = _SENTENCES[type(detector)](detector, variant, teacher, share) + _ending(detector, word, degraded)
+    if dry_run and action != "none":
+        sentence, action = f"{sentence} (dry run: no {action})", "none"
     return Verdict(
         guard=detector.name,
         variant=variant,
@@ -64,6 +76,7 @@ def verdict(
         at=iso(at_ns),
         statistic=statistic(detector),
         example_request_keys=[f"{key:016x}" for key in examples],
+        dry_run=dry_run,
     )
 
 
@@ -113,10 +126,13 @@ def _ending(detector: Detector, word: str, degraded: str) -> str:
         # The verdict latches: what counts is the evidence when it crossed, whatever was seen since.
         evidence = max(evidence, detector.failed_at)
         return f": evidence e^{evidence:.1f} {'≥' if evidence >= threshold else 'since fallen from'} e^{threshold:.1f}"
+    needed = -math.log(detector.pass_alpha)
     if word == "pass":
-        needed = -math.log(detector.pass_alpha)
         return f", within the limit: evidence for it e^{max(detector.log_pass_evidence, needed):.1f} ≥ e^{needed:.1f}"
-    return f": not conclusive, evidence against it e^{evidence:.1f} < e^{threshold:.1f}"
+    return (
+        f": not conclusive, evidence against it e^{evidence:.1f} < e^{threshold:.1f}, "
+        f"for it e^{detector.log_pass_evidence:.1f} < e^{needed:.1f}"
+    )
 
 
 def _percent(share: float) -> str:
@@ -156,8 +172,12 @@ def _latency(detector: Latency, variant: str, teacher: str, share: float) -> str
     if detector.no_data:
         if detector.candidate_requests and share >= 1.0:
             return f"{variant} has all the traffic: there is no baseline to compare its latency with"
-        if detector.candidate_requests:
+        if detector.candidate_requests and not math.isfinite(detector.baseline.value):
             return f"{variant}: the baseline's p{detector.quantile * 100:g} is not known yet"
+        if detector.candidate_requests:
+            return (
+                f"{variant} and the baseline had no slow event in {detector.candidate_requests} requests of {variant}"
+            )
         return f"{variant} has answered no live request yet"
     return (
         f"{variant} caused {detector.events} of {detector.observations} slow events "

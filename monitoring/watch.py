@@ -10,37 +10,34 @@ import msgspec
 import numpy as np
 
 from monitoring.config import MonitorConfig, MonitorModel
-from monitoring.guard import Event, ModelGuards, Trip, is_error
+from monitoring.evidence import Evidence, events
+from monitoring.guard import Event, Trip, is_error
 from monitoring.ingest import CHUNK, Chunk, Flow, Ingest, IngestState, Key, Totals
-from monitoring.join import Joiner
 from monitoring.objectives import Objectives, by_model, slo_verdict
 from monitoring.state import VERSION, Committed
 from monitoring.verdicts import Verdict
 from monitoring.windows import VariantState, Window
 from serving.clock import Clock
-from serving.contract import Flag, Kind, Snapshot
+from serving.contract import C_CAPACITY, C_ROWS, C_WORKERS, Flag, Kind, Snapshot
 
 log = logging.getLogger("canarium.monitor")
 
 #: Share of records lost over the last minute above which statistics are not trusted.
 LOSS_LIMIT = 0.01
 LOSS_SPAN_S = 60.0
+#: Traffic as predictions assume it: over this span, ending so long ago (seconds).
+RATE_SPAN_S, RATE_LAG_S = 60, 2
 #: How long (seconds) and how many records wait for the snapshot of their epoch: gateways may hear of it first.
 EARLY_S, EARLY_MAX = 5.0, 20_000
-_COLUMNS = (
-    "kind", "series", "answered", "flags", "cause", "status", "epoch", "total_us", "batch_key", "request_key",
-    "rows", "flips", "wall_ns", "mono_ns", "cls", "ref_cls",
-)  # fmt: skip
 
 
-class ModelWatch:
+class ModelWatch(Evidence):
     """Everything about one model."""
 
     def __init__(self, name: str, config: MonitorModel) -> None:
+        super().__init__(name, config)
         self.name = name
         self.config = config
-        self.guards = ModelGuards(name, config)
-        self.joiner = Joiner()
         self.windows: dict[str, Window] = {}
         self.objectives = Objectives(config)
         self.early: deque[tuple[Event, int, int]] = deque()  # event, class, reference class
@@ -80,6 +77,7 @@ class Watch:
         self.foreign = 0  # records of models or series that this monitor does not know
         self.last_record_mono_ns = 0
         self._losses: deque[tuple[float, int, int]] = deque()
+        self._rows: deque[tuple[float, dict[str, int]]] = deque()  # monotonic seconds, rows asked of each model
 
     # ------------------------------------------------------------ input
 
@@ -116,30 +114,31 @@ class Watch:
         self._losses.append((mono_s, flow.written, flow.dropped))
         while self._losses[0][0] < mono_s - LOSS_SPAN_S:
             self._losses.popleft()
+        rows = dict.fromkeys(self.models, 0)
+        for (name, _), item in totals.items():
+            if name in rows:
+                rows[name] += int(item.cells[C_ROWS])
+        self._rows.append((mono_s, rows))
+        while self._rows[0][0] < mono_s - RATE_SPAN_S:
+            self._rows.popleft()
 
     def _feed(self, chunk: Chunk) -> None:
         records = chunk.records
         self.last_record_mono_ns = int(records["mono_ns"][-1])
         names = [(self.models.get(model), variant) for model, variant in chunk.series]
         errors = np.zeros(len(records), dtype=bool)
-        columns = [records[column].tolist() for column in _COLUMNS]
         known = len(names)
-        for at, (kind, series, answered, flags, cause, status, epoch, total_us, batch_key, request_key, rows, flips,
-                 wall_ns, mono_ns, cls, ref_cls) in enumerate(zip(*columns, strict=True)):  # fmt: skip
-            model, variant = names[series] if series < known else (None, "")
+        for at, (series, event, cls, ref_cls) in enumerate(events(records, [variant for _, variant in names])):
+            model = names[series][0] if series < known else None
             if model is None:
                 self.foreign += 1
                 continue
-            event = Event(
-                kind, variant, names[answered][1] if answered < known else "", flags, cause, status, epoch, total_us,
-                batch_key, request_key, rows, flips, wall_ns, mono_ns,
-            )  # fmt: skip
-            if kind == Kind.REQUEST:
-                errors[at] = is_error(event)
-            if model.early or self._early(model, epoch):
+            if event.kind == Kind.REQUEST:
+                errors[at] = is_error(event, model.guards.baseline)
+            if model.early or self._early(model, event.epoch):
                 model.early.append((event, cls, ref_cls))
             else:
-                self._take(model, event, cls, ref_cls)
+                model.take(event, cls, ref_cls)
         self._chart(chunk, names, errors)
 
     def _release(self) -> None:
@@ -154,7 +153,7 @@ class Watch:
                     # Cut off from the control plane: those that follow need not wait, and commits go on.
                     model.overdue = event.epoch
                 model.early.popleft()
-                self._take(model, event, cls, ref_cls)
+                model.take(event, cls, ref_cls)
 
     @staticmethod
     def _early(model: ModelWatch, epoch: int) -> bool:
@@ -165,25 +164,6 @@ class Watch:
     def settled(self) -> bool:
         """Whether all that was read is in the statistics; only then may the state be committed."""
         return not any(model.early for model in self.models.values())
-
-    def _take(self, model: ModelWatch, event: Event, cls: int, ref_cls: int) -> None:
-        if event.kind == Kind.REQUEST:
-            model.guards.observe(event)
-            if event.status == 200:
-                model.joiner.request(event.request_key, event.answered, event.wall_ns)
-        elif event.kind == Kind.LABEL:
-            for pair in model.joiner.label(event.request_key, cls, event.wall_ns):
-                model.guards.labelled(pair.variant, pair.teacher_right, pair.candidate_right, event)
-        elif event.kind in (Kind.REFERENCE, Kind.SHADOW):
-            model.guards.observe(event)
-            self._pair(model, event, cls, ref_cls)
-
-    def _pair(self, model: ModelWatch, event: Event, cls: int, ref_cls: int) -> None:
-        if event.answered != model.guards.teacher or event.status != 200:
-            return
-        pair = model.joiner.pair(event.request_key, event.variant, cls, ref_cls, event.wall_ns)
-        if pair is not None:
-            model.guards.labelled(pair.variant, pair.teacher_right, pair.candidate_right, event)
 
     def _chart(self, chunk: Chunk, names: list[tuple[ModelWatch | None, str]], errors: Any) -> None:
         records = chunk.records
@@ -247,6 +227,47 @@ class Watch:
             ]
             for name, model in self.models.items()
         }
+
+    def counts(self) -> dict[str, dict[str, dict[str, float]]]:
+        """By model and candidate: `ModelGuards.counts`, and `workers` that take a batch now, also the baseline's."""
+        totals = self.totals()
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for name, model in self.models.items():
+            found[name] = {**model.guards.counts(), model.guards.baseline: {}}
+            for variant, counts in found[name].items():
+                item = totals.get((name, variant))
+                counts["workers"] = int(item.cells[C_WORKERS]) if item is not None else 0
+        return found
+
+    def headroom(self) -> dict[str, float | None]:
+        """By model: rows a second that its baseline can do, as measured, over those asked of the model lately.
+
+        Under 1 the baseline could not carry the present traffic alone. None while either is not known.
+        """
+        totals = self.totals()
+        found: dict[str, float | None] = dict.fromkeys(self.models)
+        if len(self._rows) < 2:
+            return found
+        (then_s, then), (now_s, now) = self._rows[0], self._rows[-1]
+        for name, model in self.models.items():
+            item = totals.get((name, model.guards.baseline))
+            capacity = int(item.cells[C_CAPACITY]) / 1000 if item is not None else 0.0
+            rate = (now[name] - then[name]) / max(1.0, now_s - then_s)
+            if capacity and rate > 0:
+                found[name] = round(capacity / rate, 3)
+        return found
+
+    def assumptions(self) -> dict[str, dict[str, dict[str, float]]]:
+        """By model and candidate: `ModelGuards.assumptions`, and the model's requests a second (`rate`)."""
+        # The newest second or two are still being written.
+        now_s = self.clock.wall_ns() // 1_000_000_000 - RATE_LAG_S
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for name, model in self.models.items():
+            rate = sum(window.rate(now_s, RATE_SPAN_S) for window in model.windows.values())
+            found[name] = {
+                variant: {"rate": round(rate, 3), **said} for variant, said in model.guards.assumptions().items()
+            }
+        return found
 
     def series(self, name: str, seconds: int) -> dict[str, Any] | None:
         """The console's charts of one model (`/v1/series`); None for an unknown model."""

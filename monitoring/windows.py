@@ -79,6 +79,10 @@ class Window:
             columns["agreement"].append(round(1 - flips / rows, 5) if rows else None)
         return columns
 
+    def rate(self, now_s: int, seconds: int) -> float:
+        """Answered requests a second over the `seconds` before `now_s`."""
+        return sum(self._get(second)[1] for second in range(now_s - seconds, now_s)) / seconds
+
     def state(self) -> VariantState:
         return VariantState(sorted(self._rows.values()), self._open)
 

@@ -26,6 +26,7 @@ from ray.serve.schema import ApplicationStatus
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import monitoring
+from serving.artifacts import pinned
 from serving.config import Config, load_config
 from serving.contract import VariantEntry
 from serving.control.actor import ControlActor, ControlSettings, VariantFacts
@@ -216,21 +217,27 @@ def _head_node() -> str:
 
 def build_app(args: dict[str, str]) -> Any:
     """The gateways' application for `serveConfigV2`; starts the control plane as well. `args`: `config`, a path."""
-    config = load_config(args["config"]).absolute()
+    config, registry = _configured(args)
     paths = Paths.of(config.state.dir)
     paths.create()
-    start_control(control_settings(config, Registry(config.registry.dir)))
+    start_control(control_settings(config, registry))
     return gateway_deployment(GatewaySettings.of(config, paths))
 
 
 def build_variant(args: dict[str, str]) -> Any:
     """The application of one isolated variant for `serveConfigV2`. `args`: `config`, `model`, `variant`."""
-    config = load_config(args["config"]).absolute()
+    config, registry = _configured(args)
     paths = Paths.of(config.state.dir)
     paths.create()
     model, variant = args["model"], args["variant"]
-    entry = tables(config, Registry(config.registry.dir))[model][variant]
+    entry = tables(config, registry)[model][variant]
     return variant_deployment(GatewaySettings.of(config, paths), model, entry)
+
+
+def _configured(args: dict[str, str]) -> tuple[Config, Registry]:
+    config = load_config(args["config"]).absolute()
+    registry = Registry(config.registry.dir)
+    return pinned(config, registry), registry
 
 
 # ---------------------------------------------------------------- one machine, or a cluster that is joined

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from serving.commands import inspect, lifecycle, models, traffic
+from serving.commands import (
+    events,
+    inspect,
+    lifecycle,
+    models,
+    registry,
+    rollout,
+    simulate,
+    slo,
+    state,
+    tokens,
+    traffic,
+)
 from serving.commands.common import ERROR, OK, REFUSED, UNREACHABLE
 from serving.errors import CanariumError
 
@@ -34,8 +46,10 @@ def canarium() -> None:
     """Serve a trusted model beside its cheaper variants, watch them, and put everything back when evidence turns."""
 
 
-for command in (*lifecycle.COMMANDS, *traffic.COMMANDS, *inspect.COMMANDS, *models.COMMANDS):
-    canarium.add_command(command)
+for module in (lifecycle, traffic, rollout, inspect, models, registry, slo, tokens, state, events):
+    for command in module.COMMANDS:
+        canarium.add_command(command)
+rollout.rollout.add_command(simulate.simulate)
 
 
 def main(arguments: Sequence[str] | None = None, *, transport: httpx.BaseTransport | None = None) -> int:

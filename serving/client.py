@@ -8,7 +8,7 @@ ClientError
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -25,6 +25,9 @@ CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 10.0
 
 Json = dict[str, Any]
+
+#: Audit rows fetched at a time.
+PAGE = 1000
 
 
 class ClientError(CanariumError):
@@ -179,11 +182,36 @@ class AdminClient:
         """Audit rows, newest first; `before` continues from an earlier page's last `seq`."""
         return self._list("audit", "entries", model=model, limit=limit, before=before)
 
+    def audit_export(self) -> Iterator[Json]:
+        """Every audit row, oldest first, fetched page by page."""
+        after = 0
+        while page := self._list("audit", "entries", limit=PAGE, after=after):
+            yield from page
+            after = int(page[-1]["seq"])
+
     def audit_verify(self) -> Json:
         """`{"ok", "entries", "first_bad"}`: whether the hash chain of the audit log is whole."""
         return self._get("audit/verify")
 
+    def rollouts(self, model: str | None = None) -> list[Json]:
+        """Every rollout (of one model) that is kept, the latest first."""
+        return self._list("rollouts", "rollouts", model=model)
+
     # ------------------------------------------------------------ changing
+
+    def start_rollout(self, model: str, variant: str, policy: str | Json, *, reason: str) -> Json:
+        """Start a staged rollout; `policy` is the name of a built-in one or a whole rollout file, decoded."""
+        return self._change("POST", "rollouts", reason, {"model": model, "variant": variant, "policy": policy})
+
+    def plan_rollout(self, model: str, variant: str, policy: str | Json) -> Json:
+        """What a rollout would take, step by step, at the present traffic; nothing is started."""
+        body = {"model": model, "variant": variant, "policy": policy}
+        return self._change("POST", "rollouts", "what would it take?", body, params={"dry_run": "true"})
+
+    def ask_rollout(self, id_: str, action: str, *, reason: str, override: bool = False) -> Json:
+        """`pause`, `resume`, `promote`, `abort`, `approve` or `retry` a rollout; its view afterwards."""
+        body = {"override": True} if override else {}
+        return self._change("POST", f"rollouts/{_part(id_)}:{action}", reason, body)
 
     def traffic(
         self,
@@ -235,11 +263,11 @@ class AdminClient:
             raise Failed(f"{self.url} answered /admin/v1/{path} without {key!r}", 502)
         return rows
 
-    def _change(self, method: str, path: str, reason: str, body: Json) -> Json:
+    def _change(self, method: str, path: str, reason: str, body: Json, params: Json | None = None) -> Json:
         body = body | {"reason": reason}
         if self._actor:
             body["actor"] = self._actor
-        return self._http.json(method, f"/admin/v1/{path}", body=body)
+        return self._http.json(method, f"/admin/v1/{path}", params=params, body=body)
 
 
 class InferenceClient:

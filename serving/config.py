@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
@@ -71,8 +72,27 @@ class StateConfig(_Section):
     @classmethod
     def _known_database(cls, value: str) -> str:
         if value != "sqlite":
-            raise ValueError(f"{value!r} is not supported, use 'sqlite'")
+            _check_database_url(value)
         return value
+
+
+def _check_database_url(value: str) -> None:
+    """Raises `ValueError`, without the URL: what is wrong with it may be a password."""
+    form = "postgresql+psycopg://USER:${PASSWORD}@HOST/DATABASE"
+    try:
+        url = urlsplit(value)
+    except ValueError:
+        raise ValueError(f"is not a URL such as {form}") from None
+    if url.scheme not in ("postgresql", "postgresql+psycopg"):
+        raise ValueError(f"expected 'sqlite' or a URL such as {form}")
+    if not url.path.strip("/"):
+        raise ValueError(f"names no database: expected {form}")
+    secrets = [url.password, *(text for key, text in parse_qsl(url.query) if key in ("password", "sslpassword"))]
+    if any(secret and not re.fullmatch(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}", secret) for secret in secrets):
+        raise ValueError(
+            "a password has no place in this file: write ${NAME} for an environment variable, or use PGPASSFILE "
+            "or CANARIUM_DATABASE_URL"
+        )
 
 
 class RegistryConfig(_Section):
@@ -84,6 +104,7 @@ class AuthConfig(_Section):
 
     mode: Literal["none", "tokens"] = "none"
     tokens_file: str | None = None
+    data_plane: Literal["tokens", "open"] = "tokens"
 
     @model_validator(mode="after")
     def _file_given(self) -> AuthConfig:
@@ -108,7 +129,7 @@ class VariantConfig(_Section):
     @field_validator("artifact")
     @classmethod
     def _artifact_ref(cls, value: str) -> str:
-        if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+(:([1-9][0-9]*|latest))?", value):
+        if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+(:([1-9][0-9]*|[a-z]([a-z0-9-]{0,38}[a-z0-9])?))?", value):
             raise ValueError(f"{value!r} is not MODEL/VARIANT:REVISION, such as moderation/int8:1")
         return value
 
@@ -156,6 +177,13 @@ class RoutingConfig(_Section):
         if sum(value.values()) > 100:
             raise ValueError(f"the weights add up to {sum(value.values()):g}, over 100")
         return value
+
+
+class CapacityConfig(_Section):
+    """What is done about a baseline that could not carry all traffic alone, which a kill may ask of it."""
+
+    #: shed: after a kill the excess is refused (503); reserve: no more is ever taken than the baseline can do (429).
+    on_kill: Literal["shed", "reserve"] = "shed"
 
 
 class SloConfig(_Section):
@@ -208,9 +236,12 @@ class HarmGuard(_Section):
 
 
 class GuardsConfig(_Section):
-    """The statistical guards and the error budget of their alarms."""
+    """The statistical guards and the error budgets of their alarms and of their passes."""
 
     false_rollback: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.01
+    #: A candidate over any required guard's limit is promoted only if that very guard passes by mistake,
+    #: so each guard has the whole budget.
+    false_promotion: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.05
     monitor_loss: Literal["baseline", "hold"] = "baseline"
     monitor_loss_s: Annotated[float, Strict(), Field(gt=0)] = 60.0
     invalid_output: InvalidOutputGuard = InvalidOutputGuard()
@@ -218,6 +249,8 @@ class GuardsConfig(_Section):
     latency: LatencyGuard = LatencyGuard()
     agreement: AgreementGuard = AgreementGuard()
     harm: HarmGuard = HarmGuard()
+    #: Guards that only observe.
+    dry_run: tuple[Literal["invalid_output", "errors", "latency", "agreement", "harm"], ...] = ()
 
 
 class ModelConfig(_Section):
@@ -227,6 +260,7 @@ class ModelConfig(_Section):
     teacher: str | None = None
     variants: Annotated[dict[str, VariantConfig], Field(min_length=1)]
     routing: RoutingConfig = RoutingConfig()
+    capacity: CapacityConfig = CapacityConfig()
     slo: tuple[SloConfig, ...] = ()
     guards: GuardsConfig = GuardsConfig()
 

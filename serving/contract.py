@@ -79,6 +79,23 @@ class Snapshot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tables: dict[str, RouteTable]
     kills: dict[str, Latch] = {}
     vetoes: dict[str, Latch] = {}
+    #: State of the latest rollout of each variant, by "model/variant"; for the monitor's metrics.
+    rollouts: dict[str, str] = {}
+
+
+#: States of a rollout, in the order in which it may pass through them.
+ROLLOUT_STATES: tuple[str, ...] = (
+    "pending", "warmup", "shadow", "ramping", "paused", "promoting", "monitoring", "succeeded", "rolling_back",
+    "rolled_back", "killed",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------- guards
+
+#: The statistical guards of a candidate, by name; the monitor judges them, rollouts wait for them.
+GUARDS: tuple[str, ...] = ("invalid_output", "errors", "latency", "agreement", "harm")
+#: Those that can be judged by the answers to copies, which no client gets.
+SHADOW_GUARDS: tuple[str, ...] = ("agreement", "harm")
 
 
 # ---------------------------------------------------------------- enumerations in records
@@ -238,6 +255,7 @@ C_PREPROCESS_NS, C_QUEUE_NS, C_INFER_NS, C_POSTPROCESS_NS = 36, 37, 38, 39
 C_SHED = 40  # live requests refused because the queue was full or the wait too long
 C_DROPPED_CANCELLED = 41  # queued requests dropped because their client went away
 C_PAIRS, C_PAIR_FLIPS = 42, 43
+C_CAPACITY = 46  # gauge: rows in 1,000 s that its workers can do for this gateway, at least; 0: unknown
 C_LIVE_OK, C_LIVE_ERROR = 44, 45  # live requests routed here: good or bad, after blame
 C_DURATION_NS = 48  # sum over live requests
 C_LATENCY = 64  # + bucket index (first bucket whose bound >= duration; last = +Inf)

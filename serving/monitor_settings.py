@@ -17,8 +17,8 @@ DAY_S = 86_400.0
 def monitor_settings(config: Config) -> MonitorConfig:
     """The monitor's view of a deployment.
 
-    On a cluster the control plane is on another node: `CANARIUM_CONTROL` is its address, and
-    `CANARIUM_MONITOR_TOKEN` the token with which the monitor speaks to it.
+    On a cluster the control plane is on another node: `CANARIUM_CONTROL` is its address. The token with which the
+    monitor speaks to it is no part of this: the monitor takes it from its environment.
 
     Raises:
         RegistryError: an artifact is not there.
@@ -33,7 +33,6 @@ def monitor_settings(config: Config) -> MonitorConfig:
         models={name: _model(model, registry) for name, model in config.models.items()},
         host=server.host,
         port=server.monitor_port,
-        token=os.environ.get("CANARIUM_MONITOR_TOKEN"),
     )
 
 

@@ -39,6 +39,11 @@ class Paths:
         return self.run_dir / "up.json"
 
     @property
+    def instance_file(self) -> Path:
+        """The configuration that the instance was started with, its artifacts as revisions."""
+        return self.run_dir / "instance.json"
+
+    @property
     def lock_file(self) -> Path:
         """Locked by `up` while it lives."""
         return self.run_dir / "up.lock"

@@ -24,6 +24,7 @@ import msgspec
 from rich.console import Console
 
 from serving import processes
+from serving.artifacts import pinned
 from serving.config import Config
 from serving.errors import StartError
 from serving.monitor_settings import monitor_settings
@@ -95,6 +96,7 @@ class _Instance:
     def run(self) -> int:
         server, paths = self._config.server, self._paths
         registry = Registry(self._config.registry.dir)
+        self._config = pinned(self._config, registry)
         for name, model in self._config.models.items():
             for variant_name, variant in model.variants.items():
                 manifest, _ = registry.open(variant.artifact)  # missing or damaged: refused before anything starts
@@ -148,7 +150,7 @@ class _Instance:
         write_private(self._monitor_file, msgspec.json.encode(monitor_settings(self._config)))
         self._start_monitor()
         self._say(f"{'joining' if self._joined else 'starting'} Ray, the control plane, gateways and variants …")
-        settings = paths.run_dir / "instance.json"
+        settings = paths.instance_file
         write_private(settings, self._config.model_dump_json().encode())
         self._notes_at = self._log("cluster").stat().st_size if self._log("cluster").exists() else 0
         self._cluster = self._spawn("cluster", "serving.app", settings)

@@ -2,24 +2,18 @@
 
     python deployments/prometheus/generate.py                     # rewrites the committed files
     python deployments/prometheus/generate.py --check             # exit 1 and name the files out of date
-    python deployments/prometheus/generate.py rules FILE          # rules of any canarium.yaml, on stdout
     python deployments/prometheus/generate.py helm-values FILE    # the same as values of the Helm chart
 
-Burn rates: multi-window, multi-burn-rate alerts as in the Site Reliability Workbook, chapter 5. A burn rate is the
-error ratio over the error budget (1 - objective); a rate of 1 spends the budget in exactly the SLO's window.
+The rules of any other deployment: `canarium slo export -f FILE --format prometheus`.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from monitoring import slo as slo_policy
-from serving.config import Config, SloConfig, load_config
+from serving.config import load_config
+from serving.exports.prometheus_rules import alert_groups, dump, slo_groups
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -27,220 +21,6 @@ QUICKSTART = ROOT / "deployments" / "quickstart" / "canarium.yaml"
 RULES = HERE / "rules.yml"
 HELM_ALERTS = ROOT / "helm" / "canarium" / "files" / "alerts.yaml"
 HEADER = "# Written by deployments/prometheus/generate.py from {source}; do not edit.\n"
-
-
-@dataclass(frozen=True)
-class Burn:
-    """Alert when the budget burns over `factor` times too fast in a `long` and a `short` window at once."""
-
-    factor: float  # for a window of 30 days
-    long: str
-    short: str
-    severity: str
-
-    def factor_for(self, window_days: int) -> float:
-        """The burn rate that spends the same share of the budget of another window."""
-        return self.factor * window_days / 30
-
-    @property
-    def share(self) -> float:
-        """The share of the budget that is gone when the long window is over."""
-        return self.factor * slo_policy.WINDOWS[self.long] / (30 * slo_policy.DAY)
-
-
-_NAMES = {seconds: name for name, seconds in slo_policy.WINDOWS.items()}
-#: The monitor's own policies, so that both page for the same thing.
-BURNS = tuple(
-    Burn(factor, _NAMES[long_s], _NAMES[short_s], severity) for factor, long_s, short_s, severity in slo_policy.POLICIES
-)
-
-#: (level, grouping labels): the users' view, and each variant's.
-LEVELS = (("model", "model"), ("model_variant", "model, variant"))
-
-
-@dataclass(frozen=True)
-class Alert:
-    """One alert. `expr` may use the metrics of the monitor only."""
-
-    name: str
-    expr: str
-    wait: str
-    severity: str
-    summary: str
-    description: str
-
-    def rule(self) -> dict[str, Any]:
-        return {
-            "alert": self.name,
-            "expr": self.expr,
-            "for": self.wait,
-            "labels": {"severity": self.severity},
-            "annotations": {"summary": self.summary, "description": self.description},
-        }
-
-
-HEARTBEAT = "canarium_monitor_heartbeat_timestamp_seconds"
-ALERTS = (
-    Alert(
-        "CanariumKillSwitchOn",
-        "max by (model) (canarium_killswitch_state) > 0",
-        "0s",
-        "page",
-        "{{ $labels.model }}: the kill-switch is on",
-        'Every request of {{ if eq $labels.model "*" }}all models{{ else }}{{ $labels.model }}{{ end }} is answered by '
-        "the baseline until a human re-arms it with a reason.",
-    ),
-    Alert(
-        "CanariumGuardTripped",
-        'max by (model, variant, guard) (canarium_guard_verdict{verdict="fail",guard!~".*_slo"}) == 1',
-        "0s",
-        "ticket",
-        "{{ $labels.model }}/{{ $labels.variant }}: guard {{ $labels.guard }} tripped",
-        "The evidence against {{ $labels.variant }} is past the threshold of guard {{ $labels.guard }}; "
-        "`canarium audit` says what was done.",
-    ),
-    Alert(
-        "CanariumActuationWaiting",
-        "max by (instance) (canarium_actuations_waiting) > 0",
-        "1m",
-        "page",
-        "a rollback or kill waits for the control plane",
-        "The control word of the monitor's own node is written, so gateways there obey it. The control plane does not "
-        "answer, so other nodes and the audit log do not know.",
-    ),
-    Alert(
-        "CanariumMonitorSilent",
-        # By the sample's own time: the same whatever the scrape interval.
-        f"max by (instance) (timestamp({HEARTBEAT}) - {HEARTBEAT}) > 10",
-        "0s",
-        "page",
-        "the monitor {{ $labels.instance }} is silent",
-        "No heartbeat for {{ $value | humanizeDuration }}. Ramps freeze after 10 s; gateways apply "
-        "guards.monitor_loss after monitor_loss_s.",
-    ),
-    Alert(
-        "CanariumMonitorGone",
-        f"absent({HEARTBEAT}) or (up == 0 and on (instance) max_over_time({HEARTBEAT}[1h]))",
-        "30s",
-        "page",
-        "a monitor cannot be scraped{{ with $labels.instance }} ({{ . }}){{ end }}",
-        "The process, its port or the scrape configuration is broken. If the process is gone, gateways apply "
-        "guards.monitor_loss after monitor_loss_s.",
-    ),
-    Alert(
-        "CanariumEventLoss",
-        "sum(rate(canarium_events_dropped_total[5m])) / (sum(rate(canarium_events_written_total[5m])) > 0) > 0.01",
-        "2m",
-        "ticket",
-        "{{ $value | humanizePercentage }} of the request events are lost",
-        "Statistical guards are degraded and ramps are frozen while more than 1 % is lost; SLOs are not affected.",
-    ),
-)
-
-
-def slo_groups(config: Config) -> list[dict[str, Any]]:
-    """Recording and alerting rules of every SLO of `config`."""
-    groups = []
-    for model, entry in sorted(config.models.items()):
-        for slo in entry.slo:
-            groups.append({"name": f"canarium-slo-{model}-{slo.name}", "rules": _slo_rules(model, slo)})
-    return groups
-
-
-def alert_groups() -> list[dict[str, Any]]:
-    """The alerts that need no configuration."""
-    return [{"name": "canarium", "rules": [alert.rule() for alert in ALERTS]}]
-
-
-def error_ratio(model: str, slo: SloConfig, by: str, window: str) -> str:
-    """PromQL: the share of bad requests. No traffic gives no sample, not a zero."""
-    bad, total = _bad_and_total(model, slo, by, f"rate(%s[{window}])")
-    return f"{bad} / ({total} > 0)"
-
-
-def _bad_and_total(model: str, slo: SloConfig, by: str, of: str) -> tuple[str, str]:
-    """Bad and all requests of an SLO; `of` turns a selector into a range function, such as rate(%s[5m])."""
-    if slo.name == "latency":
-        assert slo.threshold_ms is not None
-        bound = repr(slo.threshold_ms / 1000)
-        total = _sum(by, of, f'canarium_request_duration_seconds_count{{model="{model}"}}')
-        good = _sum(by, of, f'canarium_request_duration_seconds_bucket{{model="{model}",le="{bound}"}}')
-        return f"({total} - {good})", total
-    if "variant" in by:  # who was to blame, also for what the baseline answered in its place
-        selector = f'canarium_live_requests_total{{model="{model}"%s}}'
-        return _sum(by, of, selector % ',result="error"'), _sum(by, of, selector % "")
-    # What clients got. What they did wrong themselves (4xx but 429) says nothing about us.
-    selector = f'canarium_requests_total{{model="{model}",code=~"%s"}}'
-    return _sum(by, of, selector % "429|5.."), _sum(by, of, selector % "2..|429|5..")
-
-
-def _sum(by: str, of: str, selector: str) -> str:
-    return f"sum by ({by}) ({of % selector})"
-
-
-def _slo_rules(model: str, slo: SloConfig) -> list[dict[str, Any]]:
-    rules: list[dict[str, Any]] = [
-        {
-            "record": f"{level}:canarium_slo_errors:ratio_rate{window}",
-            "expr": error_ratio(model, slo, by, window),
-            "labels": {"slo": slo.name},
-        }
-        for level, by in LEVELS
-        for window in slo_policy.WINDOWS
-    ]
-    for level, by in LEVELS:
-        rules += [_burn_alert(model, slo, level, by, severity) for severity in ("page", "ticket")]
-    return rules
-
-
-def _burn_alert(model: str, slo: SloConfig, level: str, by: str, severity: str) -> dict[str, Any]:
-    budget, days = 1 - slo.objective, int(slo.window.removesuffix("d"))
-    chosen = [burn for burn in BURNS if burn.severity == severity]
-    terms = []
-    for burn in chosen:
-        limit = f"{burn.factor_for(days) * budget:.6g}"
-        series = f'{level}:canarium_slo_errors:ratio_rate%s{{model="{model}",slo="{slo.name}"}} > {limit}'
-        _, total = _bad_and_total(model, slo, by, f"increase(%s[{burn.long}])")
-        enough = f"on ({by}) {total} >= {slo_policy.MIN_EVENTS}"  # few requests have no burn rate
-        terms.append(f"({series % burn.long} and {series % burn.short} and {enough})")
-    per_variant = level == "model_variant"
-    who = "{{ $labels.model }}/{{ $labels.variant }}" if per_variant else "{{ $labels.model }}"
-    what = f"{slo.objective:.6g} under {slo.threshold_ms:g} ms" if slo.threshold_ms else f"{slo.objective:.6g} answered"
-    return {
-        "alert": "CanariumVariantErrorBudgetBurn" if per_variant else "CanariumErrorBudgetBurn",
-        "expr": "\nor\n".join(terms),
-        # A variant's burn is the guards' to act on; nobody is woken for it unless users feel it.
-        "labels": {"severity": "ticket" if per_variant else severity, "slo": slo.name, "speed": _speed(severity)},
-        "annotations": {
-            "summary": f"{who}: {slo.name} error budget is burning",
-            "description": f"{{{{ $value | humanizePercentage }}}} of the requests are bad; the objective is {what} "
-            f"over {slo.window}. {_speeds(chosen)}",
-        },
-    }
-
-
-def _speeds(burns: list[Burn]) -> str:
-    return f"This alert means {' or '.join(f'{burn.share:.0%} of the budget in {burn.long}' for burn in burns)}."
-
-
-def _speed(severity: str) -> str:
-    return {"page": "fast", "ticket": "slow"}[severity]
-
-
-class _Dumper(yaml.SafeDumper):
-    """Block style for expressions of several lines."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
-def dump(document: Any) -> str:
-    """YAML as committed: keys in the order given, one expression a line."""
-    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)
 
 
 def committed() -> dict[Path, str]:
@@ -264,8 +44,6 @@ def main(arguments: list[str]) -> int:
             for path, text in committed().items():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
-        case ["rules", file]:
-            print(dump({"groups": slo_groups(load_config(file)) + alert_groups()}), end="")
         case ["helm-values", file]:
             print(
                 dump({"metrics": {"prometheusRule": {"enabled": True, "groups": slo_groups(load_config(file))}}}),

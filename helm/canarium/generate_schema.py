@@ -94,7 +94,11 @@ def build() -> dict[str, Any]:
             mode=one_of("tokens"),
             tokensSecret=closed(name=text(NAME_OR_EMPTY), tokensKey=text(SECRET_KEY), monitorTokenKey=text(SECRET_KEY)),
         ),
-        state=closed(persistence=closed(**volume), spoolSizeLimit=quantity),
+        state=closed(
+            databaseSecret=closed(name=text(NAME_OR_EMPTY), urlKey=text(SECRET_KEY)),
+            persistence=closed(**volume),
+            spoolSizeLimit=quantity,
+        ),
         registry=closed(
             dir=text("^/.+"),
             persistence=closed(**volume, accessMode=one_of("ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce")),

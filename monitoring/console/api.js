@@ -86,6 +86,8 @@ export const api = {
   rollback: (model, body) => request("POST", `${at(model)}:rollback`, body),
   kill: (model, body) => request("POST", `${at(model)}:kill`, body),
   rearm: (model, body) => request("POST", `${at(model)}:rearm`, body),
+  startRollout: (body) => request("POST", "rollouts", body),
+  askRollout: (id, action, body) => request("POST", `rollouts/${encodeURIComponent(id)}:${action}`, body),
   killAll: (body) => request("POST", "kill-switch", body),
   rearmAll: (body) => request("POST", "kill-switch:rearm", body),
 };

@@ -52,6 +52,16 @@ export const configuredSplit = (model) => {
   return model.variants.map(({ name, weight }) => ({ name, percent: name === model.baseline ? Math.max(0, 100 - others) : weight ?? 0 }));
 };
 
+/** The split that a re-arm brings back: a rollout that the kill ended goes back instead. */
+export function rearmedSplit(model) {
+  const ended = new Set((model.rollouts ?? []).filter(({ state }) => state === "killed").map(({ variant }) => variant));
+  const split = configuredSplit(model);
+  const back = split.filter(({ name }) => ended.has(name)).reduce((sum, { percent: share }) => sum + share, 0);
+  return split.map(({ name, percent: share }) => ({
+    name, percent: ended.has(name) ? 0 : name === model.baseline ? share + back : share,
+  }));
+}
+
 export const splitWords = (split) =>
   split.filter(({ percent: share }) => share > 0).map(({ name, percent: share }) => `${name} ${percent(share)}`).join(", ");
 
@@ -111,4 +121,35 @@ export function latest(values, back = 15) {
   if (!values) return null;
   for (let i = values.length - 1; i >= Math.max(0, values.length - back); i--) if (typeof values[i] === "number") return values[i];
   return null;
+}
+
+const ROLLOUTS = {
+  pending: ["idle", "half", "Pending"],
+  warmup: ["info", "half", "Warming up"],
+  shadow: ["info", "half", "In the shadow"],
+  ramping: ["info", "half", "Ramping"],
+  paused: ["warn", "warning", "Paused"],
+  promoting: ["info", "half", "Promoting"],
+  monitoring: ["info", "half", "Promoted, watched"],
+  succeeded: ["good", "check", "Succeeded"],
+  rolling_back: ["bad", "back", "Rolling back"],
+  rolled_back: ["warn", "back", "Rolled back"],
+  killed: ["bad", "stop", "Killed"],
+};
+
+/** The state of a rollout: {level, icon, word}; a pause says why. */
+export function rolloutLook({ state, hold }) {
+  const [level, icon, word] = ROLLOUTS[state] ?? ["warn", "empty", String(state)];
+  return { level, icon, word: hold ? `${word}: ${hold.replaceAll("_", " ")}` : word };
+}
+
+/** What may be asked of a rollout in its state, the likeliest first: [{action, verb, tone}]. */
+export function rolloutActions({ state, hold, held, live }) {
+  const one = (action, verb, tone = "") => ({ action, verb, tone });
+  if (state === "rolled_back") return [one("retry", "Try again")];
+  if (!live || state === "rolling_back" || state === "killed") return [];
+  const next = state !== "paused" ? one("pause", "Pause")
+    : hold === "approval" ? one("approve", "Approve", "primary") : one("resume", "Resume", hold === "manual" ? "primary" : "");
+  const promotes = state === "ramping" || (state === "paused" && held === "ramping");
+  return [next, ...(promotes ? [one("promote", "Promote")] : []), one("abort", "Abort", "danger-outline")];
 }

@@ -26,7 +26,9 @@ class Errors(Detector):
     When w > 0.9 there is hardly another arm: then each of the candidate's requests is an
     observation, X = 1{error}, against E[X | past] <= 0.10. Which of the two bets is placed is known
     beforehand, so their product is one e-process. Passes by the mirrored test of the candidate's own
-    error rate against `budget`.
+    error rate against `budget`: each of its requests is an observation, except that what one stall
+    kept waiting is one error here too. A stall of the whole machine fails everything in flight at
+    once and says little about the rate; stalls of the candidate alone are for the race to find.
     Source: Lindon & Malek, "Anytime-valid inference for multinomial count data" (NeurIPS 2022), for
     the race; betting.py for the evidence.
 
@@ -89,19 +91,19 @@ class Errors(Detector):
                 self._clean += 1
                 self._clean_alone += alone
             return False
-        same = waited and from_candidate and not alone and 0 <= at_ns - self._spell_ns < SPELL_NS
-        if waited and from_candidate and not same:
+        stalled = waited and from_candidate and 0 <= at_ns - self._spell_ns < SPELL_NS
+        if waited and from_candidate and not stalled:
             self._spell_ns = at_ns
-        return self._error(from_candidate, share, batch_key, alone, same)
+        return self._error(from_candidate, share, batch_key, alone, stalled)
 
-    def _error(self, from_candidate: bool, share: float, batch_key: int, alone: bool, same: bool) -> bool:
+    def _error(self, from_candidate: bool, share: float, batch_key: int, alone: bool, stalled: bool) -> bool:
         expected = self.race.share(share)
         self.race.count(from_candidate, batch_key)
         self._settle()
         self.candidate_errors += from_candidate
-        if from_candidate:  # each request, as the clean ones: a pass is about the rate that clients see
+        if from_candidate and not stalled:
             self._for.update(1.0, self.budget)
-        if not self.race.first(batch_key) or same:
+        if not self.race.first(batch_key) or (stalled and not alone):
             return False
         if alone and not from_candidate:
             return False

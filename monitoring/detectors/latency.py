@@ -202,8 +202,6 @@ class Latency(Detector):
             share: the candidate's configured share of the two arms' traffic, in [0, 1].
             at_ns: when it was answered, nanoseconds of the monotonic clock.
         """
-        expected, least = self.race.share(share), self.race.least(share)
-        self.race.count(from_candidate, batch_key)
         if from_candidate:
             self.candidate_requests += 1
             slow = latency_us > self.threshold_us
@@ -211,6 +209,9 @@ class Latency(Detector):
         else:
             slow = latency_us > self.baseline.value
             self.learn(latency_us)
+        if slow:  # what is known before this request
+            expected, least = self.race.share(share), self.race.least(share)
+        self.race.count(from_candidate, batch_key)
         self.spells.count(from_candidate, slow, at_ns)
         if not slow or not self.race.first(batch_key):
             return False

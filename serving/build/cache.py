@@ -25,7 +25,7 @@ import msgspec
 
 from serving.clock import Clock, SystemClock
 from serving.errors import CanariumError
-from serving.registry.store import file_digest, write_atomically
+from serving.registry.files import file_digest, write_atomically
 
 #: Results of one step that are kept, so that going back to an earlier recipe is free but the disk does not fill.
 KEEP = 4

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from serving.build.cache import BuildError, Tick, write_json
-from serving.registry.store import file_digest
+from serving.registry.files import file_digest
 
 #: The data file inside the folder of the step that checked it.
 ROWS = "rows.jsonl.gz"

@@ -19,7 +19,7 @@ from serving.build.cache import Tick, write_json
 from serving.build.cpu import has_vnni
 from serving.build.data import ROWS, read_split
 from serving.build.train import encode
-from serving.registry.store import file_digest
+from serving.registry.files import file_digest
 
 #: With fewer bins ONNX Runtime's entropy method often falls back to the extremes.
 _BINS = 2048

@@ -15,7 +15,7 @@ from serving.build.cache import Made, versions, write_json
 from serving.build.cpu import cpu_info
 from serving.build.data import ROWS, read_split
 from serving.build.recipe import Recipe
-from serving.registry.store import write_atomically
+from serving.registry.files import write_atomically
 
 if TYPE_CHECKING:
     from serving.build.publish import Outcome

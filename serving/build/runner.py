@@ -29,8 +29,9 @@ from serving.build.reference import train_reference
 from serving.build.tokenizer import train_tokenizer
 from serving.build.train import train_teacher
 from serving.clock import SystemClock
+from serving.registry.files import file_digest
 from serving.registry.manifest import Manifest
-from serving.registry.store import Registry, file_digest
+from serving.registry.store import Registry
 
 _HERE = Path(__file__).parent
 _SERVING = _HERE.parent

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from serving.client import AdminClient, InferenceClient
     from serving.config import Config
+    from serving.registry.store import Registry
 
 OK, ERROR, USAGE, UNREACHABLE, REFUSED = range(5)
 
@@ -31,15 +32,22 @@ state_dir_option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="State directory of the deployment (state.dir in its file).",
 )
-registry_option = click.option(
-    "--registry",
-    "registry_dir",
-    envvar="CANARIUM_REGISTRY",
-    default=".canarium/registry",
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Directory of the model registry.",
-)
+
+
+def registry_option(*names: str) -> Callable[[Command], Command]:
+    """The option that says where the registry is, under these names."""
+    return click.option(
+        *names,
+        "registry_dir",
+        envvar="CANARIUM_REGISTRY",
+        default=".canarium/registry",
+        show_default=True,
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Directory of the model registry.",
+    )
+
+
+registry_folder = registry_option("--registry", "--dir")
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key of the file."
 )
@@ -81,9 +89,12 @@ def admin(control: str, token_file: Path | None, *, timeout_s: float = 10.0) -> 
     """A client of the control plane, named in the audit log as the user of this machine."""
     from serving.client import AdminClient
 
-    return AdminClient(
-        control, token=_token(token_file), timeout_s=timeout_s, actor=f"cli:{_user()}", transport=_transport()
-    )
+    return AdminClient(control, token=_token(token_file), timeout_s=timeout_s, actor=actor(), transport=_transport())
+
+
+def actor() -> str:
+    """How the audit log names the user of this machine."""
+    return f"cli:{_user()}"
 
 
 def inference(url: str, token_file: Path | None) -> InferenceClient:
@@ -98,6 +109,16 @@ def read_config(path: Path, overrides: tuple[str, ...]) -> Config:
     return load_config(path, overrides)
 
 
+def open_registry(directory: Path) -> Registry:
+    """A registry that must be there. Raises `RegistryError`."""
+    from serving.errors import RegistryError
+    from serving.registry.store import Registry
+
+    if not directory.is_dir():
+        raise RegistryError(f"{directory}: there is no registry here; make one with `canarium build RECIPE`")
+    return Registry(directory)
+
+
 def console() -> Console:
     """Where tables go. Piped output is not cut at 80 columns."""
     from rich.console import Console
@@ -110,6 +131,13 @@ def emit_json(value: Any) -> None:
     import json
 
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def builtins_of(value: Any) -> Any:
+    """Structs as dictionaries, for `emit_json`."""
+    import msgspec
+
+    return msgspec.to_builtins(value)
 
 
 def percentages(pairs: tuple[str, ...], what: str) -> dict[str, float]:

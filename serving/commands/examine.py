@@ -20,6 +20,7 @@ from rich.text import Text
 from serving import processes
 from serving.commands.render import plain_table
 from serving.config import Config, ServerConfig
+from serving.errors import StartError
 from serving.paths import Paths
 
 Json = dict[str, Any]
@@ -44,7 +45,7 @@ def report(config: Config | None, state_dir: Path) -> Json:
     running = up_file(state_dir)
     pids = instance_pids(state_dir)
     server = config.server if config is not None else ServerConfig()
-    checks = [_python(), _torch(), _cores(), _memory(), *_ports(server, pids)]
+    checks = [_python(), _torch(), _cores(), _memory(), *_database(config), *_ports(server, pids)]
     return {
         "ok": all(check["ok"] for check in checks),
         "versions": {name: _version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
@@ -220,6 +221,20 @@ def _memory() -> Json:
         free = min(free, (int(limit[0]) - int(used[0])) / 2**30)
     enough = free >= MEMORY_GIB
     return _check("free memory", enough, f"{free:.1f} GiB" + ("" if enough else f"; wants {MEMORY_GIB:g} GiB"))
+
+
+def _database(config: Config | None) -> list[Json]:
+    """Whether the database of the state answers, if it is another machine's business than this one's files."""
+    from serving.control.database import URL_VARIABLE, Database
+
+    if config is None or (config.state.database == "sqlite" and URL_VARIABLE not in os.environ):
+        return []
+    try:
+        database = Database.of(config.state.database, config.state.dir)
+        database.probe()
+    except StartError as error:
+        return [_check("state database", False, str(error))]
+    return [_check("state database", True, f"{database.shown} answers")]
 
 
 def _ports(server: ServerConfig, pids: set[int]) -> list[Json]:

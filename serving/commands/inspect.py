@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from serving.commands.common import (
     read_config,
     state_dir_option,
 )
+from serving.errors import ConfigError
 
 if TYPE_CHECKING:
     from serving.client import AdminClient
@@ -70,18 +72,32 @@ def _with_verdicts(client: AdminClient) -> Json:
 
 
 @click.command()
-@click.argument("model", required=False, metavar="[MODEL|verify]")
+@click.argument("model", required=False, metavar="[MODEL|verify|export]")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1000), help="Newest rows to show.")
+@click.option(
+    "--from", "exported", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Verify this export."
+)
 @control_options
 @json_option
-def audit(model: str | None, limit: int, control: str, token_file: Path | None, as_json: bool) -> int:
+def audit(
+    model: str | None, limit: int, exported: Path | None, control: str, token_file: Path | None, as_json: bool
+) -> int:
     """The audit log, newest first.
 
-    It holds every change and every automatic decision. `audit verify` checks its hash chain.
+    It holds every change and every automatic decision. `audit verify` checks its hash chain, there or in an
+    exported file. `audit export` prints all of it as JSON lines, oldest first.
     """
+    if exported is not None:
+        if model != "verify":
+            raise click.UsageError("--from goes with `audit verify`")
+        return _verify(_check_file(exported), as_json)
     with admin(control, token_file) as client:
         if model == "verify":
             return _verify(client.audit_verify(), as_json)
+        if model == "export":
+            for entry in client.audit_export():
+                click.echo(json.dumps(entry, ensure_ascii=False))
+            return OK
         entries = client.audit(model, limit=limit)
     if as_json:
         emit_json(entries)
@@ -90,6 +106,24 @@ def audit(model: str | None, limit: int, control: str, token_file: Path | None, 
 
     console().print(audit_table(entries))
     return OK
+
+
+def _check_file(path: Path) -> Json:
+    """The chain of an export, as the server says it of its own. Raises `ConfigError` naming the line."""
+    import msgspec
+
+    from serving.control.audit import GENESIS, AuditEntry, ChainCheck
+
+    check, last = ChainCheck(), None
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                last = msgspec.json.decode(line, type=AuditEntry)
+            except msgspec.DecodeError as error:
+                raise ConfigError(f"{path} line {number}: is no audit row: {error}") from None
+            check.feed([last])
+    found = check.finish(last.seq, last.hash) if last is not None else check.finish(0, GENESIS)
+    return msgspec.to_builtins(found)  # type: ignore[no-any-return]
 
 
 def _verify(answer: Json, as_json: bool) -> int:

@@ -1,15 +1,13 @@
-"""Use and make models: `infer`, `feedback`, `build`, `registry`."""
+"""Use and make models: `infer`, `feedback`, `build`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from serving.commands.common import (
-    ERROR,
     OK,
     console,
     emit_json,
@@ -18,9 +16,6 @@ from serving.commands.common import (
     json_option,
     registry_option,
 )
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @click.command()
@@ -84,7 +79,7 @@ def feedback(model: str, request_id: str, label: str, url: str, token_file: Path
 
 @click.command()
 @click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@registry_option
+@registry_option("--registry")
 @click.option(
     "--cache",
     "cache_dir",
@@ -100,6 +95,7 @@ def build(recipe: Path, registry_dir: Path, cache_dir: Path | None, as_json: boo
     from rich.console import Console
 
     from serving.build.runner import build as run
+    from serving.commands.render_registry import artifacts_table, plain
     from serving.registry.store import Registry
 
     made = run(
@@ -111,7 +107,7 @@ def build(recipe: Path, registry_dir: Path, cache_dir: Path | None, as_json: boo
     if as_json:
         emit_json(
             {
-                "artifacts": [_plain(manifest) for manifest in made.manifests],
+                "artifacts": [plain(manifest) for manifest in made.manifests],
                 "refused": made.refused,
                 "seconds": made.seconds,
                 "cached": made.cached,
@@ -119,76 +115,11 @@ def build(recipe: Path, registry_dir: Path, cache_dir: Path | None, as_json: boo
             }
         )
         return OK
-    console().print(_artifacts([_plain(manifest) for manifest in made.manifests]))
+    console().print(artifacts_table(made.manifests))
     for name, why in made.refused.items():
         click.echo(f"not registered: {name}: {why}")
     click.echo(f"{'nothing to do' if made.cached else 'done'} after {made.seconds:.1f} s; report: {made.report_path}")
     return OK
-
-
-@click.group()
-def registry() -> None:
-    """Look into the model registry."""
-
-
-@registry.command("list")
-@registry_option
-@json_option
-def list_(registry_dir: Path, as_json: bool) -> int:
-    """Every artifact, oldest first."""
-    manifests = [_plain(manifest) for manifest in _registry(registry_dir).list()]
-    if as_json:
-        emit_json(manifests)
-        return OK
-    console().print(_artifacts(manifests))
-    return OK
-
-
-@registry.command()
-@click.argument("ref")
-@registry_option
-def show(ref: str, registry_dir: Path) -> int:
-    """The manifest of REF (MODEL/VARIANT[:REVISION]) as JSON."""
-    emit_json(_plain(_registry(registry_dir).resolve(ref)))
-    return OK
-
-
-@registry.command()
-@registry_option
-def verify(registry_dir: Path) -> int:
-    """Check the digest of every file of every artifact."""
-    from serving.errors import RegistryError
-
-    store, bad, manifests = _registry(registry_dir), 0, 0
-    for manifest in store.list():
-        manifests += 1
-        ref = f"{manifest.model}/{manifest.variant}:{manifest.revision}"
-        try:
-            store.open(ref)
-        except RegistryError as error:
-            bad += 1
-            click.echo(f"canarium: {error}", err=True)
-    click.echo(f"{manifests - bad} of {manifests} artifacts are whole")
-    return ERROR if bad else OK
-
-
-def _artifacts(manifests: list[dict[str, Any]]) -> Table:
-    """One artifact a line."""
-    from serving.commands.render import plain_table
-
-    table = plain_table("artifact", "version>", "relation", "format", "MB>", "accuracy>", "created")
-    for found in manifests:
-        accuracy = found["evaluation"].get("accuracy")
-        table.add_row(
-            f"{found['model']}/{found['variant']}:{found['revision']}",
-            str(found["version"]),
-            found["lineage"]["relation"],
-            found["format"],
-            f"{sum(file['bytes'] for file in found['files'].values()) / 1e6:.1f}",
-            f"{accuracy:.4f}" if isinstance(accuracy, float) else "",
-            found["created_at"],
-        )
-    return table
 
 
 def _read(text: str) -> str:
@@ -199,20 +130,4 @@ def _read(text: str) -> str:
     return text
 
 
-def _registry(directory: Path) -> Any:
-    from serving.errors import RegistryError
-    from serving.registry.store import Registry
-
-    if not directory.is_dir():
-        raise RegistryError(f"{directory}: there is no registry here; make one with `canarium build RECIPE`")
-    return Registry(directory)
-
-
-def _plain(manifest: Any) -> dict[str, Any]:
-    import msgspec
-
-    plain: dict[str, Any] = msgspec.to_builtins(manifest)
-    return plain
-
-
-COMMANDS = (infer, feedback, build, registry)
+COMMANDS = (infer, feedback, build)

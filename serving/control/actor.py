@@ -13,9 +13,9 @@ import hashlib
 import logging
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import uvicorn
 
@@ -24,19 +24,23 @@ from serving.config import Config
 from serving.contract import ControlWord
 from serving.control.api import create_app
 from serving.control.auth import Auth
+from serving.control.backup import seen_lease
+from serving.control.database import Database
 from serving.control.gateways import GatewayInfo
 from serving.control.monitor_link import MonitorLink
+from serving.control.notify import Notifier
 from serving.control.plane import Plane
+from serving.control.rollout_driver import RolloutDriver
 from serving.control.seed import VariantFacts, specs
-from serving.control.store import SqliteStore, StoreError
+from serving.control.store import ONLY, SqlStore, StoreError
 from serving.control.word import WordLink
 from serving.errors import StartError
+from serving.paths import Paths
 
 __all__ = ["ControlActor", "ControlSettings", "VariantFacts"]
 
 log = logging.getLogger("canarium.control")
 
-DATABASE_FILE = "canarium.db"
 BACKLOG = 128
 START_TIMEOUT_S = 20.0
 SHUTDOWN_S = 3.0
@@ -74,6 +78,8 @@ class ControlActor:
         self._plane: Plane | None = None
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
+        self._notifier: Notifier | None = None
+        self._working: list[asyncio.Task[None]] = []
         self._differences: tuple[str, ...] = ()
         self._starting: asyncio.Task[Plane] | None = None
         self._closed = False
@@ -139,13 +145,15 @@ class ControlActor:
                 word = ControlWord.open(settings.word_path)
             except OSError as error:
                 raise StartError(f"the control word {settings.word_path} cannot be opened: {error}") from error
+            notifier = self._notifier = Notifier(httpx.AsyncClient(trust_env=False))
             plane = self._plane = Plane(
-                store=SqliteStore(Path(settings.state_dir) / DATABASE_FILE),
+                store=await asyncio.to_thread(_open_store, settings, config),
                 word=WordLink(word),
                 clock=clock,
                 monitor=MonitorLink(settings.monitor_url, clock),
                 facts=settings.variants,
                 about={"version": settings.version, "instance": settings.instance, "urls": settings.urls},
+                notifier=notifier,
             )
             try:
                 self._differences = await plane.start(models)
@@ -154,6 +162,11 @@ class ControlActor:
             for line in self._differences:
                 log.warning("%s", line)
             plane.run_background()
+            loop, driver = asyncio.get_running_loop(), RolloutDriver(plane, clock)
+            self._working = [
+                loop.create_task(driver.run(), name="control-rollouts"),
+                loop.create_task(notifier.run(), name="control-notifications"),
+            ]
             app = create_app(
                 plane, auth, clock=clock, host=settings.host, port=settings.port, console_dir=settings.console_dir
             )
@@ -168,6 +181,11 @@ class ControlActor:
             raise
 
     async def _stop(self) -> None:
+        for task in self._working:
+            task.cancel()
+        await asyncio.gather(*self._working, return_exceptions=True)
+        if self._notifier is not None:
+            await self._notifier.close()
         server, serving, plane = self._server, self._serving, self._plane
         self._server = self._serving = self._plane = None
         if plane is not None:
@@ -178,6 +196,13 @@ class ControlActor:
             serving.cancel()
         if plane is not None:
             await plane.close()
+
+
+def _open_store(settings: ControlSettings, config: Config) -> SqlStore:
+    """The configured store. Raises `StartError`."""
+    database = Database.of(config.state.database, settings.state_dir)
+    holder = ONLY if database.path is not None else f"{socket.gethostname()}/{settings.instance}"
+    return SqlStore(database, holder, seen_lease(Paths.of(settings.state_dir).snapshot_file))
 
 
 def _failed(task: asyncio.Task[Plane]) -> bool:

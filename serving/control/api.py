@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -17,15 +17,18 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from serving.clock import Clock
-from serving.control import http
-from serving.control.audit import storable
+from serving.contract import Snapshot
+from serving.control import docs_page, http, rollout_api
+from serving.control.audit import AuditEntry, Verification, storable
 from serving.control.auth import Action, Auth, Principal
 from serving.control.events import KEEP_ALIVE_S
 from serving.control.idempotency import Answers
 from serving.control.monitor_link import Heartbeat
+from serving.control.openapi import PREFIX, AdminRoute, Parameter, operation, operation_of
 from serving.control.plane import Plane
+from serving.control.rollouts import rollout_of
 from serving.control.seed import fresh_salt
-from serving.control.state import table_of
+from serving.control.tables import table_of
 from serving.core.commands import ALL, By, Kill, Rearm, Rollback, SetTraffic
 from serving.errors import ErrorKind, RequestError, bad_request
 
@@ -42,15 +45,22 @@ Handler = Callable[[Request, Principal], Awaitable[Response]]
 Body = TypeVar("Body")
 
 
+# Bounds are described here, and judged where they matter, in better words than a decoder has.
+Reason = Annotated[str, msgspec.Meta(extra_json_schema={"minLength": 1, "pattern": r"\S"})]
+Actor = Annotated[str, msgspec.Meta(extra_json_schema={"maxLength": ACTOR_MAX, "description": "printable"})]
+Percent = Annotated[float, msgspec.Meta(extra_json_schema={"minimum": 0, "maximum": 100, "multipleOf": 0.01})]
+Seq = Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 1, "maximum": SEQ_MAX})]
+
+
 class _Mutation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    reason: str
-    actor: str | None = None
+    reason: Reason
+    actor: Actor | None = None
 
 
 class TrafficBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    weights: dict[str, float] = {}
-    shadow: dict[str, float] = {}
-    reference_percent: float | None = None
+    weights: dict[str, Percent] = {}
+    shadow: dict[str, Percent] = {}
+    reference_percent: Percent | None = None
     override_pause: bool = False
 
 
@@ -61,11 +71,33 @@ class RollbackBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 class KillBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
     evidence: dict[str, Any] = {}
-    kill_seq: int | None = None
+    kill_seq: Seq | None = None
 
 
 class RearmBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    kill_seq: int
+    kill_seq: Seq
+
+
+class AuditPage(msgspec.Struct, frozen=True):
+    """A page of the audit log."""
+
+    entries: list[AuditEntry]
+
+
+def _between(low: int, high: int) -> dict[str, Any]:
+    return {"type": "integer", "minimum": low, "maximum": high}
+
+
+class RolloutBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`policy`: the name of a built-in one, or a whole one (see `rollout_policy`)."""
+
+    model: str
+    variant: str
+    policy: Any
+
+
+class RolloutActionBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    override: bool = False
 
 
 class Admin:
@@ -96,9 +128,23 @@ class Admin:
             self._route("POST", f"{one}:kill", Action.KILL, self._kill),
             self._route("POST", f"{one}:rearm", Action.REARM, self._rearm),
             self._route("GET", one, Action.READ, self._model),
+            self._route("GET", "/rollouts", Action.READ, self._rollouts),
+            self._route("POST", "/rollouts", Action.TRAFFIC, self._start_rollout),
+            *(self._rollout_action(action) for action in rollout_api.ACTIONS),
+            self._route("GET", "/rollouts/{id}", Action.READ, self._rollout),
         ]
 
-    def _route(self, method: str, path: str, action: Action, handler: Handler) -> Route:
+    def _rollout_action(self, action: str) -> AdminRoute:
+        @operation(rollout_api.ACTIONS[action], body=RolloutActionBody)
+        async def handler(request: Request, principal: Principal) -> Response:
+            body = await self._body(request, RolloutActionBody)
+            by, id_ = _by(body, principal), request.path_params["id"]
+            return http.answer(await rollout_api.ask(self._plane, principal, by, id_, action, body.override))
+
+        permission = Action.PROMOTE if action == "promote" else Action.TRAFFIC
+        return self._route("POST", f"/rollouts/{{id}}:{action}", permission, handler)
+
+    def _route(self, method: str, path: str, action: Action, handler: Handler) -> AdminRoute:
         async def endpoint(request: Request) -> Response:
             try:
                 client = request.client.host if request.client else ""
@@ -113,35 +159,63 @@ class Admin:
             except Exception as error:
                 return http.of_error(error)
 
-        return Route(path, endpoint, methods=[method])
+        return AdminRoute(path, endpoint, method, action, operation_of(handler))
 
     # ------------------------------------------------------------ reading
 
+    @operation("The whole deployment: models, gateways, monitor, kill-switch, database.")
     async def _status(self, _request: Request, _principal: Principal) -> Response:
-        return http.answer(self._plane.status())
+        return http.answer({**self._plane.status(), "auth": self._auth.view()})
 
+    @operation("Every model with its variants and their shares: `models`.")
     async def _models(self, _request: Request, _principal: Principal) -> Response:
         return http.answer({"models": [self._plane.view(model) for model in self._plane.state.tables]})
 
+    @operation("One model with its variants and their shares; `epoch` is what If-Match takes.")
     async def _model(self, request: Request, _principal: Principal) -> Response:
         return http.answer(self._plane.view(request.path_params["model"]))
 
+    @operation("What the guards said of a model in the monitor's last heartbeat.")
     async def _verdicts(self, request: Request, _principal: Principal) -> Response:
         return http.answer(self._plane.monitor.verdicts(self._known(request)))
 
+    @operation(
+        "Recent rates and latencies of a model, from the monitor.",
+        query=(Parameter("seconds", _between(1, SERIES_MAX_S), "how far back; 600 without it"),),
+    )
     async def _series(self, request: Request, _principal: Principal) -> Response:
         seconds = http.integer(request, "seconds", 600, 1, SERIES_MAX_S) or 600
         return http.answer(await self._plane.monitor.series(self._known(request), seconds))
 
+    @operation(
+        "A page of the audit log, newest first.",
+        answer=AuditPage,
+        query=(
+            Parameter("model", {"type": "string"}, "rows of this model and of all models only"),
+            Parameter("limit", _between(1, 1000), "rows; 100 without it"),
+            Parameter("before", _between(1, SEQ_MAX), "rows older than this one"),
+            Parameter("after", _between(0, SEQ_MAX), "rows newer than this one, oldest first"),
+        ),
+    )
     async def _audit(self, request: Request, _principal: Principal) -> Response:
         limit = http.integer(request, "limit", 100, 1, 1000) or 100
         before = http.integer(request, "before", None, 1, SEQ_MAX)
-        entries = await self._plane.audit(request.query_params.get("model") or None, limit, before)
-        return http.answer({"entries": entries})
+        after = http.integer(request, "after", None, 0, SEQ_MAX)
+        entries = await self._plane.audit(request.query_params.get("model") or None, limit, before, after)
+        return http.answer(AuditPage(entries))
 
+    @operation("Check the hash chain of the whole audit log.", answer=Verification)
     async def _verify(self, _request: Request, _principal: Principal) -> Response:
         return http.answer(await self._plane.verify())
 
+    @operation(
+        "The routing that gateways obey; with `rev`, once it is another than that.",
+        answer=Snapshot,
+        query=(
+            Parameter("rev", _between(-1, SEQ_MAX), "what the caller has; without it the answer comes at once"),
+            Parameter("wait_s", _between(0, 60), "seconds to wait for a change; 10 without it"),
+        ),
+    )
     async def _snapshot(self, request: Request, _principal: Principal) -> Response:
         rev = http.integer(request, "rev", None, -1, SEQ_MAX)
         wait_s = http.integer(request, "wait_s", 10, 0, 60) or 0
@@ -160,6 +234,7 @@ class Admin:
         finally:
             self._parked -= 1
 
+    @operation("Server-sent events: `snapshot`, `audit`, `verdicts`, as they happen.", media="text/event-stream")
     async def _events(self, _request: Request, _principal: Principal) -> Response:
         if self._plane.events.full:
             raise RequestError(ErrorKind.OVERLOADED, "too many clients follow the events already", 5)
@@ -179,6 +254,7 @@ class Admin:
 
     # ------------------------------------------------------------ changing
 
+    @operation("Set shares of live traffic, shadow copies and reference scoring.", body=TrafficBody, conditional=True)
     async def _traffic(self, request: Request, principal: Principal) -> Response:
         body = await self._body(request, TrafficBody)
         model = self._known(request)
@@ -195,6 +271,7 @@ class Admin:
         await self._plane.execute(command)
         return http.answer(self._plane.view(model))
 
+    @operation("Take a candidate, or each of them, out of all traffic, and keep it out.", body=RollbackBody)
     async def _rollback(self, request: Request, principal: Principal) -> Response:
         body = await self._body(request, RollbackBody)
         model = self._known(request)
@@ -203,6 +280,7 @@ class Admin:
         epoch = table_of(self._plane.state, model).epoch
         return http.answer({"model": model, "epoch": epoch, "rolled_back": [row.variant for row in outcome.audit]})
 
+    @operation("Only the baseline answers, until re-armed.", body=KillBody)
     async def _kill(self, request: Request, principal: Principal) -> Response:
         body = await self._body(request, KillBody)
         model = self._known(request)
@@ -212,6 +290,7 @@ class Admin:
         await self._plane.execute(Kill(model, _by(body, principal, body.evidence), seq))
         return http.answer({"model": model, "kill_seq": self._plane.state.kills[model].seq})
 
+    @operation("Release the kill of this number, and no other.", body=RearmBody)
     async def _rearm(self, request: Request, principal: Principal) -> Response:
         body = await self._body(request, RearmBody)
         model = self._known(request)
@@ -220,6 +299,30 @@ class Admin:
             return http.answer(self._plane.status()["kill_switch"])
         return http.answer(self._plane.view(model))
 
+    @operation(
+        "Rollouts, the latest first: `rollouts`.",
+        query=(Parameter("model", {"type": "string"}, "those of this model only"),),
+    )
+    async def _rollouts(self, request: Request, _principal: Principal) -> Response:
+        return http.answer({"rollouts": rollout_api.listed(self._plane, request.query_params.get("model") or None)})
+
+    @operation("One rollout: its state, its step, what it waits for, what the guards say.")
+    async def _rollout(self, request: Request, _principal: Principal) -> Response:
+        return http.answer(self._plane.rollout_view(rollout_of(self._plane.state, request.path_params["id"])))
+
+    @operation(
+        "Start a rollout of a candidate; `policy` is the name of one or a whole one.",
+        body=RolloutBody,
+        query=(Parameter("dry_run", {"type": "boolean"}, "predict what it would take, and start nothing"),),
+    )
+    async def _start_rollout(self, request: Request, principal: Principal) -> Response:
+        body = await self._body(request, RolloutBody)
+        asked = (self._plane, _by(body, principal), body.model, body.variant, body.policy)
+        if _flag(request, "dry_run"):
+            return http.answer(rollout_api.predict(*asked))
+        return http.answer(await rollout_api.start(*asked))
+
+    @operation("The monitor's report.", body=Heartbeat)
     async def _heartbeat(self, request: Request, _principal: Principal) -> Response:
         self._plane.heartbeat(await self._body(request, Heartbeat))
         return http.answer({"rev": self._plane.state.rev, "lease": self._plane.state.lease})
@@ -260,9 +363,11 @@ def create_app(
     async def healthz(_request: Request) -> Response:
         return http.answer({"status": "ok"})
 
+    admin = Admin(plane, auth, clock).routes()
     routes: list[BaseRoute] = [
         Route("/healthz", healthz, methods=["GET"]),
-        Mount("/admin/v1", routes=Admin(plane, auth, clock).routes()),
+        *docs_page.routes(admin, secured=auth.needed),
+        Mount(PREFIX, routes=admin),
     ]
     if console_dir and Path(console_dir).is_dir():
         routes.append(Mount("/", StaticFiles(directory=console_dir, html=True)))
@@ -289,6 +394,13 @@ def _by(body: _Mutation, principal: Principal, evidence: dict[str, Any] | None =
     if claimed and claimed != principal.name:
         facts["claimed"] = claimed
     return By(principal.name, reason, facts)
+
+
+def _flag(request: Request, name: str) -> bool:
+    text = request.query_params.get(name, "false")
+    if text not in ("true", "false"):
+        raise bad_request(f"{name}: {text!r} is neither true nor false")
+    return text == "true"
 
 
 def _if_match(request: Request) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -58,11 +58,53 @@ def iso(at_ns: int) -> str:
 
 def chained(draft: AuditDraft, seq: int, prev_hash: str) -> AuditEntry:
     """Give a row its place in the chain."""
-    fields = {name: getattr(draft, name) for name in AuditDraft.__struct_fields__ if name != "at_ns"}
+    fields = {name: _held(getattr(draft, name)) for name in AuditDraft.__struct_fields__ if name != "at_ns"}
     # What is hashed is what a reader gets back: plain JSON values.
     plain = orjson.loads(orjson.dumps(fields, option=orjson.OPT_NON_STR_KEYS))
     entry = AuditEntry(seq=seq, at=iso(draft.at_ns), prev_hash=prev_hash, hash="", **plain)
     return msgspec.structs.replace(entry, hash=digest(entry))
+
+
+def continued(
+    head: tuple[int, str], landed: list[AuditEntry], drafts: Sequence[AuditDraft]
+) -> tuple[list[AuditEntry], list[AuditEntry]]:
+    """The drafts as rows behind `head`, and which rows are still to be written.
+
+    Of the drafts, those that landed before are not written twice. What landed and is not among them was said to
+    have failed, so it is taken back by a row of its own.
+    """
+    entries: list[AuditEntry] = []
+    new: list[AuditEntry] = []
+    seq, last = head
+    same = 0
+    while same < min(len(landed), len(drafts)) and chained(drafts[same], seq + 1, last).hash == landed[same].hash:
+        entries.append(landed[same])
+        seq, last = landed[same].seq, landed[same].hash
+        same += 1
+    if landed:
+        seq, last = landed[-1].seq, landed[-1].hash
+    for draft in (*(_taken_back(row) for row in landed[same:]), *drafts[same:]):
+        new.append(chained(draft, seq + 1, last))
+        seq, last = new[-1].seq, new[-1].hash
+    return [*entries, *new], new
+
+
+def _taken_back(row: AuditEntry) -> AuditDraft:
+    return AuditDraft(
+        at_ns=round(datetime.fromisoformat(row.at).timestamp() * 1000) * 1_000_000,
+        actor=row.actor,
+        action=f"{row.action}-undone",
+        model=row.model,
+        variant=row.variant,
+        reason="the database kept this although its answer was lost: it was said to have failed",
+        before=row.after,
+        after=row.before,
+    )
+
+
+def _held(value: Any) -> Any:
+    """A text without NUL, which no column of PostgreSQL can hold; whatever else as it is."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
 
 
 def digest(entry: AuditEntry) -> str:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import re
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from serving.clock import Clock, SystemClock
-from serving.errors import ConfigError, ErrorKind, RequestError
+from serving.control.tokens import Token, TokensFile, hashed
+from serving.errors import ErrorKind, RequestError
+from serving.roles import MONITOR, ROLES
 
-#: From least to most: each role may do all that the ones before it may.
-ROLES: tuple[str, ...] = ("viewer", "tester", "labeller", "operator", "release-manager", "admin")
-#: A role of its own, for the monitor: it reads, reports, and pulls the brakes.
-MONITOR = "monitor"
+__all__ = ["ANYBODY", "MONITOR", "ROLES", "VISITOR", "Action", "Auth", "Principal"]
+
 FAILURES_PER_MINUTE = 10
 CLIENTS_MAX = 1024
 
@@ -34,6 +33,7 @@ class Action(Enum):
     KILL = ("kill", "operator")
     HEARTBEAT = ("report as the monitor", "operator")
     REARM = ("re-arm", "release-manager")
+    PROMOTE = ("promote a candidate", "release-manager")
 
     @property
     def words(self) -> str:
@@ -56,11 +56,10 @@ class Principal(msgspec.Struct, frozen=True):
     verified: bool = True
 
     def require(self, role: str) -> None:
-        """Raises `RequestError` FORBIDDEN unless this role is `role` or above it."""
+        """Raises `RequestError` FORBIDDEN unless this role is `role` or above it; of nobody in particular a token
+        is asked for (UNAUTHENTICATED)."""
         if self.role not in ROLES or ROLES.index(self.role) < ROLES.index(role):
-            raise RequestError(
-                ErrorKind.FORBIDDEN, f"{self.name} has the role {self.role}, which is not enough: {role} is needed"
-            )
+            raise self._refusal("which is not enough", role)
 
     def may(self, action: Action) -> bool:
         if self.role == MONITOR:
@@ -70,14 +69,19 @@ class Principal(msgspec.Struct, frozen=True):
     def permit(self, action: Action) -> None:
         """Raises `RequestError` FORBIDDEN unless this role may do `action`."""
         if not self.may(action):
-            raise RequestError(
-                ErrorKind.FORBIDDEN,
-                f"{self.name} has the role {self.role}, which may not {action.words}: {action.role} is needed",
-            )
+            raise self._refusal(f"which may not {action.words}", action.role)
+
+    def _refusal(self, why: str, role: str) -> RequestError:
+        if not self.verified:
+            return RequestError(ErrorKind.UNAUTHENTICATED, f"a token is needed for this, of the role {role} or above")
+        message = f"{self.name} has the role {self.role}, {why}: {role} is needed"
+        return RequestError(ErrorKind.FORBIDDEN, message)
 
 
 #: Everybody, where no authentication is configured (which is allowed on loopback only).
 ANYBODY = Principal("local", "admin", verified=False)
+#: Whoever sends no token to gateways that are open (`auth.data_plane: open`).
+VISITOR = Principal("anonymous", "viewer", verified=False)
 
 
 class Auth:
@@ -88,25 +92,40 @@ class Auth:
     operator out of the kill-switch by failing in their name.
 
     Args:
-        tokens: (name, role, SHA-256 of the token as hex); None means that anybody is an admin.
-        clock: for the count of failures.
+        tokens: those that are known, or what gives them at each call; None means that anybody is an admin.
+        clock: for the count of failures and for expiry.
+        visitor: who one is without any token; None if one is needed.
     """
 
-    def __init__(self, tokens: Iterable[tuple[str, str, str]] | None, clock: Clock | None = None) -> None:
-        self._tokens = None if tokens is None else [(bytes.fromhex(h), Principal(n, r)) for n, r, h in tokens]
-        self._failures = _Failures(clock or SystemClock())
+    def __init__(
+        self,
+        tokens: Iterable[Token] | Callable[[], list[Token]] | None,
+        clock: Clock | None = None,
+        visitor: Principal | None = None,
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._file: TokensFile | None = None
+        self._tokens = tokens if tokens is None or callable(tokens) else list(tokens).copy
+        self._visitor = visitor
+        self._failures = _Failures(self._clock)
 
     @classmethod
-    def from_config(cls, mode: str, tokens_file: str | Path | None, clock: Clock | None = None) -> Auth:
-        """Raises `ConfigError` if the tokens file cannot be read or used."""
+    def from_config(
+        cls, mode: str, tokens_file: str | Path | None, clock: Clock | None = None, visitor: Principal | None = None
+    ) -> Auth:
+        """Follows the tokens file from now on. Raises `ConfigError` if it cannot be read or used."""
         if mode == "none":
             return cls(None, clock)
-        try:
-            text = Path(tokens_file or "").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ConfigError(f"auth.tokens_file: {tokens_file} cannot be read: {reason}") from error
-        return cls(parse_tokens(text, str(tokens_file)), clock)
+        file = TokensFile(Path(tokens_file or ""), clock or SystemClock())
+        auth = cls(file.current, clock, visitor)
+        auth._file = file
+        return auth
+
+    def view(self) -> dict[str, Any]:
+        """What the status says of it: `mode`, and of tokens their number and what is wrong with their file."""
+        if self._tokens is None:
+            return {"mode": "none"}
+        return {"mode": "tokens", "tokens": len(self._tokens()), "fault": self._file.fault if self._file else None}
 
     @property
     def needed(self) -> bool:
@@ -126,48 +145,25 @@ class Auth:
         if self._tokens is None:
             return ANYBODY
         scheme, _, token = (authorization or "").partition(" ")
-        found: Principal | None = None
+        found: Token | None = None
         if scheme.lower() == "bearer" and token:
-            digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
-            for known, principal in self._tokens:  # all of them, always: time tells nothing
-                if hmac.compare_digest(known, digest):
-                    found = principal
-        if found is not None:
-            return found
+            digest = hashed(token.strip())
+            for known in self._tokens():  # all of them, always: time tells nothing
+                if hmac.compare_digest(known.sha256, digest):
+                    found = known
+        elif authorization is None and self._visitor is not None:
+            return self._visitor
+        expired = found is not None and found.expired(self._clock.wall_ns() / 1e9)
+        if found is not None and not expired:
+            return Principal(found.name, found.role)
         retry_after_s = self._failures.add(client)
         if retry_after_s:
             raise RequestError(ErrorKind.OVERLOADED, "too many failed attempts, try again later", retry_after_s)
         if authorization is None:
             raise RequestError(ErrorKind.UNAUTHENTICATED, "a token is needed: send 'Authorization: Bearer TOKEN'")
+        if found is not None:
+            raise RequestError(ErrorKind.UNAUTHENTICATED, f"the token of {found.name} expired at {found.expiry}")
         raise RequestError(ErrorKind.UNAUTHENTICATED, "this token is not known here")
-
-
-def parse_tokens(text: str, where: str) -> list[tuple[str, str, str]]:
-    """The `name:role:sha256` lines of a tokens file; blank lines and `#` comments are skipped.
-
-    Raises:
-        ConfigError: a line that is not of this form, an unknown role, a name or token given twice.
-    """
-    tokens: list[tuple[str, str, str]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        path = f"auth.tokens_file: {where} line {number}"
-        parts = line.split(":")
-        if len(parts) != 3 or not re.fullmatch(r"[A-Za-z0-9._@-]{1,64}", parts[0]):
-            raise ConfigError(f"{path}: expected name:role:sha256, made with 'canarium token'")
-        name, role, digest = parts
-        if role not in (*ROLES, MONITOR):
-            raise ConfigError(f"{path}: unknown role {role!r}, expected one of {', '.join((*ROLES, MONITOR))}")
-        if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
-            raise ConfigError(f"{path}: the token of {name} is not 64 hexadecimal digits of SHA-256")
-        if any(name == other or digest.lower() == known for other, _, known in tokens):
-            raise ConfigError(f"{path}: {name} or its token is given twice")
-        tokens.append((name, role, digest.lower()))
-    if not tokens:
-        raise ConfigError(f"auth.tokens_file: {where} holds no token, so nobody could get in")
-    return tokens
 
 
 class _Failures:

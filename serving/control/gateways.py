@@ -35,6 +35,10 @@ class Gateways:
         while len(self._seen) > GATEWAYS_MAX:
             del self._seen[next(iter(self._seen))]
 
+    def confirmed(self, rev: int) -> bool:
+        """Whether every gateway that is still heard of has the snapshot `rev` or a later one in force."""
+        return all(gateway["rev"] >= rev for gateway in self.view())
+
     def view(self) -> list[dict[str, Any]]:
         """The `gateways` part of the status; forgets those that have fallen silent."""
         now = self._clock.monotonic_ns()

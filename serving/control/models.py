@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from serving.contract import RouteTable
-from serving.core.commands import ApplyModels, AuditDraft, ControlState, ModelSpec, Outcome, WordWrite
+from serving.core.commands import ApplyModels, AuditDraft, ControlState, ModelSpec, Outcome, Promoted, WordWrite
 from serving.core.killswitch import OFF, release
 from serving.core.routing import initial_table
 from serving.core.routing import weights as shares_of
@@ -20,9 +20,11 @@ def apply_models(state: ControlState, command: ApplyModels, now_ns: int) -> Outc
 
     Variants that are new join without traffic, variants that are gone return theirs to the
     baseline; a live variant with another artifact keeps its share and starts over as evidence
-    goes (`since`). Kills and vetoes outlive their model and variant.
+    goes (`since`). A baseline that a rollout has promoted stays while the file names the one that
+    it was promoted over. Kills and vetoes outlive their model and variant.
     """
     tables, vetoes, marks = dict(state.tables), dict(state.vetoes), dict(state.rolled_back)
+    promoted = dict(state.promoted)
     drafts: list[AuditDraft] = []
     effects: list[WordWrite] = []
     notes: list[str] = []
@@ -33,6 +35,7 @@ def apply_models(state: ControlState, command: ApplyModels, now_ns: int) -> Outc
 
     for model, spec in sorted(command.models.items()):
         table = state.tables.get(model)
+        spec = _with_baseline(model, spec, promoted, notes)
         if table is None:
             tables[model] = _seeded(model, spec, vetoes, notes)
             audit("model-added", model, {}, _facts(tables[model]))
@@ -51,10 +54,29 @@ def apply_models(state: ControlState, command: ApplyModels, now_ns: int) -> Outc
     for model in sorted(state.tables.keys() - command.models.keys()):
         audit("model-removed", model, _facts(tables.pop(model)), {})
         notes.append(f"{model}: is no longer in the configuration and is not served any more")
-    if tables == state.tables and vetoes == state.vetoes and marks == state.rolled_back:
+    after_state = replace(state, tables=tables, vetoes=vetoes, rolled_back=marks, promoted=promoted)
+    if after_state == state:
         return Outcome(state, notes=tuple(notes))
-    after_state = replace(state, tables=tables, vetoes=vetoes, rolled_back=marks)
     return Outcome(after_state, tuple(drafts), tuple(effects), tuple(notes))
+
+
+def _with_baseline(model: str, spec: ModelSpec, promoted: dict[str, Promoted], notes: list[str]) -> ModelSpec:
+    """The specification with the baseline that is in force; a promotion that the file has overtaken is forgotten."""
+    earlier = promoted.get(model)
+    if earlier is None:
+        return spec
+    if earlier.instead_of != spec.baseline or earlier.baseline not in spec.variants:
+        del promoted[model]
+        if earlier.baseline != spec.baseline:
+            notes.append(f"{model}: baseline is {spec.baseline} by the file, no longer the promoted {earlier.baseline}")
+        return spec
+    notes.append(
+        f"{model}: baseline is {spec.baseline} in the file and {earlier.baseline} in the store, which wins since its "
+        f"rollout (write {earlier.baseline} into the file, or roll {spec.baseline} out)"
+    )
+    given = {name: share for name, share in spec.weights.items() if name != earlier.baseline}
+    copied = {name: share for name, share in spec.shadow.items() if name != earlier.baseline}
+    return replace(spec, baseline=earlier.baseline, weights=given, shadow=copied)
 
 
 def _seeded(model: str, spec: ModelSpec, vetoes: dict[str, Any], notes: list[str]) -> RouteTable:

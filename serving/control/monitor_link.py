@@ -8,6 +8,8 @@ import httpx
 import msgspec
 
 from serving.clock import Clock
+from serving.core.rollout_decide import Facts, Guard
+from serving.core.rollout_plan import Assumed
 from serving.errors import ErrorKind, RequestError
 
 ALIVE_S = 5.0
@@ -24,6 +26,29 @@ class Heartbeat(msgspec.Struct, frozen=True):
     instance: str = ""
     #: Baseline capacity over present traffic, a model, if the monitor knows it.
     headroom: dict[str, float | None] = {}
+    #: Rev of the routing snapshot that the verdicts were given under; None before the first.
+    rev: int | None = None
+    #: By model and candidate: `live`, `pairs` and `suspect` answers in its present arming, and its `workers`; of the
+    #: baseline the workers alone.
+    counts: dict[str, dict[str, dict[str, float]]] = {}
+    #: By model and candidate: what a prediction for it rests on.
+    assumed: dict[str, dict[str, Assumed]] = {}
+
+
+def _guard(verdict: dict[str, Any], mode: str) -> Guard:
+    """One verdict of a heartbeat. What a degraded monitor says is no pass; a failure stays one."""
+    statistic, word = verdict.get("statistic"), str(verdict.get("verdict"))
+    return Guard(
+        name=str(verdict.get("guard")),
+        verdict="degraded" if mode == "degraded" and word in ("pass", "inconclusive") else word,
+        action=str(verdict.get("action", "none")),
+        sentence=str(verdict.get("sentence", "")),
+        dry_run=verdict.get("dry_run") is True,
+        statistic={
+            **(statistic if isinstance(statistic, dict) else {}),
+            "example_request_keys": verdict.get("example_request_keys", []),
+        },
+    )
 
 
 class MonitorLink:
@@ -83,6 +108,48 @@ class MonitorLink:
             for verdict in (beat.verdicts.get(model, []) if beat else [])
             if verdict.get("verdict") == "fail" and verdict.get("action") == "pause"
         }
+
+    def facts(self, model: str, variant: str, baseline: str, since_rev: int) -> Facts:
+        """What the last heartbeat says of a candidate and its baseline.
+
+        Of the candidate nothing but the workers if the heartbeat is older than `since_rev`.
+        """
+        beat = self._beat
+        counts = beat.counts.get(model, {}).get(variant, {}) if beat else {}
+        workers = int(counts["workers"]) if "workers" in counts else None
+        headroom, ailing = self.headroom(model), self._ailing(model, baseline)
+        if beat is None or beat.rev is None or beat.rev < since_rev:
+            return Facts(silent_s=self.age_s, workers=workers, headroom=headroom, ailing=ailing)
+        verdicts = [verdict for verdict in beat.verdicts.get(model, []) if verdict.get("variant") == variant]
+        return Facts(
+            guards={guard.name: guard for guard in (_guard(verdict, beat.mode) for verdict in verdicts)},
+            silent_s=self.age_s,
+            workers=workers,
+            live=int(counts.get("live", 0)),
+            pairs=int(counts.get("pairs", 0)),
+            suspect=float(counts.get("suspect", 0.0)),
+            headroom=headroom,
+            ailing=ailing,
+        )
+
+    def _ailing(self, model: str, baseline: str) -> str:
+        """Why the baseline is not well: no worker, or an objective of its own that it misses; "" if it is."""
+        beat = self._beat
+        if beat is None:
+            return ""
+        if beat.counts.get(model, {}).get(baseline, {}).get("workers") == 0:
+            return f"the baseline {baseline} has no worker"
+        for verdict in beat.verdicts.get(model, []):
+            if verdict.get("variant") == baseline and verdict.get("verdict") == "fail":
+                return f"the baseline is not well: {verdict.get('sentence')}"
+        return ""
+
+    def assumed(self, model: str, variant: str) -> Assumed:
+        """What a prediction rests on. Raises `RequestError` UNAVAILABLE if the monitor has not been heard of it."""
+        found = self._beat.assumed.get(model, {}).get(variant) if self._beat and self.alive else None
+        if found is None:
+            raise RequestError(ErrorKind.UNAVAILABLE, f"the monitor has said nothing of {variant} of {model} lately", 2)
+        return found
 
     def headroom(self, model: str) -> float | None:
         return self._beat.headroom.get(model) if self._beat and self.alive else None

@@ -22,10 +22,14 @@ from serving.control.audit import AuditEntry, Verification, iso
 from serving.control.conflicts import above, claimed, refuse_if_just_rolled_back, refuse_if_vetoed_since, unless_paused
 from serving.control.events import EventHub
 from serving.control.gateways import Gateways
+from serving.control.lease import BEAT_S, take_lead
 from serving.control.monitor_link import Heartbeat, MonitorLink
+from serving.control.notify import Notifier
+from serving.control.rollout_views import facts_of, rollout_view
 from serving.control.seed import Facts
-from serving.control.state import step, table_of
+from serving.control.state import step
 from serving.control.store import StaleLease, Store, StoreError
+from serving.control.tables import table_of
 from serving.control.views import kill_switch_view, model_view
 from serving.control.word import Look, WordLink
 from serving.core.commands import (
@@ -39,6 +43,8 @@ from serving.core.commands import (
     Outcome,
     Rollback,
 )
+from serving.core.rollout import Rollout
+from serving.core.rollout_decide import Facts as RolloutFacts
 from serving.errors import ErrorKind, RequestError
 
 log = logging.getLogger("canarium.control")
@@ -47,7 +53,6 @@ T = TypeVar("T")
 #: Each lease numbers its snapshots from here on, so that no rev ever names two values.
 REVS_PER_LEASE = 1_000_000
 WORD_POLL_S = 0.5
-LEASE_CHECK_S = 5.0
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 5.0
 #: Audit rows that wait for a database which does not answer; beyond it the oldest are lost and counted.
 PENDING_MAX = 10_000
@@ -64,6 +69,7 @@ class Plane:
         monitor: what is known of the monitor.
         facts: the variants' manifests, for the views.
         about: what the status says of this deployment (`version`, `instance`, `urls`).
+        notifier: told of every change of a rollout, for its webhooks.
         sleep: how to wait, in seconds; tests bring their own.
     """
 
@@ -76,6 +82,7 @@ class Plane:
         monitor: MonitorLink,
         facts: Facts,
         about: Mapping[str, Any],
+        notifier: Notifier | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.monitor = monitor
@@ -83,7 +90,7 @@ class Plane:
         self.gateways = Gateways(clock)
         self.audit_lost = 0
         self._store, self._word, self._clock, self._sleep = store, word, clock, sleep
-        self._facts, self._about = facts, about
+        self._facts, self._about, self._notifier = facts, about, notifier
         self._started_at = iso(clock.wall_ns())
         self._state = ControlState()
         self._encoded = b""
@@ -110,7 +117,7 @@ class Plane:
         Raises:
             StoreError: the database cannot be written.
         """
-        state = await self._in(self._writer, self._store.acquire)
+        state = await take_lead(self._store, self._on_writer, self._clock, self._sleep)
         state = msgspec.structs.replace(state, rev=max(state.rev, state.lease * REVS_PER_LEASE))
         by = By("canarium up", "the configuration at start")
         applied = step(state, ApplyModels(dict(models), by), self._clock.wall_ns())
@@ -172,7 +179,17 @@ class Plane:
     def view(self, model: str) -> dict[str, Any]:
         """One model as the API shows it. Raises `RequestError` NOT_FOUND."""
         table_of(self._state, model)
-        return model_view(self._state, model, self._facts, self.monitor.headroom(model))
+        view = model_view(self._state, model, self._facts, self.monitor.headroom(model))
+        latest = {rollout.variant: rollout for rollout in self._state.rollouts.values() if rollout.model == model}
+        return {**view, "rollouts": [self.rollout_view(rollout) for rollout in latest.values()]}
+
+    def facts(self, rollout: Rollout) -> RolloutFacts:
+        """What is known now of a rollout's candidate."""
+        return facts_of(self._state, rollout, self.monitor, self.gateways)
+
+    def rollout_view(self, rollout: Rollout) -> dict[str, Any]:
+        """One rollout as the API shows it."""
+        return rollout_view(self._state, rollout, self.facts(rollout), self._clock.wall_ns())
 
     def status(self) -> dict[str, Any]:
         """The whole deployment as the API shows it."""
@@ -189,14 +206,17 @@ class Plane:
                 "audit_rows_lost": self.audit_lost,
                 "watchers": self.events.watchers,
                 "watchers_dropped": self.events.dropped,
+                "notifications": self._notifier.view() if self._notifier is not None else None,
             },
             "kill_switch": kill_switch_view(self._state),
             "models": [self.view(model) for model in self._state.tables],
         }
 
-    async def audit(self, model: str | None, limit: int, before: int | None) -> list[AuditEntry]:
-        """A page of the trail, newest first. Raises `RequestError` UNAVAILABLE."""
-        return await self._read(lambda: self._store.audit(model, limit, before))
+    async def audit(
+        self, model: str | None, limit: int, before: int | None = None, after: int | None = None
+    ) -> list[AuditEntry]:
+        """A page of the trail, newest first, or oldest first beyond `after`. Raises `RequestError` UNAVAILABLE."""
+        return await self._read(lambda: self._store.audit(model, limit, before, after))
 
     async def verify(self) -> Verification:
         """Check the whole trail. Raises `RequestError` UNAVAILABLE."""
@@ -210,6 +230,10 @@ class Plane:
                 self.events.publish("verdicts", msgspec.json.encode(self.monitor.verdicts(model)))
 
     # ------------------------------------------------------------ changing
+
+    def dry_run(self, command: Command) -> Outcome:
+        """What a command would come to now; nothing is changed. Raises `RequestError` as `execute` does."""
+        return step(self._state, command, self._clock.wall_ns())
 
     async def execute(self, command: Command) -> Outcome:
         """Carry out one command, wholly or not at all, even if the caller goes away.
@@ -353,6 +377,9 @@ class Plane:
                 self._pending.popleft()
         for entry in entries:
             self.events.publish("audit", msgspec.json.encode(entry))
+            if self._notifier is not None and entry.action.startswith("rollout-"):
+                rollout = saved.rollouts.get(str(entry.after.get("rollout")))
+                self._notifier.tell(rollout.policy.notify if rollout is not None else (), entry)
 
     def _fence(self, error: StaleLease) -> None:
         if not self._fenced:
@@ -364,6 +391,9 @@ class Plane:
             return await self._in(self._reader, call)
         except StoreError as error:
             raise RequestError(ErrorKind.UNAVAILABLE, str(error), 2) from error
+
+    async def _on_writer(self, call: Callable[[], T]) -> T:
+        return await self._in(self._writer, call)
 
     async def _in(self, thread: ThreadPoolExecutor, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(thread, call)
@@ -380,9 +410,9 @@ class Plane:
 
     async def _watch_lease(self) -> None:
         while not self._fenced:
-            await self._sleep(LEASE_CHECK_S)
+            await self._sleep(BEAT_S)
             try:
-                await self._in(self._reader, self._store.check)
+                await self._on_writer(self._store.renew)
             except StaleLease as error:
                 self._fence(error)
             except StoreError as error:

@@ -6,34 +6,47 @@ the very same state. Each change raises `rev` by one, each change of a table its
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
-from serving.contract import BUCKETS, Latch, RouteTable
+from serving.contract import Latch, RouteTable
 from serving.control.models import apply_models
+from serving.control.rollouts import follow, move_rollout, start_rollout
+from serving.control.tables import (
+    basis_points,
+    drafted,
+    explains,
+    join,
+    known_variant,
+    one_epoch,
+    refuse_while_killed,
+    table_of,
+    take_out,
+    traffic_of,
+    with_shares,
+)
 from serving.core.commands import (
     ALL,
     CONTROL_WORD,
     ApplyModels,
-    AuditDraft,
     By,
     Command,
     ControlState,
     ImportWord,
     Kill,
     Mark,
+    MoveRollout,
     Outcome,
     Rearm,
     Rollback,
     SetTraffic,
+    StartRollout,
     WordWrite,
 )
 from serving.core.killswitch import OFF, engage, merge, release
 from serving.core.routing import weights as shares_of
-from serving.core.routing import with_weight
 from serving.errors import ErrorKind, RequestError, bad_request
 
 replace = msgspec.structs.replace
@@ -52,42 +65,11 @@ def step(state: ControlState, command: Command, now_ns: int) -> Outcome:
             CONFLICT (wrong kill_seq, a kill in force, a table that has moved on).
     """
     outcome = _HANDLERS[type(command)](state, command, now_ns)
+    outcome = follow(state, outcome, command, now_ns)
     if outcome.state is state:
         return outcome
-    return replace(outcome, state=replace(outcome.state, rev=state.rev + 1))
-
-
-def table_of(state: ControlState, model: str) -> RouteTable:
-    """The table of a model. Raises `RequestError` NOT_FOUND naming the known models."""
-    table = state.tables.get(model)
-    if table is None:
-        known = ", ".join(sorted(state.tables)) or "none yet"
-        raise RequestError(ErrorKind.NOT_FOUND, f"unknown model {model!r}, expected one of: {known}")
-    return table
-
-
-def basis_points(path: str, percent: float) -> int:
-    """A percentage as basis points. Raises `RequestError` BAD_REQUEST naming `path`."""
-    if not math.isfinite(percent):
-        raise bad_request(f"{path}: {percent} is not a number of percent")
-    if percent < 0:
-        raise bad_request(f"{path}: {percent:g} is under 0")
-    if percent > 100:
-        raise bad_request(f"{path}: {percent:g} is over 100")
-    points = round(percent * 100)
-    if abs(points - percent * 100) > 1e-6:
-        raise bad_request(f"{path}: {percent:g} is not a multiple of 0.01, the smallest step")
-    return points
-
-
-def traffic_of(table: RouteTable) -> dict[str, Any]:
-    """The shares of a table in percent, as audit rows and the API show them."""
-    return {
-        "epoch": table.epoch,
-        "weights": {name: share / 100 for name, share in sorted(shares_of(table).items())},
-        "shadow": {name: share / 100 for name, share in sorted(table.shadow.items())},
-        "reference_percent": table.reference_bp / 100,
-    }
+    tables = {name: one_epoch(state.tables.get(name), table) for name, table in outcome.state.tables.items()}
+    return replace(outcome, state=replace(outcome.state, tables=tables, rev=state.rev + 1))
 
 
 # ---------------------------------------------------------------- traffic
@@ -106,12 +88,12 @@ def _set_traffic(state: ControlState, command: SetTraffic, now_ns: int) -> Outco
     shadow = _shares(table, "shadow", command.shadow)
     raised = sorted(name for name in weights.keys() | shadow.keys() if weights.get(name) or shadow.get(name))
     held = shares_of(table)
-    _refuse_while_killed(
+    refuse_while_killed(
         state,
         table.model,
         [n for n in raised if weights.get(n, 0) > held[n] or shadow.get(n, 0) > table.shadow.get(n, 0)],
     )
-    changed = _with_shares(table, weights, shadow, command)
+    changed = with_shares(table, weights, shadow, command.salt, command.reference_percent)
     vetoes, rolled_back = dict(state.vetoes), dict(state.rolled_back)
     effects = []
     for name in raised:
@@ -125,7 +107,7 @@ def _set_traffic(state: ControlState, command: SetTraffic, now_ns: int) -> Outco
     evidence = dict(command.by.evidence)
     if effects:
         evidence["vetoes_cleared"] = {effect.variant: effect.seq for effect in effects}
-    draft = _draft(
+    draft = drafted(
         replace(command.by, evidence=evidence),
         now_ns,
         "traffic",
@@ -140,53 +122,11 @@ def _set_traffic(state: ControlState, command: SetTraffic, now_ns: int) -> Outco
 def _shares(table: RouteTable, section: str, percents: Mapping[str, float]) -> dict[str, int]:
     shares = {}
     for name, percent in percents.items():
-        _known_variant(table, name)
+        known_variant(table, name)
         if name == table.baseline:
             raise bad_request(f"{section}.{name}: is the baseline, which gets what the others leave")
         shares[name] = basis_points(f"{section}.{name}", percent)
     return shares
-
-
-def _known_variant(table: RouteTable, name: str) -> None:
-    if name not in table.variants:
-        known = ", ".join(sorted(table.variants))
-        raise RequestError(ErrorKind.NOT_FOUND, f"unknown variant {name!r} of {table.model}, expected one of: {known}")
-
-
-def _refuse_while_killed(state: ControlState, model: str, raised: list[str]) -> None:
-    for name, path in ((model, f"models/{model}:rearm"), (ALL, "kill-switch:rearm")):
-        latch = state.kills.get(name, OFF)
-        if latch.on and raised:
-            whose = f"{model} is" if name == model else "all models are"
-            raise RequestError(
-                ErrorKind.CONFLICT,
-                f"{whose} killed (kill_seq {latch.seq}): re-arm with POST /admin/v1/{path} "
-                f"before giving traffic to {', '.join(raised)}",
-            )
-
-
-def _with_shares(table: RouteTable, weights: dict[str, int], shadow: dict[str, int], command: SetTraffic) -> RouteTable:
-    """The table with these shares, or `table` itself if they are in force already."""
-    held = {name: share for name, share in shares_of(table).items() if name != table.baseline}
-    wanted = held | weights
-    total = sum(wanted.values())
-    if total > BUCKETS:
-        parts = " + ".join(f"{name} {share / 100:g}" for name, share in sorted(wanted.items()) if share)
-        raise bad_request(f"weights: {parts} add up to {total / 100:g}, over 100")
-    shadows = {name: share for name, share in (table.shadow | shadow).items() if share}
-    reference = table.reference_bp
-    if command.reference_percent is not None:
-        reference = basis_points("reference_percent", command.reference_percent)
-    if wanted == held and shadows == table.shadow and reference == table.reference_bp:
-        return table
-    epoch = table.epoch + 1
-    changed = replace(table, shadow=shadows, reference_bp=reference, epoch=epoch)
-    if not table.candidates and total:
-        changed = replace(changed, salt=command.salt)
-    # Lower first, so that what one candidate gives up is there for another.
-    for name in sorted(weights, key=lambda name: weights[name] - held[name]):
-        changed = with_weight(changed, name, weights[name], epoch=epoch)
-    return changed
 
 
 # ---------------------------------------------------------------- rollback
@@ -197,7 +137,7 @@ def _rollback(state: ControlState, command: Rollback, now_ns: int) -> Outcome:
     if command.variant is None:
         targets = sorted(table.candidates.keys() | table.shadow.keys() | command.at_least.keys())
     else:
-        _known_variant(table, command.variant)
+        known_variant(table, command.variant)
         if command.variant == table.baseline:
             raise bad_request(f"variant: {command.variant} is the baseline: there is nothing to go back to")
         targets = [command.variant]
@@ -205,51 +145,7 @@ def _rollback(state: ControlState, command: Rollback, now_ns: int) -> Outcome:
         name: (engage(state.vetoes.get(f"{table.model}/{name}", OFF), command.at_least.get(name, 0)), command.by)
         for name in targets
     }
-    return _take_out(state, table, vetoes, now_ns)
-
-
-def _take_out(state: ControlState, table: RouteTable, targets: dict[str, tuple[Latch, By]], now_ns: int) -> Outcome:
-    """Weight and shadow of each target to 0 in one epoch, and its veto as given, by whom given."""
-    changed = table
-    if any(name in table.candidates or name in table.shadow for name in targets):
-        changed = replace(
-            table,
-            epoch=table.epoch + 1,
-            candidates={name: spans for name, spans in table.candidates.items() if name not in targets},
-            since={name: epoch for name, epoch in table.since.items() if name not in targets},
-            shadow={name: share for name, share in table.shadow.items() if name not in targets},
-        )
-    vetoes, marks = dict(state.vetoes), dict(state.rolled_back)
-    drafts, effects = [], []
-    for name, (latch, by) in sorted(targets.items(), key=lambda target: target[0]):
-        slot = f"{table.model}/{name}"
-        old, mark = vetoes.get(slot, OFF), marks.get(slot)
-        vetoes[slot] = latch
-        effects.append(WordWrite(table.model, name, latch.seq, on=True))
-        if old.on and name not in table.candidates and name not in table.shadow and not _explains(by, mark):
-            continue
-        marks[slot] = Mark(now_ns, by.actor, by.reason)
-        before, after = _variant_facts(table, name, old), _variant_facts(changed, name, latch)
-        drafts.append(_draft(by, now_ns, "rollback", (table.model, name), before, after))
-    if vetoes == state.vetoes and not drafts:
-        return Outcome(state)
-    after_state = replace(state, tables={**state.tables, table.model: changed}, vetoes=vetoes, rolled_back=marks)
-    return Outcome(after_state, tuple(drafts), tuple(effects))
-
-
-def _explains(by: By, mark: Mark | None) -> bool:
-    """Whether `by` brings the reason of a latch that so far was only seen in the control word."""
-    return mark is None or (mark.actor == CONTROL_WORD and by.actor != CONTROL_WORD)
-
-
-def _variant_facts(table: RouteTable, name: str, veto: Latch) -> dict[str, Any]:
-    return {
-        "epoch": table.epoch,
-        "weight": shares_of(table)[name] / 100,
-        "shadow": table.shadow.get(name, 0) / 100,
-        "vetoed": veto.on,
-        "veto_seq": veto.seq,
-    }
+    return take_out(state, table, vetoes, now_ns)
 
 
 # ---------------------------------------------------------------- kill and re-arm
@@ -267,14 +163,14 @@ def _kill(state: ControlState, command: Kill, now_ns: int) -> Outcome:
 
 def _put_kill(state: ControlState, model: str, latch: Latch, by: By, now_ns: int) -> Outcome:
     old = state.kills.get(model, OFF)
-    if old == latch and not _explains(by, state.killed.get(model)):
+    if old == latch and not explains(by, state.killed.get(model)):
         return Outcome(state)
     after = replace(
         state,
         kills={**state.kills, model: latch},
         killed={**state.killed, model: Mark(now_ns, by.actor, by.reason)},
     )
-    draft = _draft(by, now_ns, "kill", (model, None), _kill_facts(old), _kill_facts(latch))
+    draft = drafted(by, now_ns, "kill", (model, None), _kill_facts(old), _kill_facts(latch))
     return Outcome(after, (draft,), (WordWrite(model, "*", latch.seq, on=True),))
 
 
@@ -298,7 +194,7 @@ def _rearm(state: ControlState, command: Rearm, now_ns: int) -> Outcome:
         kills={**state.kills, model: release(latch)},
         killed={name: mark for name, mark in state.killed.items() if name != model},
     )
-    draft = _draft(command.by, now_ns, "rearm", (model, None), _kill_facts(latch), _kill_facts(release(latch)))
+    draft = drafted(command.by, now_ns, "rearm", (model, None), _kill_facts(latch), _kill_facts(release(latch)))
     return Outcome(after, (draft,), (WordWrite(model, "*", latch.seq, on=False),))
 
 
@@ -312,9 +208,9 @@ def _kill_facts(latch: Latch) -> dict[str, Any]:
 def _import_word(state: ControlState, command: ImportWord, now_ns: int) -> Outcome:
     outcome = Outcome(state)
     for slot, word in sorted(command.kills.items()):
-        outcome = _join(outcome, _import_kill(outcome.state, slot, word, command, now_ns))
+        outcome = join(outcome, _import_kill(outcome.state, slot, word, command, now_ns))
     for model in sorted({slot.partition("/")[0] for slot in command.vetoes}):
-        outcome = _join(outcome, _import_vetoes(outcome.state, model, command, now_ns))
+        outcome = join(outcome, _import_vetoes(outcome.state, model, command, now_ns))
     return outcome
 
 
@@ -329,7 +225,7 @@ def _import_kill(state: ControlState, model: str, word: Latch, command: ImportWo
     if latch.on or not old.on:
         return Outcome(after)
     by = By(CONTROL_WORD, "the control word holds a re-arm that the store had not seen", {"kill_seq": old.seq})
-    draft = _draft(by, now_ns, "rearm", (model, None), _kill_facts(old), _kill_facts(latch))
+    draft = drafted(by, now_ns, "rearm", (model, None), _kill_facts(old), _kill_facts(latch))
     return Outcome(
         replace(after, killed={name: mark for name, mark in state.killed.items() if name != model}), (draft,)
     )
@@ -354,7 +250,7 @@ def _import_vetoes(state: ControlState, model: str, command: ImportWord, now_ns:
             vetoes[slot] = latch
     counted = Outcome(state) if vetoes == state.vetoes else Outcome(replace(state, vetoes=vetoes))
     counted = replace(counted, effects=tuple(effects))
-    return _join(counted, _take_out(counted.state, table, targets, now_ns)) if targets else counted
+    return join(counted, take_out(counted.state, table, targets, now_ns)) if targets else counted
 
 
 def _imported(old: Latch, word: Latch, unreadable: bool, starting: bool) -> tuple[Latch, str]:
@@ -366,18 +262,16 @@ def _imported(old: Latch, word: Latch, unreadable: bool, starting: bool) -> tupl
     return latch, "found in force in the control word, where the monitor writes when the control plane is silent"
 
 
-def _join(first: Outcome, then: Outcome) -> Outcome:
-    return Outcome(then.state, first.audit + then.audit, first.effects + then.effects)
-
-
-def _draft(
-    by: By, now_ns: int, action: str, what: tuple[str, str | None], before: dict[str, Any], after: dict[str, Any]
-) -> AuditDraft:
-    return AuditDraft(now_ns, by.actor, action, what[0], what[1], by.reason, before, after, by.evidence)
-
-
 def _apply_models(state: ControlState, command: ApplyModels, now_ns: int) -> Outcome:
     return apply_models(state, command, now_ns)
+
+
+def _start_rollout(state: ControlState, command: StartRollout, now_ns: int) -> Outcome:
+    return start_rollout(state, command, now_ns)
+
+
+def _move_rollout(state: ControlState, command: MoveRollout, now_ns: int) -> Outcome:
+    return move_rollout(state, command, now_ns)
 
 
 _HANDLERS: dict[type, Callable[[ControlState, Any, int], Outcome]] = {
@@ -387,4 +281,6 @@ _HANDLERS: dict[type, Callable[[ControlState, Any, int], Outcome]] = {
     Rearm: _rearm,
     ImportWord: _import_word,
     ApplyModels: _apply_models,
+    StartRollout: _start_rollout,
+    MoveRollout: _move_rollout,
 }

@@ -20,12 +20,14 @@ class Pace:
 
     Attributes:
         row_ns: nanoseconds a row of a full batch, over all that it takes a worker; 0 until one was measured.
+        bound_ns: what a row costs at most, by whatever batches there were; 0 before the first.
     """
 
-    __slots__ = ("_running", "row_ns")
+    __slots__ = ("_running", "bound_ns", "row_ns")
 
     def __init__(self) -> None:
         self.row_ns = 0.0
+        self.bound_ns = 0.0
         self._running: dict[int, tuple[int, int]] = {}  # batch key: rows, start
 
     @property
@@ -48,10 +50,21 @@ class Pace:
         would share), so that it may lower the pace and never raises it.
         """
         row_ns = took_ns / rows
+        if not self.bound_ns:
+            self.bound_ns = row_ns
+        self.bound_ns += WEIGHT * (min(row_ns, MOST * self.bound_ns) - self.bound_ns)
         if full and not self.row_ns:
             self.row_ns = row_ns
         elif full or row_ns < self.row_ns:
             self.row_ns += WEIGHT * (min(row_ns, MOST * self.row_ns) - self.row_ns)
+
+    def capacity(self, workers: int) -> float:
+        """Rows a second that so many workers can do in full batches; 0 while none has run."""
+        return workers * 1e9 / self.row_ns if self.row_ns else 0.0
+
+    def capacity_at_least(self, workers: int) -> float:
+        """The same, or before the first full batch what others show at least; 0 while there was no batch at all."""
+        return self.capacity(workers) or (workers * 1e9 / self.bound_ns if self.bound_ns else 0.0)
 
     def wait_ns(self, rows_ahead: int, workers: int, now_ns: int) -> int:
         """Expected time until the batch of a newcomer starts, ns; 0 while the pace is unknown.

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 
 from serving.contract import Latch, RouteTable, Snapshot, VariantEntry
+from serving.core.rollout import Event, Rollout
+from serving.core.rollout_policy import Policy
 
 #: The model name that stands for all models in a kill.
 ALL = "*"
@@ -33,11 +35,18 @@ class Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str
 
 
+class Promoted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A baseline that a rollout put in place of `instead_of`, which the configuration file names."""
+
+    baseline: str
+    instead_of: str
+
+
 class ControlState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything the control plane must not forget; immutable, kept as one JSON document.
 
     `kills` and `killed` are keyed by model name ("*" for all models), `vetoes` and
-    `rolled_back` by "model/variant".
+    `rolled_back` by "model/variant", `rollouts` by their ids, `promoted` by model name.
     """
 
     lease: int = 0
@@ -47,10 +56,15 @@ class ControlState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vetoes: dict[str, Latch] = {}
     killed: dict[str, Mark] = {}
     rolled_back: dict[str, Mark] = {}
+    rollouts: dict[str, Rollout] = {}
+    #: Rollouts ever started; the latest one's number.
+    rollout_seq: int = 0
+    promoted: dict[str, Promoted] = {}
 
     def snapshot(self) -> Snapshot:
-        """The part that gateways obey."""
-        return Snapshot(self.rev, self.lease, self.tables, self.kills, self.vetoes)
+        """The part that gateways obey, and the states of the latest rollout of each variant for the monitor."""
+        states = {f"{rollout.model}/{rollout.variant}": str(rollout.state) for rollout in self.rollouts.values()}
+        return Snapshot(self.rev, self.lease, self.tables, self.kills, self.vetoes, states)
 
 
 # ---------------------------------------------------------------- commands
@@ -139,7 +153,26 @@ class ApplyModels(msgspec.Struct, frozen=True):
     by: By
 
 
-Command = SetTraffic | Rollback | Kill | Rearm | ImportWord | ApplyModels
+class StartRollout(msgspec.Struct, frozen=True):
+    """Begin a staged rollout of a variant that has no live traffic."""
+
+    model: str
+    variant: str
+    policy: Policy
+    policy_name: str
+    by: By
+
+
+class MoveRollout(msgspec.Struct, frozen=True):
+    """Carry out one event of a rollout. `salt`: as in `SetTraffic`."""
+
+    id: str
+    event: Event
+    by: By
+    salt: str
+
+
+Command = SetTraffic | Rollback | Kill | Rearm | ImportWord | ApplyModels | StartRollout | MoveRollout
 
 
 # ---------------------------------------------------------------- outcomes

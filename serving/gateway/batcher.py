@@ -110,6 +110,16 @@ class Batcher:
         """Workers that are connected and not hung, busy or not."""
         return self._available
 
+    @property
+    def capacity(self) -> float:
+        """Rows a second that the workers can do in full batches; 0 while none has run."""
+        return self._pace.capacity(self._available)
+
+    @property
+    def capacity_at_least(self) -> float:
+        """The same, or before the first full batch what others show at least; 0 while nothing is known."""
+        return self._pace.capacity_at_least(self._available)
+
     def set_workers(self, workers: Sequence[Worker]) -> None:
         """Replace the workers. One that is left out finishes its batch; closing it is its owner's business."""
         if self._closed:

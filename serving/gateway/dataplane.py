@@ -8,6 +8,7 @@ failure: the baseline answers in its place inside the same deadline.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import uuid
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ import numpy as np
 
 from serving.clock import Clock
 from serving.config import Config, ModelConfig
-from serving.contract import Cause, Kind, Reason, Snapshot
+from serving.contract import C_SHED, Cause, Kind, Reason, Snapshot
+from serving.core.rate import TokenBucket
 from serving.core.routing import route
 from serving.errors import ErrorKind, RequestError, bad_request
 from serving.gateway.caller import Caller
@@ -77,6 +79,9 @@ class DataPlane:
         self._clock = clock
         self.planes = Planes(list(config.models), routing, plane_factory)
         self._scorer = Scorer(recorder, clock)
+        self._reserves = {
+            name: TokenBucket() for name, model in config.models.items() if model.capacity.on_kill == "reserve"
+        }
 
     # ------------------------------------------------------------ what is served
 
@@ -130,6 +135,8 @@ class DataPlane:
         try:
             plane = self._route(work, version, caller)
             trace.rows = validate(request, plane.manifest.signature, model)
+            if work.live and model in self._reserves:
+                self._keep_reserve(work)
             work.client_inputs = {item.name: item.data for item in request.inputs}
             answerer, answer = await self._answer(work, plane)
             return self._finish(work, request, answerer, answer)
@@ -149,6 +156,21 @@ class DataPlane:
         except Exception:
             self._refused(work, 500)
             raise
+
+    def _keep_reserve(self, work: _Work) -> None:
+        """Take no more for a model than its baseline could do alone. Raises `RequestError` OVERLOADED."""
+        baseline = self.planes.get(work.model, work.view.table.baseline)
+        if baseline is None or not (rate := baseline.capacity):
+            return
+        wait_s = self._reserves[work.model].take(work.trace.rows, rate, self._clock.monotonic_ns())
+        if wait_s:
+            self._recorder.count(work.model, work.variant, C_SHED)
+            raise RequestError(
+                ErrorKind.OVERLOADED,
+                f"{work.model} takes no more than its baseline {work.view.table.baseline} can do alone "
+                f"({rate:.0f} rows/s here, capacity.on_kill: reserve)",
+                max(1, math.ceil(wait_s)),
+            )
 
     def _route(self, work: _Work, version: str, caller: Caller) -> VariantPlane:
         """Decide who is to answer. Raises `RequestError` for a version or variant that cannot."""
@@ -265,13 +287,13 @@ class DataPlane:
 
     def _compare(self, work: _Work, answer: Answered) -> None:
         table = work.view.table
-        teacher = self.planes.get(work.model, table.teacher) if work.reference else None
-        if teacher is not None and teacher is not answer.plane:
+        teacher = self.planes.get(work.model, table.teacher) if work.reference or work.shadows else None
+        if work.reference and teacher is not None and teacher is not answer.plane:
             self._scorer.reference(answer, teacher, table)
         for name in work.shadows:
             shadow = self.planes.get(work.model, name)
             if shadow is not None:
-                self._scorer.shadow(answer, shadow, table)
+                self._scorer.shadow(answer, shadow, teacher, table)
 
     # ------------------------------------------------------------ feedback
 

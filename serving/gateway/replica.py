@@ -16,7 +16,7 @@ from ray import serve
 from serving.clock import SystemClock
 from serving.config import Config, VariantConfig
 from serving.contract import Cause, ControlWord, Snapshot, VariantEntry
-from serving.control.auth import Auth
+from serving.control.auth import VISITOR, Auth
 from serving.gateway.budget import InflightBudget
 from serving.gateway.caller import RequestIds
 from serving.gateway.dataplane import DataPlane
@@ -89,7 +89,8 @@ class Gateway:
             self._recorder.model(name, list(latency_buckets_ms(thresholds)), list(manifest.postprocess.labels))
         self._routing = LiveRouting(config, ControlWord.open(paths.word_path), self._clock)
         self._plane = DataPlane(config, self._routing, self._recorder, self._clock, self._make_plane)
-        auth = Auth.from_config(config.auth.mode, config.auth.tokens_file)
+        visitor = VISITOR if config.auth.data_plane == "open" else None
+        auth = Auth.from_config(config.auth.mode, config.auth.tokens_file, visitor=visitor)
         budget = InflightBudget(config.server.max_inflight_mib << 20)
         ids = RequestIds()
         self._http = Http1Server(HttpGateway(config, self._plane, auth, self._clock, budget, ids))
@@ -147,6 +148,7 @@ class Gateway:
             clock=self._clock,
             socket_dir=self._paths.worker_dir(model, entry.name, entry.version),
             remote=self._remote(model, entry, config),
+            gateways=self._config.server.gateways,
             dropped=lambda: self._killed(model, entry.name),
         )
 

@@ -46,9 +46,13 @@ class Scorer:
         if not self._spawn(self._reference(answer, teacher, table)):
             self._recorder.count(table.model, candidate, contract.C_REFERENCE_SHED)
 
-    def shadow(self, answer: Answered, shadow: VariantPlane, table: RouteTable) -> None:
-        """Have a shadow variant answer the same input, and compare it with what was returned."""
-        if not self._spawn(self._shadow(answer, shadow, table)):
+    def shadow(self, answer: Answered, shadow: VariantPlane, teacher: VariantPlane | None, table: RouteTable) -> None:
+        """Have a shadow variant answer the same input, and compare it with the teacher's answer.
+
+        If another variant answered the client, the teacher is asked as well; without a teacher, or for a
+        shadow of the teacher itself, the comparison is with what was returned.
+        """
+        if not self._spawn(self._shadow(answer, shadow, teacher, table)):
             self._recorder.count(table.model, shadow.entry.name, contract.C_SHADOW_SHED)
 
     async def close(self) -> None:
@@ -80,17 +84,21 @@ class Scorer:
             Kind.REFERENCE, table, answer, candidate, answer.outputs, teacher, outputs, table.reference_bp, infer_ns
         )
 
-    async def _shadow(self, answer: Answered, shadow: VariantPlane, table: RouteTable) -> None:
-        name = shadow.entry.name
+    async def _shadow(
+        self, answer: Answered, shadow: VariantPlane, teacher: VariantPlane | None, table: RouteTable
+    ) -> None:
+        name, judge, judged = shadow.entry.name, answer.plane, answer.outputs
         try:
             outputs, infer_ns = await self._answer(answer, shadow)
+            if teacher is not None and teacher is not shadow and teacher is not judge:
+                judge, (judged, _) = teacher, await self._answer(answer, teacher)
         except Exception as error:
             cause = error.cause if isinstance(error, Fault) else Cause.ERROR
             self._recorder.count(table.model, name, _SHADOW_CELLS.get(cause, contract.C_SHADOW_ERROR))
             return
         self._recorder.count(table.model, name, contract.C_SHADOW_OK)
         share = table.shadow.get(name, BUCKETS)
-        self._pair(Kind.SHADOW, table, answer, shadow, outputs, answer.plane, answer.outputs, share, infer_ns)
+        self._pair(Kind.SHADOW, table, answer, shadow, outputs, judge, judged, share, infer_ns)
 
     async def _answer(self, answer: Answered, plane: VariantPlane) -> tuple[Mapping[str, np.ndarray], int]:
         inputs = answer.session_inputs

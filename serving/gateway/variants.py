@@ -126,6 +126,7 @@ class VariantPlane:
         config: threads, timeouts and placement from the configuration file.
         socket_dir: where its replicas announce themselves, if it is isolated.
         remote: calls it over the Serve handle, if that path is in use.
+        gateways: gateway processes that share its workers.
         dropped: asked when a batch closes; an exception it returns fails the batch (the kill-switch).
     """
 
@@ -142,6 +143,7 @@ class VariantPlane:
         clock: Clock,
         socket_dir: Path,
         remote: FrameCall | None,
+        gateways: int = 1,
         dropped: Callable[[], Exception | None] | None = None,
     ) -> None:
         self.model = model
@@ -152,6 +154,7 @@ class VariantPlane:
         self._recorder = recorder
         self._clock = clock
         self._told = (0, 0)  # what was last published of the batcher's counters
+        self._sharers = gateways if entry.placement == "isolated" else 1
         self._running = 0  # callers that wait for an answer
         self.batcher = Batcher(
             entry.name,
@@ -185,6 +188,11 @@ class VariantPlane:
     @property
     def ready(self) -> bool:
         return self.batcher.workers_available > 0
+
+    @property
+    def capacity(self) -> float:
+        """Rows a second that it can do for this gateway in full batches; 0 while none has run."""
+        return self.batcher.capacity / self._sharers
 
     async def run(self, inputs: dict[str, np.ndarray], rows: int, deadline_ns: int, *, live: bool = True) -> Answer:
         """Answer session inputs: batched, run, checked and postprocessed.
@@ -262,10 +270,13 @@ class VariantPlane:
         self.batcher.fail_queued(WorkerFailure(Cause.KILLED, "taken out of traffic"))
 
     def publish_gauges(self) -> None:
-        """Write queue depth, worker count and what was shed for the monitor."""
+        """Write queue depth, worker count, capacity and what was shed for the monitor."""
         name = self.entry.name
         self._recorder.gauge(self.model, name, contract.C_QUEUE_ROWS, self.batcher.queue_rows)
         self._recorder.gauge(self.model, name, contract.C_WORKERS, self.batcher.workers_available)
+        self._recorder.gauge(
+            self.model, name, contract.C_CAPACITY, int(self.batcher.capacity_at_least / self._sharers * 1000)
+        )
         now = (self.batcher.shed, self.batcher.dropped_cancelled)
         for cell, count, told in zip((contract.C_SHED, contract.C_DROPPED_CANCELLED), now, self._told, strict=True):
             if count > told:

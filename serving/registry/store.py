@@ -3,34 +3,34 @@
 ROOT/blobs/sha256/ab/abcd…        file contents, mode 0444
 ROOT/models/MODEL/VARIANT/N.json  manifest of revision N, mode 0444
 ROOT/trees/DIGEST/NAME            an artifact's files by name: hard links to the blobs
-ROOT/log.jsonl                    one line a registration, only ever appended
-ROOT/.lock                        taken by writers; readers need none
+ROOT/log.jsonl                    one line a registration or removal, only ever appended
+ROOT/aliases.jsonl                one line a change of an alias, only ever appended
+ROOT/.lock                        held by writers; readers need none
+
+An artifact is registered when its manifest has its name. Its blobs are there before, its log line and its tree come
+after; the lock is held all the while, so a blob that no manifest names and that nobody holds the lock for is left over.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
-import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from serving.clock import Clock, SystemClock
 from serving.errors import RegistryError
+from serving.registry.aliases import Aliases
+from serving.registry.blobs import Blobs
+from serving.registry.files import file_digest, locked, make_folder, write_atomically
+from serving.registry.log import RegistryLog
 from serving.registry.manifest import File, Lineage, Manifest, Postprocess, Preprocess, Signature
-
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
-_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_REF = re.compile(r"([^/:]+)/([^/:]+)(?::([^/:]+))?")
-_CHUNK = 1 << 20
+from serving.registry.names import is_name, listed, parse_ref, revision_of
+from serving.registry.rules import check
+from serving.registry.trees import Trees
 
 # `Registry.list` hides the built-in of that name inside the class.
 _Manifests = list[Manifest]
@@ -38,44 +38,15 @@ _Strings = list[str]
 _Numbers = list[int]
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+#: Stands for a file that is not stored yet.
+_UNKNOWN = File("0" * 64, 0)
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a file so that a reader or a crash sees the old content or the new one, never a part."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+class Registered(NamedTuple):
+    """An artifact, and whether it is new or was there already with the same content."""
 
-
-def parse_ref(ref: str) -> tuple[str, str, int | None]:
-    """Split `MODEL/VARIANT[:REVISION]`; revision None is the newest. Raises `RegistryError`."""
-    match = _REF.fullmatch(ref)
-    if match is None:
-        raise RegistryError(f"{ref!r} is not MODEL/VARIANT:REVISION, such as moderation/int8:1")
-    model, variant, revision = match.groups()
-    _check_name("model", model)
-    _check_name("variant", variant)
-    if revision in (None, "latest"):
-        return model, variant, None
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", revision):
-        raise RegistryError(f"{ref!r}: revision {revision!r} is neither a number from 1 nor 'latest'")
-    return model, variant, int(revision)
+    manifest: Manifest
+    new: bool
 
 
 class Registry:
@@ -83,32 +54,43 @@ class Registry:
 
     Args:
         path: the folder; it need not exist until something is registered.
-        clock: where `created_at` comes from.
+        clock: where times come from.
     """
 
     def __init__(self, path: str | Path, clock: Clock | None = None) -> None:
         self.root = Path(path)
+        self.blobs = Blobs(self.root)
+        self.trees = Trees(self.root, self.blobs)
+        self.log = RegistryLog(self.root)
+        self.aliases = Aliases(self.root)
         self._clock = clock or SystemClock()
 
     def resolve(self, ref: str) -> Manifest:
-        """The manifest of `MODEL/VARIANT:REVISION`; without a revision (or `latest`), the newest.
+        """The manifest of `MODEL/VARIANT:REVISION`; an alias gives what it names, nothing (or `latest`) the newest.
 
         Raises:
             RegistryError: no registry, nothing of that name (says what there is), a damaged manifest.
         """
         self._require()
-        model, variant, revision = parse_ref(ref)
-        variants = self._variants(model)
+        model, variant, which = parse_ref(ref)
+        variants = self.variants(model)
         if not variants:
-            raise RegistryError(f"{ref}: no model {model!r} in {self.root} (it has: {_names(self._models())})")
+            raise RegistryError(f"{ref}: no model {model!r} in {self.root} (it has: {listed(self.models())})")
         if variant not in variants:
-            raise RegistryError(f"{ref}: model {model!r} has no variant {variant!r} (it has: {_names(variants)})")
-        revisions = self._revisions(model, variant)
-        if revision is None:
-            revision = revisions[-1]
-        elif revision not in revisions:
-            raise RegistryError(f"{ref}: {model}/{variant} has no revision {revision} (it has: {_names(revisions)})")
-        return self._read(model, variant, revision)
+            raise RegistryError(f"{ref}: model {model!r} has no variant {variant!r} (it has: {listed(variants)})")
+        revisions = self.revisions(model, variant)
+        if isinstance(which, str):
+            named = self.aliases.of(model, variant)
+            if which not in named:
+                raise RegistryError(
+                    f"{ref}: {model}/{variant} has no alias {which!r} (it has: {listed(named)}); set it with "
+                    f"`canarium registry alias {model}/{variant} {which} REVISION`"
+                )
+            which = named[which]
+        revision = revisions[-1] if which is None else which
+        if revision not in revisions:
+            raise RegistryError(f"{ref}: {model}/{variant} has no revision {revision} (it has: {listed(revisions)})")
+        return self.read(model, variant, revision)
 
     def open(self, ref: str) -> tuple[Manifest, Path]:
         """Resolve `ref`, verify every file's digest and give the folder that holds them by name.
@@ -138,12 +120,7 @@ class Registry:
     def list(self) -> _Manifests:
         """All manifests, ordered by model and version. Raises `RegistryError` if there is no registry."""
         self._require()
-        found = [
-            self._read(model, variant, revision)
-            for model in self._models()
-            for variant in self._variants(model)
-            for revision in self._revisions(model, variant)
-        ]
+        found = [manifest for model in self.models() for manifest in self._of(model)]
         return sorted(found, key=lambda manifest: (manifest.model, manifest.version))
 
     def register(
@@ -176,70 +153,113 @@ class Registry:
         Raises:
             RegistryError: an unusable name, a file that cannot be read, `entry` not among the files.
         """
-        _check_name("model", model)
-        _check_name("variant", variant)
-        for name in files:
-            if not _FILE.fullmatch(name):
-                raise RegistryError(f"file name {name!r}: use letters, digits, '.', '_' and '-', no folders")
-        if entry not in files:
-            raise RegistryError(f"{model}/{variant}: entry {entry!r} is not among the files ({_names(files)})")
-        if preprocess is not None and preprocess.pad and any(-1 in spec.shape[1:] for spec in session.outputs):
-            raise RegistryError(f"{model}/{variant}: preprocess.pad needs outputs whose axes are fixed after the first")
-        self._prepare()
-        stored = {name: self._store(path) for name, path in sorted(files.items())}
-        with self._lock():
-            made = Manifest(
-                model=model,
-                variant=variant,
-                revision=max(self._revisions(model, variant), default=0) + 1,
-                version=max((other.version for other in self._of(model)), default=0) + 1,
-                created_at=datetime.fromtimestamp(self._clock.wall_ns() // 10**9, UTC).isoformat(),
-                format=format,
-                entry=entry,
-                files=stored,
-                signature=signature,
-                session=session,
-                preprocess=preprocess or Preprocess(),
-                postprocess=postprocess or Postprocess(),
-                lineage=lineage or Lineage(),
-                **about,
-            )
+        draft = Manifest(
+            model=model,
+            variant=variant,
+            revision=0,
+            version=0,
+            created_at=self.now(),
+            format=format,
+            entry=entry,
+            files=dict.fromkeys(files, _UNKNOWN),
+            signature=signature,
+            session=session,
+            preprocess=preprocess or Preprocess(),
+            postprocess=postprocess or Postprocess(),
+            lineage=lineage or Lineage(),
+            **about,
+        )
+        check(draft)
+        with self.writing():
+            stored = {name: self.blobs.put(path) for name, path in sorted(files.items())}
             # What is compared must have been through JSON, as what is on disk has.
-            made = msgspec.json.decode(made.encode(), type=Manifest)
-            content = made.content
-            for other in self._of(model):
-                if other.variant == variant and other.content == content:
-                    self._repair(other)
-                    return other
-            folder = self.root / "models" / model / variant
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / f"{made.revision}.json", made.encode(), 0o444)
-            self._append({"at": made.created_at, "ref": made.ref, "version": made.version, "digest": made.digest})
-            self._tree(made)
-        return made
+            whole = msgspec.structs.replace(draft, files=stored)
+            return self.commit(msgspec.json.decode(whole.encode(), type=Manifest)).manifest
 
-    # ------------------------------------------------------------ reading
+    def commit(self, draft: Manifest, origin: str = "") -> Registered:
+        """Number a checked draft whose blobs are stored, and make it visible; only inside `writing`.
 
-    def _require(self) -> None:
-        if not (self.root / "models").is_dir():
-            raise RegistryError(f"no registry at {self.root}: run `canarium build RECIPE.yaml` first")
+        Args:
+            draft: all but its revision and version.
+            origin: digest of the manifest that it was imported from, if its numbers were others.
 
-    def _models(self) -> _Strings:
-        return _folders(self.root / "models")
+        Raises:
+            RegistryError: as `trees.lay_out` and `log`.
+        """
+        model, variant, content = draft.model, draft.variant, draft.content
+        others = list(self._of(model))
+        for other in others:
+            if other.variant == variant and other.content == content:
+                # Whatever damaged it, or ended the process that registered it, is made good.
+                self.trees.repair(other)
+                self.log.registered(other, self.now(), origin if origin != other.digest else "")
+                return Registered(other, False)
+        given = self.log.highest(model, variant)
+        revision = max((other.revision for other in others if other.variant == variant), default=0)
+        version = max((other.version for other in others), default=0)
+        made = msgspec.structs.replace(
+            draft, revision=max(revision, given.revision) + 1, version=max(version, given.version) + 1
+        )
+        path = self.manifest_path(made)
+        make_folder(path.parent)
+        write_atomically(path, made.encode(), 0o444)
+        self.log.registered(made, self.now(), origin if origin != made.digest else "")
+        self.trees.lay_out(made)
+        return Registered(made, True)
 
-    def _variants(self, model: str) -> _Strings:
-        return [name for name in _folders(self.root / "models" / model) if self._revisions(model, name)]
+    # ------------------------------------------------------------ for what works on a whole registry
 
-    def _revisions(self, model: str, variant: str) -> _Numbers:
+    @contextmanager
+    def writing(self, *, new: bool = True) -> Iterator[None]:
+        """Hold the writers' lock; waits for whoever holds it.
+
+        Args:
+            new: make the registry if there is none.
+
+        Raises:
+            RegistryError: it cannot be written, or there is none.
+        """
+        try:
+            if new:
+                for name in ("blobs/sha256", "models", "trees"):
+                    make_folder(self.root / name)
+        except OSError as error:
+            raise RegistryError(f"cannot create the registry at {self.root}: {error.strerror}") from error
+        self._require()
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.root / ".lock"))
+            except OSError as error:
+                raise RegistryError(f"cannot write in the registry at {self.root}: {error.strerror}") from error
+            yield
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Hold off writers, where that is possible. Raises `RegistryError` if there is no registry."""
+        self._require()
+        with locked(self.root / ".lock", shared=True):
+            yield
+
+    def now(self) -> str:
+        """The time in UTC, to the second."""
+        return datetime.fromtimestamp(self._clock.wall_ns() // 10**9, UTC).isoformat()
+
+    def models(self) -> _Strings:
+        return [name for name in _folders(self.root / "models") if self.variants(name)]
+
+    def variants(self, model: str) -> _Strings:
+        return [name for name in _folders(self.root / "models" / model) if self.revisions(model, name)]
+
+    def revisions(self, model: str, variant: str) -> _Numbers:
+        """Revisions that are there, the oldest first."""
         folder = self.root / "models" / model / variant
-        return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit())
+        return sorted(number for path in folder.glob("*.json") if (number := revision_of(path.name)) is not None)
 
-    def _of(self, model: str) -> Iterator[Manifest]:
-        for variant in self._variants(model):
-            for revision in self._revisions(model, variant):
-                yield self._read(model, variant, revision)
+    def manifest_path(self, manifest: Manifest) -> Path:
+        return self.root / "models" / manifest.model / manifest.variant / f"{manifest.revision}.json"
 
-    def _read(self, model: str, variant: str, revision: int) -> Manifest:
+    def read(self, model: str, variant: str, revision: int) -> Manifest:
+        """The manifest of a revision. Raises `RegistryError` if it cannot be used."""
         path = self.root / "models" / model / variant / f"{revision}.json"
         try:
             manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
@@ -249,107 +269,27 @@ class Registry:
             raise RegistryError(f"{path}: holds the manifest of {manifest.ref}; it was moved or edited")
         return manifest
 
+    # ------------------------------------------------------------ inside
+
+    def _require(self) -> None:
+        if not (self.root / "models").is_dir():
+            raise RegistryError(f"no registry at {self.root}: run `canarium build RECIPE.yaml` first")
+
+    def _of(self, model: str) -> Iterator[Manifest]:
+        for variant in self.variants(model):
+            for revision in self.revisions(model, variant):
+                yield self.read(model, variant, revision)
+
     def _tree(self, manifest: Manifest) -> Path:
         """The folder of an artifact's files by name, made when it is registered or, if lost, on use."""
-        folder = self.root / "trees" / manifest.digest
-        if folder.is_dir():
-            return folder
-        try:
-            folder.parent.mkdir(exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
-        except OSError as error:
-            raise RegistryError(f"{manifest.ref}: cannot write under {folder.parent}: {error.strerror}") from error
-        try:
-            for name, file in manifest.files.items():
-                if not _FILE.fullmatch(name):
-                    raise RegistryError(f"{manifest.ref}: file name {name!r} is refused")
-                _link(self._blob(file.sha256), temporary / name)
-            temporary.chmod(0o755)
-            os.rename(temporary, folder)
-        except OSError as error:
-            if not folder.is_dir():  # else another process was quicker
-                raise RegistryError(
-                    f"{manifest.ref}: cannot lay out its files: {error}; run `canarium build` again"
-                ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        folder = self.trees.path(manifest)
+        if not folder.is_dir():
+            with self.writing():
+                self.trees.lay_out(manifest)
         return folder
-
-    def _blob(self, sha256: str) -> Path:
-        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-            raise RegistryError(f"{sha256!r} is not a SHA-256 digest")
-        return self.root / "blobs" / "sha256" / sha256[:2] / sha256
-
-    # ------------------------------------------------------------ writing
-
-    def _prepare(self) -> None:
-        try:
-            for name in ("blobs/sha256", "models", "trees"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RegistryError(f"cannot create the registry at {self.root}: {error.strerror}") from error
-
-    def _store(self, path: Path) -> File:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise RegistryError(f"cannot read {path}: {error.strerror}") from error
-        sha256 = hashlib.sha256(data).hexdigest()
-        blob = self._blob(sha256)
-        # A blob that is there but damaged is written afresh: registering again repairs it.
-        if not blob.is_file() or file_digest(blob) != sha256:
-            blob.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(blob, data, 0o444)
-        return File(sha256, len(data))
-
-    def _repair(self, manifest: Manifest) -> None:
-        """Lay out again what was damaged; its blobs have just been stored."""
-        folder = self.root / "trees" / manifest.digest
-        for name, file in manifest.files.items():
-            if not (folder / name).is_file() or file_digest(folder / name) != file.sha256:
-                shutil.rmtree(folder, ignore_errors=True)
-        self._tree(manifest)
-
-    def _append(self, line: dict[str, Any]) -> None:
-        with (self.root / "log.jsonl").open("ab") as stream:
-            stream.write(msgspec.json.encode(line) + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        with (self.root / ".lock").open("ab") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
-
-
-def _check_name(what: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise RegistryError(f"{what} name {name!r}: use lower-case letters, digits and '-', at most 40")
 
 
 def _folders(path: Path) -> list[str]:
     if not path.is_dir():
         return []
-    return sorted(child.name for child in path.iterdir() if child.is_dir() and _NAME.fullmatch(child.name))
-
-
-def _names(names: Any) -> str:
-    return ", ".join(str(name) for name in sorted(names)) or "nothing"
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return sorted(child.name for child in path.iterdir() if child.is_dir() and is_name(child.name))

@@ -192,6 +192,7 @@ class Http1Connection(asyncio.Protocol):
         "_closing",
         "_exchange",
         "_headers",
+        "_hosts",
         "_keep_alive",
         "_loop",
         "_method",
@@ -220,6 +221,7 @@ class Http1Connection(asyncio.Protocol):
         self._target = b""
         self._method = ""
         self._headers: dict[bytes, bytes] = {}
+        self._hosts = 0  # headers of that name
         self._exchange: Exchange | None = None  # the request that is being read
         self._body: list[bytes] = []
         self._keep_alive = True
@@ -289,6 +291,7 @@ class Http1Connection(asyncio.Protocol):
         self._target = b""
         self._method = ""
         self._headers = {}
+        self._hosts = 0
         if not self._paused:
             self.due = self._loop.time() + HEAD_S
 
@@ -296,7 +299,10 @@ class Http1Connection(asyncio.Protocol):
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value.rstrip(b" \t")  # the parser keeps what is behind
+        name = name.lower()
+        if name == b"host":
+            self._hosts += 1
+        self._headers[name] = value.rstrip(b" \t")  # the parser keeps what is behind
 
     def on_headers_complete(self) -> None:
         if self._closing:
@@ -312,8 +318,8 @@ class Http1Connection(asyncio.Protocol):
         if len(headers) > MAX_HEADERS:
             self._refuse(self._app.malformed(431, f"a request has at most {MAX_HEADERS} headers"))
             return
-        if b"host" not in headers and parser.get_http_version() == "1.1":
-            self._refuse(self._app.malformed(400, "header host: an HTTP/1.1 request needs one"))
+        if self._hosts != 1 and (self._hosts or parser.get_http_version() == "1.1"):
+            self._refuse(self._app.malformed(400, f"header host: expected one, got {self._hosts}"))
             return
         if b"connection" in headers and parser.get_http_version() == "1.0":
             self._keep_alive = False  # it would have to be told that the connection stays

@@ -4,7 +4,7 @@ For looking at the console while working on it, and for its tests:
 
     python tests/console/mock_control.py --port 8003 --scenario failing
 
-Scenarios: normal, failing, killed, all_killed, monitor_down, empty. They can be changed while it
+Scenarios: normal, failing, killed, all_killed, monitor_down, empty, rollout. They can be changed while it
 runs by `POST /mock/set {"scenario": ..., "down": bool, "token": str, "refuse": str, "delay_s": float}`;
 `GET /mock/requests` lists the mutations that came in.
 """
@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import mock_rollouts
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -97,7 +98,7 @@ def new_model(name: str, variants: list[Json], weights: Json, shadow: Json) -> J
         entry["weight"], entry["shadow"] = weights.get(entry["name"], 0.0), shadow.get(entry["name"], 0.0)
     model: Json = {"model": name, "epoch": 12, "baseline": "teacher", "teacher": "teacher", "variants": variants}
     model |= {"killed": False, "killed_by": None, "kill_seq": 2, "cleared_seq": 2, "kill": None}
-    model |= {"reference_percent": 5.0, "rollback_headroom_ratio": 1.42}
+    model |= {"reference_percent": 5.0, "rollback_headroom_ratio": 1.42, "rollouts": []}
     settle(model)
     return model
 
@@ -151,6 +152,8 @@ class World:
             for entry in moderation["variants"][1:]:
                 entry["weight"] = entry["shadow"] = 0.0
             settle(moderation)
+        elif scenario == "rollout":
+            moderation["rollouts"] = [mock_rollouts.new("moderation", "int8", "fast", 7)]
         elif scenario == "failing":
             moderation["rollback_headroom_ratio"] = 0.84
             moderation["variants"][1]["placement"] = "colocated"
@@ -266,11 +269,8 @@ class World:
         latency = {"name": "latency", "variant": "*", "objective": 0.99, "threshold_ms": 100.0, "ratio": 0.99321}
         latency |= {"budget_remaining": 0.07 if bad else 0.86, "burn_rates": burn, "alerts": [alert] if bad else []}
         available = {"name": "availability", "variant": "*", "objective": 0.999, "threshold_ms": None, "ratio": 0.99994}
-        available |= {
-            "budget_remaining": 0.93,
-            "burn_rates": {"5m": 0.0, "1h": 0.1, "6h": 0.2, "3d": 0.1},
-            "alerts": [],
-        }
+        rates = {"5m": 0.0, "1h": 0.1, "6h": 0.2, "3d": 0.1}
+        available |= {"budget_remaining": 0.93, "burn_rates": rates, "alerts": []}
         return [latency, available]
 
     def series(self, model: str, seconds: int) -> Json:
@@ -333,6 +333,10 @@ def change(world: World, path: str, body: Json) -> Json:
         raise Refused(409, world.refuse)
     if path.startswith("kill-switch"):
         return change_switch(world, path.endswith(":rearm"), who, body)
+    if path.startswith("rollouts"):
+        rollout, action = mock_rollouts.change(world.models, path, who[1], body)
+        world.record(who, f"rollout-{action}", (rollout["model"], rollout["variant"]), {}, {"rollout": rollout["id"]})
+        return rollout
     name, _, verb = path.removeprefix("models/").replace("/traffic", ":traffic").partition(":")
     if name not in world.models:
         raise Refused(404, f"unknown model {name!r}, expected one of: {', '.join(world.models)}")

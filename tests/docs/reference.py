@@ -27,6 +27,8 @@ from monitoring.watch import Watch  # noqa: E402
 from serving.clock import FakeClock  # noqa: E402
 from serving.config import Config  # noqa: E402
 from serving.contract import ControlWord  # noqa: E402
+from serving.core.rollout import BACK, ENDED, TRANSITIONS, Move, State  # noqa: E402
+from serving.core.rollout_policy import NAMED, Gate, Policy, Shadow  # noqa: E402
 
 MEANINGS = {
     "apiVersion": "format of the file",
@@ -39,13 +41,14 @@ MEANINGS = {
     "server.max_body_mib": "largest HTTP request body, packed or unpacked (413); gRPC messages (RESOURCE_EXHAUSTED) are held to it as well",
     "server.max_inflight_mib": "HTTP request bodies held at once by one gateway (503)",
     "state.dir": "everything an instance writes, the registry aside; relative to the working directory",
-    "state.database": "where the control plane keeps its state",
+    "state.database": "where the control plane keeps its state: `sqlite` is a file in `state.dir`; else `postgresql+psycopg://USER:${NAME}@HOST/DATABASE`, `${NAME}` being an environment variable",
     "registry.dir": "the model registry",
     "auth.mode": "`tokens` asks every caller for a bearer token",
-    "auth.tokens_file": "lines of `name:role:sha256`; read once at start",
+    "auth.tokens_file": "lines of `name:role:sha256[:expiry]`, changed with `canarium token` and followed within seconds",
+    "auth.data_plane": "in mode `tokens`: whether inference needs a token as well, or only the admin API, overrides and feedback",
     "models.M.baseline": "the trusted variant; the kill-switch and every rollback go here",
     "models.M.teacher": "whom candidates are compared with; the baseline if absent",
-    "models.M.variants.V.artifact": "`MODEL/VARIANT:REVISION` in the registry; `:latest` or nothing is the newest",
+    "models.M.variants.V.artifact": "`MODEL/VARIANT:REVISION` in the [registry](#registry); `:NAME` is what that alias names, `:latest` or nothing the newest, both taken once at the start",
     "models.M.variants.V.runtime": "what runs it: `onnxruntime` for ONNX, `torch` for safetensors",
     "models.M.variants.V.placement": "a process of its own, or inside each gateway process",
     "models.M.variants.V.replicas": "processes of an isolated variant; of a colocated one, batches that each gateway runs at once "
@@ -66,11 +69,13 @@ MEANINGS = {
     "models.M.routing.queue.max_queue_delay_ms": "how long an idle worker may wait for a fuller batch",
     "models.M.routing.queue.max_wait_ms": "longest expected wait at which a request is still taken (429); half of the latency SLO's threshold if absent, or of the default deadline",
     "models.M.routing.queue.default_timeout_ms": "deadline of requests that name none (504)",
+    "models.M.capacity.on_kill": "`shed`: after a kill, what the baseline cannot do is refused (503); `reserve`: no more is ever taken than it can do alone (429)",
     "models.M.slo[].name": "`latency`: share of answers under a threshold; `availability`: share of requests answered",
     "models.M.slo[].objective": "share of good events that is aimed at",
     "models.M.slo[].threshold_ms": "for `latency`, and required there",
     "models.M.slo[].window": "days of the error budget",
     "models.M.guards.false_rollback": "chance that a sound candidate is ever rolled back by mistake, all its statistical guards together",
+    "models.M.guards.false_promotion": "chance that a candidate over a guard's limit ever gets its `pass`: what a rollout's promotion risks",
     "models.M.guards.monitor_loss": "when the monitor is silent: everything to the baseline, or go on",
     "models.M.guards.monitor_loss_s": "how long it must be silent for that",
     "models.M.guards.invalid_output.limit": "invalid answers at which the model is killed",
@@ -82,6 +87,7 @@ MEANINGS = {
     "models.M.guards.agreement.limit": "tolerated disagreement itself, in place of the above",
     "models.M.guards.agreement.gross_factor": "rolled back beyond this many times the limit",
     "models.M.guards.harm.budget": "tolerated share of labelled pairs that the teacher has right and the candidate wrong",
+    "models.M.guards.dry_run": "guards that only observe: they say what they would do, act on nothing and hold up no rollout",
 }  # fmt: skip
 
 _PLACES = {"models": "models.M", "models.M.variants": "models.M.variants.V", "models.M.slo": "models.M.slo[]"}
@@ -165,7 +171,72 @@ def metrics_table() -> str:
     return "\n".join(["| metric | kind | labels | meaning |", "|---|---|---|---|", *rows])
 
 
-TABLES = {"configuration": config_table, "metrics": metrics_table}
+def rollout_diagram() -> str:
+    """The rollout's table as a Mermaid diagram; what can come in every state with a future stands for all at once."""
+    futures = [moves for moves in TRANSITIONS.values() if Move.FAIL in moves]
+    common = set.intersection(*({(move, target) for move, target in moves.items()} for moves in futures))
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for state, moves in TRANSITIONS.items():
+        for move, target in moves.items():
+            if (move, target) in common and Move.FAIL in moves:
+                continue
+            for to in [target] if target is not BACK else _paused_from():
+                arrows.setdefault((state, to), []).append(move)
+    inside = [state for state, moves in TRANSITIONS.items() if Move.FAIL in moves]
+    lines = ["```mermaid", "stateDiagram-v2", "    [*] --> pending", "    state under_way {"]
+    lines += [_arrow(pair, moves, "        ") for pair, moves in arrows.items() if {*pair} <= {*inside}]
+    lines.append("    }")
+    for target in dict.fromkeys(target for _, target in sorted(common, key=lambda one: list(Move).index(one[0]))):
+        lines.append(_arrow(("under_way", str(target)), [move for move in Move if (move, target) in common], "    "))
+    lines += [_arrow(pair, moves, "    ") for pair, moves in arrows.items() if not {*pair} <= {*inside}]
+    lines += [f"    {state} --> [*]" for state in ENDED if not TRANSITIONS[state]]
+    return "\n".join([*lines, "```"])
+
+
+def _paused_from() -> list[State]:
+    """Where a pause leads back to: every state that the machine pauses by itself."""
+    return [state for state, moves in TRANSITIONS.items() if moves.get(Move.HOLD) is State.PAUSED]
+
+
+def _arrow(pair: tuple[str, str], moves: list[str], indent: str) -> str:
+    return f"{indent}{pair[0]} --> {pair[1]}: {', '.join(moves)}"
+
+
+def policies_table() -> str:
+    rows = [
+        f"| `{name}` | {_told(policy)} | {policy.monitor.duration if policy.promotes else '–'} |"
+        for name, policy in NAMED.items()
+    ]
+    return "\n".join(["| policy | steps | watched after the promotion |", "|---|---|---|", *rows])
+
+
+def _told(policy: Policy) -> str:
+    words = []
+    for step in policy.steps:
+        if step.shadow is not None:
+            words.append(f"shadow {step.shadow.percent:g} % ({_gate(step.shadow)})")
+        elif step.set_weight is not None:
+            words.append(f"{step.set_weight:g} %")
+        elif step.bake is not None:
+            words[-1] += f" ({_gate(step.bake)})"
+        elif step.approve is not None:
+            words.append(f"approval of `{step.approve.role}`")
+    return " → ".join([*words, f"{100 - policy.holdback:g} %"] if policy.promotes else words)
+
+
+def _gate(gate: Gate) -> str:
+    until = "until every required guard passes" if gate.until == "pass" else "without a failure"
+    if isinstance(gate, Shadow):
+        until = "until `agreement` passes"
+    return f"≥ {gate.min_duration}, ≥ {gate.min_requests} requests, {until}"
+
+
+TABLES = {
+    "configuration": config_table,
+    "metrics": metrics_table,
+    "rollout-diagram": rollout_diagram,
+    "rollout-policies": policies_table,
+}
 
 
 def between(name: str) -> re.Pattern[str]:

@@ -16,6 +16,19 @@ from repository import ROOT, anchors, blocks, code, commands, links, markdown, r
 from serving import yaml12
 from serving.cli import canarium
 from serving.config import Config, parse_config
+from serving.core.freeze import Window
+from serving.core.rollout_policy import (
+    Approve,
+    Bake,
+    Hook,
+    Limits,
+    Monitor,
+    Policy,
+    Retry,
+    Shadow,
+    Step,
+    parse_policy,
+)
 
 METRIC_SOURCES = [path for path in (ROOT / "monitoring/metrics.py", ROOT / "serving/metrics.py") if path.exists()]
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -88,6 +101,18 @@ def test_configuration_examples_are_valid(text: str) -> None:
 
 def _is_config(document: Any) -> bool:
     return isinstance(document, dict) and document.get("apiVersion") == "canarium/v1"
+
+
+def test_the_rollout_file_of_the_readme_is_valid_and_names_every_key(text: str) -> None:
+    (document,) = [one for one in (yaml12.load(block) for block in blocks(text, "yaml")) if "steps" in one]
+    parse_policy(document)
+    named = set(re.findall(r"[a-z_]+(?=:)", next(block for block in blocks(text, "yaml") if "steps:" in block)))
+    parts = (Policy, Step, Shadow, Bake, Approve, Limits, Window, Monitor, Retry, Hook)
+    assert {key for part in parts for key in _keys(part)} - named == set()
+
+
+def _keys(part: type) -> tuple[str, ...]:
+    return tuple(part.__struct_fields__)  # type: ignore[attr-defined]
 
 
 def test_make_targets_of_the_readme_exist(text: str) -> None:

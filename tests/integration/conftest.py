@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from serving import yaml12
+from tests.support import postgres as postgresql
 from tests.support import tiny
 from tests.support.stack import ROOT, Stack, running
 
@@ -36,6 +37,13 @@ def tiny_document(registry: Path, faults: dict[str, str], **variant: dict[str, A
             }
         },
     }
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgresql.PostgresServer]:
+    """One server for all tests; each has a schema of its own in it."""
+    with postgresql.running(postgresql.programs()) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -260,6 +260,53 @@ def test_a_refusal_is_shown_word_for_word_and_a_change_in_flight_cannot_be_sent_
     assert len(mock.requests()) == 1
 
 
+def test_a_rollout_says_what_it_waits_for_and_is_approved_with_a_reason(page: Page, mock: Mock) -> None:
+    mock.set(scenario="rollout")
+    rollout = page.get_by_test_id("rollout-int8-7")
+    expect(rollout).to_contain_text("Paused: approval")
+    expect(rollout).to_contain_text("waits for the approval of an operator")
+    expect(rollout.get_by_role("listitem").filter(has_text="approval (operator)")).to_have_attribute(
+        "aria-current", "step"
+    )
+    rollout.get_by_role("button", name="Approve rollout int8-7").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Reason").fill("the numbers are good")
+    dialog.get_by_role("button", name="Approve int8").click()
+    expect(rollout).to_contain_text("Ramping")
+    (sent,) = mock.requests()
+    assert sent["path"] == "/admin/v1/rollouts/int8-7:approve"
+    assert sent["body"] == {"reason": "the numbers are good"}
+
+
+def test_a_promotion_without_every_pass_needs_a_box_that_says_so(page: Page, mock: Mock) -> None:
+    mock.set(scenario="rollout")
+    page.get_by_role("button", name="Promote rollout int8-7").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("errors: inconclusive")
+    dialog.get_by_label("Reason").fill("urgent")
+    expect(dialog.get_by_role("button", name="Promote int8")).to_be_disabled()
+    dialog.get_by_label("Go on all the same").check()
+    dialog.get_by_role("button", name="Promote int8").click()
+    expect(page.get_by_test_id("rollout-int8-7")).to_contain_text("Promoting")
+    assert mock.requests()[0]["body"] == {"reason": "urgent", "override": True}
+
+
+def test_a_rollout_is_started_for_a_candidate_without_traffic(page: Page, mock: Mock) -> None:
+    expect(panel(page, "Rollouts")).to_contain_text("No candidate is being rolled out.")
+    page.get_by_role("button", name="Start a rollout…").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("alert").filter(has_text="int8 has 20 % of the traffic")).to_be_visible()
+    dialog.get_by_label("Candidate").select_option("distilled-int8")
+    dialog.get_by_label("Policy").select_option("careful")
+    dialog.get_by_label("Reason").fill("ready")
+    dialog.get_by_role("button", name="Start rolling out distilled-int8").click()
+    expect(page.get_by_test_id("rollout-distilled-int8-8")).to_be_visible()
+    (sent,) = mock.requests()
+    assert sent["path"] == "/admin/v1/rollouts"
+    wanted = {"model": "moderation", "variant": "distilled-int8", "policy": "careful", "reason": "ready"}
+    assert sent["body"] == wanted
+
+
 def test_losing_the_control_plane_makes_the_page_say_that_it_is_old(page: Page, mock: Mock) -> None:
     expect(page.get_by_test_id("connection")).to_have_text("Live")
     mock.set(down=True)

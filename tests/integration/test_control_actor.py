@@ -10,9 +10,10 @@ import httpx
 import msgspec
 import pytest
 
-from serving.config import Config
+from serving.config import AuthConfig, Config
 from serving.contract import ControlWord, Snapshot, VariantEntry, slot_key
 from serving.control.actor import ControlActor, ControlSettings, VariantFacts
+from serving.control.tokens import Token, add, hashed, remove
 from serving.errors import StartError
 
 pytestmark = pytest.mark.integration
@@ -100,6 +101,39 @@ async def test_a_restart_brings_everything_back_and_a_running_one_keeps_its_port
     assert ready["lease"] == 2
     assert ready["differences"][0].startswith("moderation: weights.int8 is 5 in the file and 0 in the store")
     await second.shutdown()
+
+
+async def test_tokens_are_made_and_revoked_while_it_runs(tmp_path: Path) -> None:
+    file, given = tmp_path / "tokens", settings(tmp_path)
+    add(file, Token("root", "admin", hashed("r00t")))
+    config = Config.model_validate_json(given.config)
+    guarded = config.model_copy(update={"auth": AuthConfig(mode="tokens", tokens_file=str(file))})
+    given = msgspec.structs.replace(given, config=guarded.model_dump_json())
+    actor = ControlActor(given)
+    await actor.ready()
+
+    async def status(token: str) -> int:
+        return (await api.get("/admin/v1/status", headers={"authorization": f"Bearer {token}"})).status_code
+
+    async def becomes(token: str, wanted: int) -> None:
+        for _ in range(20):  # within seconds
+            if await status(token) == wanted:
+                return
+            await asyncio.sleep(0.25)
+        raise AssertionError(f"the answer is not {wanted} after 5 s")
+
+    async with client(given) as api:
+        assert (await status("r00t"), await status("ev3")) == (200, 401)
+        await asyncio.to_thread(add, file, Token("eve", "viewer", hashed("ev3")))
+        await becomes("ev3", 200)
+        await asyncio.to_thread(remove, file, "eve")
+        await becomes("ev3", 401)
+        for _ in range(10):
+            await status("wrong")
+        refused = await api.get("/admin/v1/status", headers={"authorization": "Bearer wrong"})
+        assert (refused.status_code, 1 <= int(refused.headers["retry-after"]) <= 60) == (429, True)
+        assert await status("r00t") == 200
+    await actor.shutdown()
 
 
 async def test_a_running_control_plane_notices_the_word_by_itself(tmp_path: Path) -> None:

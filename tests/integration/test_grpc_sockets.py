@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import pytest
 import tritonclient.grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from serving.transport.grpc_calls import GrpcReply
+from serving.transport.grpc_calls import GrpcReply, timeout_s
 from serving.transport.hpack import Headers
 from serving.transport.http2 import Http2Server
 from tests.support.http2_kit import App, Call
@@ -74,6 +75,22 @@ async def test_hundreds_of_calls_of_the_asyncio_client(server: Served, app: App)
         payloads = [bytes([number % 256]) * (number * 977 % 200_000) for number in range(600)]
         answers = await asyncio.gather(*(echo(payload, timeout=60) for payload in payloads))
     assert list(answers) == payloads
+
+
+def test_a_message_that_the_client_packs_comes_as_it_was_sent(server: Served, app: App) -> None:
+    packed = [*LARGE, ("grpc.default_compression_algorithm", grpc.Compression.Gzip.value)]
+    payload = b"spam and ham " * 100_000
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}", packed) as channel:
+        assert gzip.decompress(channel.unary_unary("/s/Echo")(payload, timeout=30)) == payload
+    assert app.begun[0].headers[b"grpc-encoding"] == b"gzip"
+    wait_for(lambda: app.held == 0)
+
+
+def test_the_deadline_of_the_client_reaches_the_application(channel: grpc.Channel, app: App) -> None:
+    channel.unary_unary("/s/Echo")(b"x", timeout=7)
+    told_s = timeout_s(app.begun[0].headers[b"grpc-timeout"])
+    assert told_s is not None
+    assert 5 < told_s <= 7.5  # the client rounds up
 
 
 def test_refusals_reach_the_client_word_for_word(channel: grpc.Channel) -> None:

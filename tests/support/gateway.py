@@ -26,7 +26,9 @@ from tests.support import tiny
 class InProcessGateway:
     """Serves the model `tiny` with a healthy `teacher` and the faulty variants asked for."""
 
-    def __init__(self, folder: Path, faults: Mapping[str, str | None], **routing: Any) -> None:
+    def __init__(
+        self, folder: Path, faults: Mapping[str, str | None], *, on_kill: str = "shed", **routing: Any
+    ) -> None:
         """`faults`: variant name -> fault of `tiny.graph`, "" or None for a healthy one; "x?" only on "boom"."""
         graphs = {"teacher": tiny.graph()}
         for name, fault in faults.items():
@@ -45,6 +47,7 @@ class InProcessGateway:
                             for name in graphs
                         },
                         "routing": {"reference_percent": 0, **routing},
+                        "capacity": {"on_kill": on_kill},
                     }
                 },
             }

@@ -37,7 +37,7 @@ class Stack:
                 "monitor_port": ports[2],
                 "control_port": ports[3],
             },
-            "state": {"dir": str(folder / "state")},
+            "state": {**document.get("state", {}), "dir": str(folder / "state")},
         }
         self.folder = folder
         self.paths = Paths.of(folder / "state")

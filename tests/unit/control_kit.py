@@ -12,11 +12,13 @@ import httpx
 from serving.clock import FakeClock
 from serving.contract import ControlWord, RouteTable, VariantEntry
 from serving.control.audit import AuditEntry, Verification
+from serving.control.lease import Leader
 from serving.control.monitor_link import MonitorLink
+from serving.control.notify import Notifier
 from serving.control.plane import Plane
 from serving.control.seed import VariantFacts
 from serving.control.state import step
-from serving.control.store import SqliteStore, StoreError
+from serving.control.store import ONLY, SqliteStore, SqlStore, StoreError
 from serving.control.word import WordLink
 from serving.core.commands import ApplyModels, AuditDraft, By, ControlState, ModelSpec
 
@@ -57,19 +59,36 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
+def open_store(folder: Path, holder: str = ONLY) -> SqlStore:
+    """The state of `folder`. Tests that run over another database put their own function here."""
+    return SqliteStore(folder / "canarium.db", holder)
+
+
+def execute(folder: Path, statement: str) -> None:
+    """Change the database of `folder` behind the store's back."""
+    store = open_store(folder, "nobody")
+    with store._writer.begin() as connection:
+        connection.exec_driver_sql(statement)
+    store._dispose()
+
+
 class FlakyStore:
     """A store that fails when told, and can be held up in the middle of a write."""
 
-    def __init__(self, inner: SqliteStore) -> None:
+    def __init__(self, inner: SqlStore) -> None:
         self.inner = inner
+        self.holder = inner.holder
         self.failing = False
         self.attempts = 0
 
-    def acquire(self) -> ControlState:
-        return self.inner.acquire()
+    def leader(self) -> Leader:
+        return self.inner.leader()
 
-    def check(self) -> None:
-        self.inner.check()
+    def acquire(self, expected: Leader | None = None) -> ControlState:
+        return self.inner.acquire(expected)
+
+    def renew(self) -> None:
+        self.inner.renew()
 
     def write(self, state: ControlState, drafts: Sequence[AuditDraft]) -> list[AuditEntry]:
         self.attempts += 1
@@ -81,8 +100,10 @@ class FlakyStore:
     def before_write(self) -> None:
         """Overridden by tests."""
 
-    def audit(self, model: str | None, limit: int, before: int | None) -> list[AuditEntry]:
-        return self.inner.audit(model, limit, before)
+    def audit(
+        self, model: str | None, limit: int, before: int | None = None, after: int | None = None
+    ) -> list[AuditEntry]:
+        return self.inner.audit(model, limit, before, after)
 
     def verify(self) -> Verification:
         return self.inner.verify()
@@ -94,9 +115,16 @@ class FlakyStore:
 class Rig:
     """One start of a control plane over a directory that outlives it."""
 
-    def __init__(self, folder: Path, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        holder: str = ONLY,
+        notifier: Notifier | None = None,
+    ) -> None:
         self.clock = FakeClock()
-        self.store = FlakyStore(SqliteStore(folder / "canarium.db"))
+        self.store = FlakyStore(open_store(folder, holder))
         self.word = ControlWord.open(folder / "control.word")
         self.monitor = MonitorLink("http://monitor", self.clock, transport)
         facts = {
@@ -113,6 +141,7 @@ class Rig:
             monitor=self.monitor,
             facts=facts,
             about={"version": "0", "instance": "test", "urls": {}},
+            notifier=notifier,
             sleep=self._sleep,
         )
 

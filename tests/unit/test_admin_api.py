@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from control_kit import Rig, until
 from serving.control.api import create_app
 from serving.control.auth import Auth
 from serving.control.http import BODY_MAX, allowed_hosts
+from serving.control.tokens import Token, hashed
 from serving.errors import HTTP_STATUS
 
 ROOT = "/admin/v1"
@@ -345,7 +345,7 @@ async def test_a_form_can_do_nothing(api: httpx.AsyncClient, kind: str | None) -
 
 
 def tokens() -> Auth:
-    return Auth([(role, role, hashlib.sha256(role.encode()).hexdigest()) for role in ROLES])
+    return Auth([Token(role, role, hashed(role)) for role in ROLES])
 
 
 @pytest.mark.parametrize(

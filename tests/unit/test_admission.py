@@ -47,6 +47,15 @@ def test_a_batch_that_was_not_full_may_lower_the_pace_and_never_raises_it() -> N
     assert pace.row_ns > MS
 
 
+def test_capacity_is_that_of_full_batches_and_before_them_a_lower_bound() -> None:
+    pace = Pace()
+    assert (pace.capacity(2), pace.capacity_at_least(2)) == (0.0, 0.0)
+    pace.measured(1, 10 * MS, full=False)
+    assert (pace.capacity(2), pace.capacity_at_least(2)) == (0.0, 200.0)
+    pace.measured(16, 32 * MS, full=True)
+    assert pace.capacity(2) == pace.capacity_at_least(2) == 1000.0
+
+
 def test_one_stalled_batch_hardly_changes_the_pace_and_lasting_slowness_does() -> None:
     pace = Pace()
     pace.measured(8, 8 * MS, full=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
+import control_kit
 import pytest
-from control_kit import seeded
+from control_kit import execute, seeded
 
 from serving.control.audit import GENESIS, chained, digest, iso
-from serving.control.store import SqliteStore
+from serving.control.store import SqlStore
 from serving.core.commands import AuditDraft
 
 
@@ -18,8 +18,8 @@ def draft(number: int) -> AuditDraft:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> SqliteStore:
-    store = SqliteStore(tmp_path / "db")
+def store(tmp_path: Path) -> SqlStore:
+    store = control_kit.open_store(tmp_path)
     store.acquire()
     store.write(seeded(), [draft(number) for number in range(1, 6)])
     store.write(seeded(), [])
@@ -39,13 +39,13 @@ def test_the_hash_is_pinned() -> None:
     assert chained(draft(1), 1, GENESIS).hash == expected
 
 
-def test_a_whole_chain_verifies(store: SqliteStore) -> None:
+def test_a_whole_chain_verifies(store: SqlStore) -> None:
     verification = store.verify()
     assert (verification.ok, verification.entries, verification.first_bad) == (True, 5, None)
 
 
 def test_an_empty_chain_verifies(tmp_path: Path) -> None:
-    assert SqliteStore(tmp_path / "empty").verify().ok
+    assert control_kit.open_store(tmp_path).verify().ok
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,8 @@ def test_an_empty_chain_verifies(tmp_path: Path) -> None:
          "prev_hash, hash FROM audit WHERE seq = 5", 6),
     ],
 )  # fmt: skip
-def test_tampering_is_found_at_its_row(store: SqliteStore, tmp_path: Path, tampering: str, first_bad: int) -> None:
-    with sqlite3.connect(tmp_path / "db") as connection:
-        connection.execute(tampering)
+def test_tampering_is_found_at_its_row(store: SqlStore, tmp_path: Path, tampering: str, first_bad: int) -> None:
+    execute(tmp_path, tampering)
     verification = store.verify()
     assert (verification.ok, verification.first_bad) == (False, first_bad)
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
 
 import pytest
 
 from serving.clock import FakeClock
-from serving.control.auth import MONITOR, ROLES, Action, Auth, Principal, parse_tokens
-from serving.errors import ConfigError, ErrorKind, RequestError
-
-
-def hashed(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
+from serving.control.auth import MONITOR, ROLES, VISITOR, Action, Auth, Principal
+from serving.control.tokens import hashed
+from serving.errors import ErrorKind, RequestError
 
 
 @pytest.fixture
@@ -98,27 +94,46 @@ def test_a_role_that_is_too_low_is_told_which_is_needed() -> None:
         Principal("ann", "tester").require("operator")
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("ann:operator", "expected name:role:sha256"),
-        ("an n:operator:" + "0" * 64, "expected name:role:sha256"),
-        ("ann:boss:" + "0" * 64, "unknown role 'boss', expected one of viewer, tester"),
-        ("ann:operator:s3cret", "the token of ann is not 64 hexadecimal digits"),
-        ("bob:viewer:" + "1" * 64, "bob or its token is given twice"),
-        ("eve:viewer:" + "1" * 64, "eve or its token is given twice"),
-    ],
-)
-def test_a_bad_line_is_refused_by_number_without_its_secret(line: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse_tokens("bob:viewer:" + "1" * 64 + "\n" + line, "tokens")
-    assert str(caught.value).startswith("auth.tokens_file: tokens line 2: ")
-    assert message in str(caught.value)
-    assert "s3cret" not in str(caught.value)
+def test_gateways_that_are_open_let_visitors_infer_and_no_more(tokens_file: Path) -> None:
+    auth = Auth.from_config("tokens", tokens_file, visitor=VISITOR)
+    visitor = auth.identify(None)
+    visitor.require("viewer")
+    with pytest.raises(RequestError, match="a token is needed for this, of the role tester or above") as caught:
+        visitor.require("tester")
+    assert caught.value.kind is ErrorKind.UNAUTHENTICATED
+    with pytest.raises(RequestError, match="of the role labeller or above"):
+        visitor.permit(Action.LABEL)
+    assert auth.identify("Bearer s3cret") == Principal("ann", "operator")
+    with pytest.raises(RequestError, match="not known"):  # whoever shows a token is held to it
+        auth.identify("Bearer wrong")
 
 
-def test_a_file_that_lets_nobody_in_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no token"):
-        parse_tokens("# nobody\n", "tokens")
-    with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        Auth.from_config("tokens", tmp_path / "absent")
+def test_a_token_ends_with_its_time(tmp_path: Path) -> None:
+    clock = FakeClock()
+    (tmp_path / "tokens").write_text(f"ann:operator:{hashed('s3cret')}:2023-11-14T22:13:30Z\n")  # in ten seconds
+    auth = Auth.from_config("tokens", tmp_path / "tokens", clock)
+    assert auth.identify("Bearer s3cret").name == "ann"
+    clock.advance(10)
+    with pytest.raises(RequestError, match="the token of ann expired at 2023-11-14T22:13:30Z") as caught:
+        auth.identify("Bearer s3cret")
+    assert caught.value.kind is ErrorKind.UNAUTHENTICATED
+
+
+def test_who_fails_is_remembered_for_a_bounded_number_of_peers(tokens_file: Path) -> None:
+    auth = Auth.from_config("tokens", tokens_file, FakeClock())
+    for number in range(3000):
+        with pytest.raises(RequestError):
+            auth.identify("Bearer wrong", f"10.0.{number // 256}.{number % 256}")
+    assert len(auth._failures._counts) == 1024
+
+
+def test_every_token_is_compared_and_in_constant_time(tokens_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    def compare(known: str, given: str) -> bool:
+        compared.append(known)
+        return known == given
+
+    monkeypatch.setattr("hmac.compare_digest", compare)
+    Auth.from_config("tokens", tokens_file).identify("Bearer s3cret")  # the first of two
+    assert len(compared) == 2

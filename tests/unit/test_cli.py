@@ -91,7 +91,7 @@ def test_help_names_every_command_and_every_exit_code(capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     commands = (
         *("up", "down", "check", "monitor", "status", "traffic", "rollback", "kill", "rearm", "audit"),
-        *("infer", "feedback", "build", "registry", "doctor"),
+        *("rollout", "infer", "feedback", "build", "registry", "doctor", "token", "slo", "state", "events"),
     )
     assert sorted(canarium.commands) == sorted(commands)
     for word in (*commands, "Exit codes", "cannot be reached", "refused"):
@@ -167,6 +167,17 @@ def test_status_shows_shares_and_the_guards_sentences(capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     for word in ("moderation", "int8", "10 %", "moderation/int8:1", "pass", SENTENCE, "alive"):
         assert word in shown
+
+
+def test_status_warns_of_a_tokens_file_that_cannot_be_used_and_of_a_baseline_that_is_too_slow(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    slow = MODEL | {"baseline": "teacher", "rollback_headroom_ratio": 0.42}
+    broken = STATUS | {"models": [slow], "auth": {"mode": "tokens", "fault": "line 3: no role"}}
+    assert Server(**{"/admin/v1/status": broken}).run("status") == 0
+    shown = capsys.readouterr().out
+    assert "tokens: line 3: no role" in shown
+    assert "teacher could carry 0.42× of the present traffic" in shown
 
 
 def test_status_as_json_is_the_api_plus_verdicts(capsys: pytest.CaptureFixture[str]) -> None:

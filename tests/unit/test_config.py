@@ -29,6 +29,12 @@ VALID: dict[str, Any] = {
     },
 }
 
+DATABASE_URL = "postgresql+psycopg://USER:${PASSWORD}@HOST/DATABASE"
+NO_PASSWORD = (
+    "state.database: a password has no place in this file: write ${NAME} for an environment variable, "
+    "or use PGPASSFILE or CANARIUM_DATABASE_URL"
+)
+
 
 def with_value(path: str, value: Any) -> dict[str, Any]:
     """VALID with `value` at a path of keys joined by '/'; a leading '+' stands for models/moderation."""
@@ -69,7 +75,13 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("server/gateways", 0, "server.gateways: 0 is under 1"),
     ("server/max_body_mib", 2048, "server.max_body_mib: 2048 is over 1024"),
     # state, auth
-    ("state/database", "mysql", "state.database: 'mysql' is not supported, use 'sqlite'"),
+    ("state/database", "mysql", f"state.database: expected 'sqlite' or a URL such as {DATABASE_URL}"),
+    ("state/database", "mysql://u:s3cret@h/d", f"state.database: expected 'sqlite' or a URL such as {DATABASE_URL}"),
+    ("state/database", "postgresql://u:s3cret@[h/d", f"state.database: is not a URL such as {DATABASE_URL}"),
+    ("state/database", "postgresql://h", f"state.database: names no database: expected {DATABASE_URL}"),
+    ("state/database", "postgresql://u:s3cret@h/d", NO_PASSWORD),
+    ("state/database", "postgresql://u:${A}s3cret@h/d", NO_PASSWORD),
+    ("state/database", "postgresql://u@h/d?password=s3cret", NO_PASSWORD),
     ("auth/mode", "oidc", "auth.mode: 'oidc' is not 'none' or 'tokens'"),
     ("auth/mode", "tokens", "auth: tokens_file is required when mode is 'tokens'"),
     # models

@@ -8,6 +8,7 @@ import msgspec
 from control_kit import ME, NOW, entry, spec
 from hypothesis import given
 from hypothesis import strategies as st
+from rollout_kit import POLICY
 
 from serving.contract import Latch
 from serving.control.state import step
@@ -17,11 +18,14 @@ from serving.core.commands import (
     ControlState,
     ImportWord,
     Kill,
+    MoveRollout,
     Rearm,
     Rollback,
     SetTraffic,
+    StartRollout,
 )
 from serving.core.killswitch import OFF
+from serving.core.rollout import Event, Hold, Move, State
 from serving.core.routing import weights
 from serving.errors import RequestError
 
@@ -45,7 +49,13 @@ applied = st.sampled_from(
         ApplyModels({name: spec(baseline="int8", weights={}) for name in MODELS}, ME),
     )
 )
+#: Ids of rollouts that may exist after a few commands.
+rollout_ids = st.sampled_from([f"{name}-{number}" for name in CANDIDATES for number in (1, 2, 3)])
+events = st.builds(Event, st.sampled_from(Move), st.just("why"), st.sampled_from(Hold), st.integers(0, 100))
 commands: st.SearchStrategy[Command] = st.one_of(
+    st.builds(StartRollout, models, variants, st.sampled_from(list(POLICY.values())), st.just("file"), st.just(ME)),
+    st.builds(MoveRollout, rollout_ids, events, st.just(ME), salts),
+    st.builds(MoveRollout, rollout_ids, events, st.just(ME), salts),
     st.builds(
         SetTraffic,
         model=models,
@@ -169,3 +179,55 @@ def test_a_kill_always_leads_to_killed(asked: list[Command], target: str) -> Non
 def test_the_stored_document_gives_the_same_state(asked: list[Command]) -> None:
     for _, _, after in run(asked):
         assert msgspec.json.decode(msgspec.json.encode(after), type=ControlState) == after
+
+
+# ---------------------------------------------------------------- rollouts
+
+#: A rollout is started early, so that what follows has one to meet.
+BEGUN = (SetTraffic("moderation", ME, "salt-a", {"int8": 0.0, "distilled": 0.0}),
+         StartRollout("moderation", "int8", POLICY["short"], "file", ME))  # fmt: skip
+WAY = (Move.START, Move.SHADOW, Move.RAMP, Move.ADVANCE, Move.PAUSE, Move.PROMOTE, Move.PROMOTED)
+ways = st.integers(0, len(WAY)).map(
+    lambda length: [MoveRollout("int8-1", Event(move, "why"), ME, "salt-b") for move in WAY[:length]]
+)
+
+
+def rolled(way: Sequence[Command], asked: Sequence[Command]) -> list[tuple[ControlState, Command, ControlState]]:
+    return run([*BEGUN, *way, *asked])
+
+
+@given(ways, st.lists(commands, max_size=12))
+def test_a_candidate_has_at_most_one_rollout_under_way(way: list[Command], asked: list[Command]) -> None:
+    for _, _, after in rolled(way, asked):
+        live = [(rollout.model, rollout.variant) for rollout in after.rollouts.values() if rollout.live]
+        assert len(live) == len(set(live))
+
+
+@given(ways, st.lists(commands, max_size=12))
+def test_a_killed_rollout_is_left_only_when_no_kill_is_in_force(way: list[Command], asked: list[Command]) -> None:
+    for before, _, after in rolled(way, asked):
+        for id_, rollout in before.rollouts.items():
+            if rollout.state is not State.KILLED:
+                continue
+            killed = any(after.kills.get(name, OFF).on for name in (rollout.model, "*"))
+            assert killed == (after.rollouts[id_].state is State.KILLED)
+
+
+@given(ways, st.lists(commands, max_size=12))
+def test_a_rollout_that_goes_back_leaves_its_candidate_nothing(way: list[Command], asked: list[Command]) -> None:
+    for _, _, after in rolled(way, asked):
+        for rollout in after.rollouts.values():
+            table = after.tables.get(rollout.model)
+            if rollout.state is State.ROLLING_BACK and rollout.rev == after.rev and table is not None:
+                assert rollout.variant not in table.candidates.keys() | table.shadow.keys()
+
+
+@given(ways, st.lists(commands, max_size=12))
+def test_no_live_rollout_survives_its_veto(way: list[Command], asked: list[Command]) -> None:
+    """Once an attempt has begun, whatever vetoes its candidate ends it."""
+    for before, _, after in rolled(way, asked):
+        for id_, rollout in after.rollouts.items():
+            slot = f"{rollout.model}/{rollout.variant}"
+            rose = after.vetoes.get(slot, OFF).seq > before.vetoes.get(slot, OFF).seq
+            if after.vetoes.get(slot, OFF).on and rose and id_ in before.rollouts:
+                assert not rollout.live or rollout.state in (State.ROLLING_BACK, State.KILLED)

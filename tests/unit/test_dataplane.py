@@ -92,6 +92,22 @@ async def test_pinned_and_overridden_requests_get_the_variants_own_error(start: 
     assert not gateway.records()["flags"][-1] & contract.Flag.LIVE
 
 
+async def test_a_reserve_takes_no_more_than_the_baseline_can_do_alone(tmp_path: Path) -> None:
+    gateway = InProcessGateway(tmp_path, {"candidate": ""}, on_kill="reserve")
+    await gateway.publish({"candidate": 100})
+    await gateway.ask("ham")  # nothing is known of the baseline yet
+    baseline = gateway.plane.planes.get("tiny", "teacher")
+    assert baseline is not None
+    baseline.batcher._pace.measured(4, 40 * 10**9, full=True)  # a row in ten seconds
+    assert (await gateway.ask("ham")).variant == "candidate"
+    with pytest.raises(RequestError) as caught:
+        await gateway.ask("ham")
+    assert (caught.value.kind, caught.value.retry_after_s) == (ErrorKind.OVERLOADED, 10)
+    assert "baseline teacher can do alone" in caught.value.message
+    assert (await gateway.ask("ham", version="1")).variant == "teacher"  # a pinned request is no part of the traffic
+    await gateway.plane.close()
+
+
 async def test_a_kill_moves_everything_to_the_baseline_and_refuses_pins(start: Start) -> None:
     gateway = start(candidate="")
     await gateway.publish({"candidate": 100}, kills={"tiny": Latch(1, 0)})
@@ -153,6 +169,16 @@ async def test_shadow_answers_are_compared_and_never_returned(start: Start) -> N
     assert labels(reply) == ["spam"]
     pairs = await _pairs(gateway, Kind.SHADOW)
     assert pairs[0]["flips"] == 1
+
+
+@pytest.mark.parametrize("routed", ["teacher", "candidate"])
+async def test_a_shadow_is_compared_with_the_teacher_whoever_answered(start: Start, routed: str) -> None:
+    gateway = start(shadowed="", candidate="flips")
+    await gateway.publish({"candidate": 100 if routed == "candidate" else 0}, shadow={"shadowed": 100})
+    assert labels(await gateway.ask("spam", sticky="u1")) == ["ham" if routed == "candidate" else "spam"]
+    (pair,) = await _pairs(gateway, Kind.SHADOW)
+    teacher = gateway.recorder.series("tiny", "teacher")
+    assert (pair["answered"], pair["flips"], pair["ref_cls"]) == (teacher, 0, 1)
 
 
 async def test_client_faults_blame_nobody(start: Start) -> None:

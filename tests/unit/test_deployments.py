@@ -17,6 +17,7 @@ import yaml
 from support.prometheus import need
 
 from serving.config import parse_config
+from serving.exports.prometheus_rules import slo_groups
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENTS = ROOT / "deployments"
@@ -86,7 +87,7 @@ def config(*slo: dict[str, Any]) -> Any:
 
 
 def rules(*slo: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    groups = script("prometheus").slo_groups(config(*slo))
+    groups = slo_groups(config(*slo))
     return {group["name"]: group["rules"] for group in groups}
 
 

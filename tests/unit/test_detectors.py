@@ -314,6 +314,18 @@ class TestPower:
         guard.settle()
         assert not guard.passed
 
+    def test_a_stall_that_fails_all_in_flight_is_one_error_of_a_pass(self) -> None:
+        """Two stalls with 40 time-outs each among 12,000 requests at a budget of 0.1 %; and the same, scattered."""
+        stalled, scattered = Errors(1.25, budget=0.001), Errors(1.25, budget=0.001)
+        for n in range(12_000):
+            at_ns = n * 25_000_000
+            stall = n % 6000 >= 5960
+            stalled.observe(True, stall, share=0.5, waited=stall, at_ns=at_ns if not stall else (n // 6000) * 10**12)
+            scattered.observe(True, n % 150 == 0, share=0.5, waited=n % 150 == 0, at_ns=at_ns)
+        for guard, passes in ((stalled, True), (scattered, False)):
+            guard.settle()
+            assert (guard.candidate_errors, guard.passed) == (80, passes)
+
     def test_a_pass_is_held_to_the_least_share(self) -> None:
         """A candidate with batches of one causes 30 % of the slow events with 20 % of the traffic."""
         guard = Latency(0.99)

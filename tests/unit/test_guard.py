@@ -86,7 +86,22 @@ class TestBlame:
         ],
     )
     def test_table(self, cause: Cause, status: int, flags: int, expected: bool) -> None:
-        assert is_error(Event(Kind.REQUEST, "int8", cause=cause, status=status, flags=flags)) is expected
+        assert is_error(Event(Kind.REQUEST, "int8", cause=cause, status=status, flags=flags), "teacher") is expected
+
+    @pytest.mark.parametrize("cause", [Cause.ERROR, Cause.INVALID_OUTPUT])
+    def test_the_baselines_own_failures_count_although_nobody_answers_in_its_place(self, cause: Cause) -> None:
+        assert is_error(Event(Kind.REQUEST, "teacher", cause=cause, status=500, flags=Flag.LIVE), "teacher")
+
+    def test_exceptions_that_befall_both_arms_alike_blame_nobody(self) -> None:
+        watched = guards({"int8": 5000})
+        for at in range(400):
+            feed(
+                watched,
+                request("int8", Cause.ERROR, batch_key=2 * at + 1, mono_ns=at * 10**9),
+                request("teacher", Cause.ERROR, status=500, flags=Flag.LIVE, batch_key=2 * at + 2, mono_ns=at * 10**9),
+            )
+        assert of(watched, "errors").verdict != "fail"
+        assert watched.trips() == []
 
     def test_clients_and_testers_count_for_nothing(self) -> None:
         watched = guards()
@@ -388,6 +403,16 @@ class TestJoin:
         assert len(again.label(1 << 63, 0, 7)) == 1
 
 
+def test_a_guard_in_dry_run_says_what_it_would_do_and_does_not_act() -> None:
+    watched = guards(dry_run=("invalid_output",))
+    feed(watched, request("int8", Cause.INVALID_OUTPUT), times=5)
+    assert watched.trips() == []
+    found = of(watched, "invalid_output")
+    assert (found.verdict, found.action, found.dry_run) == ("fail", "none", True)
+    assert found.sentence.endswith("(dry run: no kill)")
+    assert not of(watched, "errors").dry_run
+
+
 def test_a_trip_tells_the_evidence_at_its_crossing_whatever_was_seen_since() -> None:
     guard = Agreement(limit=0.02, gross=0.1)
     guard.alpha = 0.002
@@ -401,3 +426,36 @@ def test_a_trip_tells_the_evidence_at_its_crossing_whatever_was_seen_since() -> 
     assert told.verdict == "fail"
     assert f"evidence e^{crossed:.1f} ≥ e^{guard.log_threshold:.1f}" in told.sentence
     assert told.statistic["log_evidence_at_failure"] == pytest.approx(crossed, abs=1e-4)
+
+
+# ---------------------------------------------------------------- what rollouts are told
+
+
+def test_suspect_answers_are_those_that_somebody_was_given_and_stand_for_the_unscored_ones() -> None:
+    watched = ModelGuards("m", model())
+    sampled = snapshot({"int8": 500})
+    table = msgspec.structs.replace(sampled.tables["m"], reference_bp=2500)
+    watched.configure(msgspec.structs.replace(sampled, tables={"m": table}))
+    feed(watched, request("int8"), pair("int8", True), pair("int8", False), pair("int8", True, Kind.SHADOW))
+    assert watched.counts()["int8"] == {"live": 1, "pairs": 3, "suspect": 4.0}
+
+
+def test_a_prediction_rests_on_the_limits_and_on_the_budgets_as_if_the_candidate_were_live() -> None:
+    watched = guards(false_rollback=0.01, false_promotion=0.04)
+    said = watched.assumptions()
+    assert said["int8"]["alpha"] == pytest.approx(0.01 / 5)  # it is the only one live
+    assert said["broken"]["alpha"] == pytest.approx(0.01 / 10)  # it would be the second
+    assert (said["broken"]["agreement"], said["broken"]["disagreement"]) == (pytest.approx(0.055), 0.035)
+    assert said["int8"]["pass_alpha"] == 0.04
+
+
+def test_what_was_counted_ends_with_the_arming() -> None:
+    watched = guards()
+    table = msgspec.structs.replace(snapshot({"int8": 500}).tables["m"], reference_bp=10_000)
+    watched.configure(Snapshot(1, 1, {"m": table}))
+    feed(watched, request("int8"), pair("int8", True))
+    stored = watched.state()
+    watched.load(stored)
+    assert watched.counts()["int8"] == {"live": 1, "pairs": 1, "suspect": 1.0}
+    watched.configure(Snapshot(2, 1, {"m": table}, vetoes={"m/int8": Latch(1, 1)}))  # a new attempt
+    assert watched.counts()["int8"] == {"live": 0, "pairs": 0, "suspect": 0.0}

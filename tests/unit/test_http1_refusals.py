@@ -38,6 +38,8 @@ async def peer(server: Http1Server) -> Peer:
     "data",
     [
         pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="no host"),
+        pytest.param(b"GET / HTTP/1.1\r\nhost: a\r\nHost: b\r\n\r\n", id="two hosts"),
+        pytest.param(b"GET / HTTP/1.0\r\nhost: a\r\nhost: a\r\n\r\n", id="two hosts of HTTP/1.0"),
         pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", id="TLS"),
         pytest.param(b"\x00\x01\x02\x03\xff\xfe", id="garbage"),
         pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),

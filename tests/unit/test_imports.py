@@ -19,7 +19,10 @@ IMPURE = frozenset({"ray", "httpx", "grpc", "prometheus_client", "asyncio", "tim
 #: structs and constants, and it holds no clock and no network.
 CONTRACT = "serving.contract"
 
-PURE = ("serving.core.", "monitoring.detectors.", "monitoring.windows", "monitoring.guard", "monitoring.slo")
+PURE = (
+    "serving.core.", "monitoring.detectors.", "monitoring.windows", "monitoring.guard", "monitoring.slo",
+    "monitoring.evidence", "monitoring.recording", "monitoring.replay",
+)  # fmt: skip
 
 #: Bytes on sockets; what they mean is the business of the gateway, which imports these and not the other way round.
 TRANSPORT = ("serving.transport",)

@@ -21,6 +21,8 @@ from serving.clock import FakeClock
 from serving.contract import (
     C_FALLBACK,
     C_SHADOW_SHED,
+    C_WORKERS,
+    ROLLOUT_STATES,
     Cause,
     ControlWord,
     Flag,
@@ -65,7 +67,9 @@ EXPECTED = {
     "canarium_slo_burn_rate": ("gauge", {"model", "variant", "slo", "window"}),
     "canarium_slo_error_budget_remaining_ratio": ("gauge", {"model", "variant", "slo"}),
     "canarium_traffic_weight": ("gauge", {"model", "variant"}),
+    "canarium_rollout_state": ("gauge", {"model", "variant", "state"}),
     "canarium_killswitch_state": ("gauge", {"model"}),
+    "canarium_rollback_headroom_ratio": ("gauge", {"model"}),
     "canarium_killswitch_actuation_seconds": ("histogram", {"le"}),
     "canarium_actuations_waiting": ("gauge", set()),
     "canarium_actuation_failures": ("counter", set()),
@@ -328,3 +332,36 @@ async def test_only_its_own_names_are_served(configured: str, named: str, status
         for path in ("/metrics", "/healthz", "/v1/verdicts"):
             answer = await client.get(path, headers={"host": named})
             assert answer.status_code == status
+
+
+def test_the_state_of_a_rollout_is_one_of_all_states(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    tables = bench.watch.snapshot.tables if bench.watch.snapshot else {}
+    bench.watch.apply(Snapshot(2, 1, tables, rollouts={"m/int8": "ramping"}))
+    (family,) = [family for name, family in bench.collect().items() if name == "canarium_rollout_state"]
+    states = {sample.labels["state"]: sample.value for sample in family.samples}
+    assert set(states) == set(ROLLOUT_STATES)
+    assert {state for state, value in states.items() if value} == {"ramping"}
+
+
+def test_a_heartbeat_counts_what_rollouts_wait_for(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    for flip in (True, False, True):
+        bench.pair(flip)
+    bench.spool.set_gauge(bench.ids["int8"], C_WORKERS, 2)
+    bench.read()
+    assert bench.watch.counts()["m"]["int8"] == {"live": 0, "pairs": 3, "suspect": 2.0, "workers": 2}
+
+
+def test_a_heartbeat_says_what_predictions_rest_on(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    for _ in range(30):
+        bench.spool.record(
+            Kind.REQUEST, Flag.LIVE, series=bench.ids["teacher"], answered=bench.ids["teacher"], status=200, rows=1,
+            epoch=1, total_us=900, wall_ns=bench.clock.wall_ns(),
+        )  # fmt: skip
+    bench.clock.advance(5)
+    bench.read()
+    said = bench.watch.assumptions()["m"]["int8"]
+    assert (said["rate"], said["errors"]) == (0.5, pytest.approx(0.001))
+    assert set(said) == {"rate", "reference", "agreement", "disagreement", "errors", "alpha", "pass_alpha"}

@@ -11,33 +11,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from registry_kit import SIGNATURE, put
 
 from serving.clock import FakeClock
 from serving.errors import RegistryError
 from serving.registry.manifest import Lineage, Manifest, Parent, Preprocess, Signature, TensorSpec
 from serving.registry.store import Registry
 
-SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),))
-
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
     return Registry(tmp_path / "registry", FakeClock())
-
-
-def put(registry: Registry, variant: str, content: str, model: str = "m", **about: Any) -> Manifest:
-    source = registry.root.parent / f"{model}-{variant}-{content}.bin"
-    source.write_text(content)
-    return registry.register(
-        model,
-        variant,
-        {"model.onnx": source},
-        format="onnx",
-        entry="model.onnx",
-        signature=SIGNATURE,
-        session=SIGNATURE,
-        **about,
-    )
 
 
 def test_round_trip(registry: Registry) -> None:
@@ -95,7 +79,16 @@ def test_concurrent_registration_gives_every_artifact_its_own_numbers(registry: 
         ("m/../a:1", "'m/../a:1' is not MODEL/VARIANT:REVISION, such as moderation/int8:1"),
         ("../m:1", "model name '..': use lower-case letters, digits and '-', at most 40"),
         ("m/..:1", "variant name '..': use lower-case letters, digits and '-', at most 40"),
-        ("m/a:0", "'m/a:0': revision '0' is neither a number from 1 nor 'latest'"),
+        (
+            "m/a:0",
+            "'m/a:0': revision '0' is neither a number from 1 nor 'latest', "
+            "and an alias starts with a lower-case letter",
+        ),
+        (
+            "m/a:live",
+            "m/a:live: m/a has no alias 'live' (it has: nothing); set it with "
+            "`canarium registry alias m/a live REVISION`",
+        ),
     ],
 )
 def test_unknown_references_say_what_there_is(registry: Registry, ref: str, message: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from monitoring.config import MonitorConfig, MonitorModel, MonitorVariant
 from monitoring.watch import EARLY_S, Watch
 from serving.clock import FakeClock
-from serving.contract import Cause, Flag, Kind, Reason, RouteTable, Snapshot, VariantEntry
+from serving.contract import C_CAPACITY, C_ROWS, Cause, Flag, Kind, Reason, RouteTable, Snapshot, VariantEntry
 from serving.gateway.spool import SpoolWriter
 
 
@@ -31,6 +31,13 @@ class Bench:
         self.spool.set_model("m", [10.0], ["a", "b"])
         self.ids = {name: self.spool.series_id("m", name) for name in variants}
         self.watch.apply(_snapshot(1, 1, 0))
+        self.watch.tick()
+
+    def second(self) -> None:
+        """A second passes, and the gateway lives."""
+        self.clock.advance(1)
+        self.spool.beat()
+        self.watch.step()
         self.watch.tick()
 
     def invalid(self, count: int, epoch: int) -> None:
@@ -74,6 +81,20 @@ def test_cut_off_from_the_control_plane_it_waits_once_an_epoch(tmp_path: Path) -
     bench.invalid(1, epoch=3)
     bench.watch.step()
     assert not bench.watch.settled
+
+
+def test_headroom_is_what_the_baseline_can_do_over_what_is_asked_of_the_model(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    assert bench.watch.headroom() == {"m": None}
+    bench.spool.set_gauge(bench.ids["teacher"], C_CAPACITY, 90_000)  # 90 rows/s
+    for _ in range(10):
+        bench.spool.add(bench.ids["teacher"], C_ROWS, 20)
+        bench.spool.add(bench.ids["nan"], C_ROWS, 40)
+        bench.second()
+    assert bench.watch.headroom() == {"m": 1.5}
+    for _ in range(70):  # nobody asks any more
+        bench.second()
+    assert bench.watch.headroom() == {"m": None}
 
 
 def test_only_pairs_with_the_teacher_are_charted(tmp_path: Path) -> None:

@@ -70,3 +70,12 @@ def test_extreme_durations_stay_in_range() -> None:
     window = Window()
     window.requests(np.array([5, 5]), np.array([0.0, 1e12]), np.array([False, False]))
     assert 0 < window.series(6, 1)["p50_ms"][0] < window.series(6, 1)["p99_ms"][0] < 1e6
+
+
+def test_the_rate_is_that_of_a_span_before_a_second() -> None:
+    window = Window()
+    for second in range(1000, 1060):
+        fill(window, second, 80)
+    assert window.rate(1060, 60) == 80.0
+    assert window.rate(1030, 60) == 40.0
+    assert window.rate(2000, 60) == 0.0

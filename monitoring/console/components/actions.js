@@ -2,9 +2,10 @@
 import { html, useRef } from "../html.js";
 import { percent } from "../format.js";
 import { api } from "../api.js";
-import { candidates, configuredSplit, globalKill, isLive, ownKill, splitWords } from "../derive.js";
+import { candidates, configuredSplit, globalKill, isLive, ownKill, rearmedSplit, splitWords } from "../derive.js";
 import { ActionDialog } from "./dialog.js";
 import { TrafficDialog, ReferenceDialog } from "./share_dialogs.js";
+import { RolloutDialog, RolloutStartDialog } from "./rollout_dialogs.js";
 import { Warn } from "./parts.js";
 
 /** The way that works when the control plane does not. */
@@ -48,7 +49,7 @@ function KillAllDialog({ models }) {
 }
 
 function RearmDialog({ model, seq }) {
-  const split = configuredSplit(model);
+  const split = rearmedSplit(model);
   const moved = model.kill_seq !== seq;
   return html`<${ActionDialog} title="Re-arm ${model.model}" verb="Re-arm, releasing kill ${seq}"
       invalid=${moved ? `The kill in force is now ${model.kill_seq}, not ${seq}. Close this and look at the timeline first.` : null}
@@ -68,7 +69,7 @@ function RearmAllDialog({ models, seq, current }) {
       success=${() => ({ title: "The global kill-switch is released", text: still.length ? `Still killed on their own: ${still.join(", ")}.` : "" })}>
     <p>Global kill <b>${seq}</b> is released. These routing tables come back into force at once:</p>
     <ul>${models.filter((model) => !ownKill(model)).map((model) => html`
-      <li key=${model.model}><b>${model.model}</b>: ${splitWords(configuredSplit(model))}</li>`)}</ul>
+      <li key=${model.model}><b>${model.model}</b>: ${splitWords(rearmedSplit(model))}</li>`)}</ul>
     ${still.length > 0 && html`<p>Killed on their own, and staying so: <b>${still.join(", ")}</b>.</p>`}
   <//>`;
 }
@@ -100,13 +101,16 @@ export function Dialogs({ state }) {
   const model = models.find((view) => view.model === dialog?.model);
   const global = globalKill(state);
   const opened = useRef(null); // the kill_seq on view when the dialog opened: only that one may be released
-  const key = dialog && `${dialog.kind}/${dialog.model ?? ""}/${dialog.variant ?? ""}`;
+  const key = dialog && `${dialog.kind}/${dialog.model ?? ""}/${dialog.variant ?? ""}/${dialog.action ?? ""}`;
   if (opened.current?.key !== key) opened.current = key && { key, seq: dialog.kind === "rearmAll" ? global.seq : model?.kill_seq };
   if (!dialog) return null;
   if (dialog.kind === "killAll") return html`<${KillAllDialog} models=${models} />`;
   if (dialog.kind === "rearmAll") return html`<${RearmAllDialog} models=${models} seq=${opened.current.seq} current=${global.seq} />`;
   if (!model) return null;
-  const Known = { kill: KillDialog, rearm: RearmDialog, rollback: RollbackDialog, traffic: TrafficDialog, reference: ReferenceDialog }[dialog.kind];
-  return html`<${Known} key=${key} model=${model} variant=${dialog.variant} seq=${opened.current.seq}
+  const Known = {
+    kill: KillDialog, rearm: RearmDialog, rollback: RollbackDialog, traffic: TrafficDialog, reference: ReferenceDialog,
+    rollout: RolloutDialog, rolloutStart: RolloutStartDialog,
+  }[dialog.kind];
+  return html`<${Known} key=${key} model=${model} variant=${dialog.variant} action=${dialog.action} seq=${opened.current.seq}
     verdicts=${state.verdicts[model.model]?.data?.verdicts ?? []} killed=${model.killed || global.on} />`;
 }

@@ -8,6 +8,7 @@ import { Icon, Pill, Time } from "./parts.js";
 import { SplitBar, Traffic } from "./traffic.js";
 import { Variants } from "./variants.js";
 import { Verdicts } from "./verdicts.js";
+import { Rollouts } from "./rollouts.js";
 import { Series, Slos } from "./series.js";
 import { Timeline } from "./timeline.js";
 
@@ -83,6 +84,7 @@ export function Model({ model, state }) {
     <div class="grid">
       <div class="column">
         <${Traffic} model=${model} killed=${killed} />
+        <${Rollouts} model=${model} killed=${killed} />
         <${Verdicts} model=${model} slot=${verdicts} />
         <${Variants} model=${model} series=${series?.data} killed=${killed} />
         <${Series} model=${model} slot=${series} windowS=${state.windowS} />

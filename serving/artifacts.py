@@ -1,0 +1,59 @@
+"""Which artifacts a configuration means: `latest` and aliases become revisions once, when something starts.
+
+So a restarted gateway or worker serves what the others serve, whatever was registered or renamed meanwhile.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from serving.config import Config
+from serving.errors import ConfigError
+from serving.paths import Paths
+from serving.registry.store import Registry
+
+
+def pinned(config: Config, registry: Registry) -> Config:
+    """The same with every artifact as `MODEL/VARIANT:REVISION`. Raises `RegistryError` if one is not there."""
+    models = {
+        name: model.model_copy(
+            update={
+                "variants": {
+                    variant: given.model_copy(update={"artifact": registry.resolve(given.artifact).ref})
+                    for variant, given in model.variants.items()
+                }
+            }
+        )
+        for name, model in config.models.items()
+    }
+    return config.model_copy(update={"models": models})
+
+
+def in_use(config: Config, registry: Registry) -> set[str]:
+    """References, with revision, that a configuration names now, and those that its instance was last started with.
+
+    Raises:
+        RegistryError: one that it names is not there.
+        ConfigError: it is not known what the instance was started with.
+    """
+    started = _started_with(Paths.of(config.state.dir).instance_file)
+    return {
+        variant.artifact
+        for one in (pinned(config, registry), *started)
+        for model in one.models.values()
+        for variant in model.variants.values()
+    }
+
+
+def _started_with(path: Path) -> list[Config]:
+    try:
+        return [Config.model_validate_json(path.read_bytes())]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValidationError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read, so it is not known which artifacts this instance uses; start it again, "
+            f"or remove the file if it will not run any more ({type(error).__name__})"
+        ) from error

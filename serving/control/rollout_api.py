@@ -1,0 +1,131 @@
+"""The admin API's rollouts: `/admin/v1/rollouts` and what may be asked of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serving.control.auth import Principal
+from serving.control.plane import Plane
+from serving.control.rollouts import rollout_of
+from serving.control.seed import fresh_salt
+from serving.core.commands import By, MoveRollout, Rollback, StartRollout
+from serving.core.rollout import Hold, Move, Rollout
+from serving.core.rollout_decide import Facts, by_hand, unmet
+from serving.core.rollout_plan import plan
+from serving.core.rollout_policy import NAMED, Policy, parse_policy
+from serving.errors import ConfigError, ErrorKind, RequestError, bad_request
+
+#: What a human may ask of a rollout, by the word in the path, and what comes of it.
+ACTIONS = {
+    "pause": "Stop advancing; the weights stay as they are.",
+    "resume": "Go on from where it was paused; `override` although a guard pauses it.",
+    "promote": "Skip the steps that are left; `override` although a required guard has not passed.",
+    "abort": "End it: the candidate loses its traffic.",
+    "approve": "Let it past the approval that it waits for.",
+    "retry": "Start it again after its cooldown, with other users and evidence of its own.",
+}
+_MOVES = {"pause": Move.PAUSE, "approve": Move.APPROVE, "retry": Move.RETRY}
+
+
+def policy_of(given: Any) -> tuple[str, Policy]:
+    """The name and the policy that a request means: the name of a built-in one, or a whole policy.
+
+    Raises:
+        RequestError: BAD_REQUEST; the name is unknown, or the policy cannot be used (each fault with its path).
+    """
+    if isinstance(given, str):
+        if given not in NAMED:
+            raise bad_request(f"policy: unknown policy {given!r}, expected one of {', '.join(NAMED)}")
+        return given, NAMED[given]
+    try:
+        return "file", parse_policy(given)
+    except ConfigError as error:
+        raise bad_request("\n".join(_under_policy(line) for line in str(error).splitlines())) from None
+
+
+def _under_policy(fault: str) -> str:
+    """A fault of a policy as one of the body's."""
+    return f"policy: {fault}" if fault.startswith("expected") else f"policy.{fault}"
+
+
+def listed(plane: Plane, model: str | None) -> list[dict[str, Any]]:
+    """Every rollout (of one model), the latest first."""
+    rollouts = sorted(plane.state.rollouts.values(), key=lambda rollout: rollout.created_ns, reverse=True)
+    return [plane.rollout_view(rollout) for rollout in rollouts if model in (None, rollout.model)]
+
+
+async def start(plane: Plane, by: By, model: str, variant: str, policy: Any) -> dict[str, Any]:
+    """Start a rollout; its view. Raises `RequestError` (see `start_rollout`)."""
+    name, checked = policy_of(policy)
+    outcome = await plane.execute(StartRollout(model, variant, checked, name, by))
+    return plane.rollout_view(rollout_of(plane.state, str(outcome.audit[0].after["rollout"])))
+
+
+def predict(plane: Plane, by: By, model: str, variant: str, policy: Any) -> dict[str, Any]:
+    """What starting this rollout would take; nothing is started. Raises `RequestError` as `start` does."""
+    name, checked = policy_of(policy)
+    plane.dry_run(StartRollout(model, variant, checked, name, by))
+    assumed = plane.monitor.assumed(model, variant)
+    steps = plan(checked, assumed)
+    return {
+        "model": model,
+        "variant": variant,
+        "policy": name,
+        "assumed": assumed,
+        "steps": steps,
+        "warnings": [warning for step in steps for warning in step.warnings],
+    }
+
+
+async def ask(
+    plane: Plane, principal: Principal, by: By, id_: str, action: str, override: bool = False
+) -> dict[str, Any]:
+    """Carry out what a human asks of a rollout; its view afterwards.
+
+    Args:
+        override: with `resume`, go on although a guard pauses it; with `promote`, although a required guard
+            has not passed. Both are written into the trail.
+
+    Raises:
+        RequestError: NOT_FOUND; FORBIDDEN for an approval below the step's role; CONFLICT.
+    """
+    rollout = rollout_of(plane.state, id_)
+    facts = plane.facts(rollout)
+    if action == "abort":
+        if not rollout.live:
+            raise RequestError(ErrorKind.CONFLICT, f"rollout {id_}: it is {rollout.state} already")
+        evidence = {**by.evidence, "rollout": id_}
+        await plane.execute(Rollback(rollout.model, By(by.actor, by.reason, evidence), rollout.variant))
+        return plane.rollout_view(rollout_of(plane.state, id_))
+    if action == "approve":
+        _require_role(rollout, principal)
+    waive = _waived(rollout, facts, action, override)
+    if waive:
+        by = By(by.actor, by.reason, {**by.evidence, "override": list(waive)})
+    move = _MOVES.get(action) or Move(action)
+    event = by_hand(move, rollout, facts, by.reason, waive)
+    await plane.execute(MoveRollout(id_, event, by, fresh_salt()))
+    return plane.rollout_view(rollout_of(plane.state, id_))
+
+
+def _require_role(rollout: Rollout, principal: Principal) -> None:
+    step = rollout.step
+    if rollout.hold is Hold.APPROVAL and step is not None and step.approve is not None:
+        principal.require(step.approve.role)
+
+
+def _waived(rollout: Rollout, facts: Facts, action: str, override: bool) -> tuple[str, ...]:
+    """The guards that a human sets aside. Raises `RequestError` CONFLICT if one would have to be and is not."""
+    if action == "promote":
+        waits = unmet(rollout, facts)
+        if waits and not override:
+            raise RequestError(
+                ErrorKind.CONFLICT,
+                f"rollout {rollout.id}: a promotion needs a pass of every required guard: {'; '.join(waits)}. "
+                'To promote it all the same, ask again with "override": true',
+            )
+        words = {name: guard.verdict for name, guard in facts.guards.items()}
+        return tuple(name for name in rollout.required if waits and words.get(name) != "pass")
+    if action == "resume" and override and rollout.hold is Hold.GUARD:
+        return tuple(g.name for g in facts.guards.values() if g.verdict == "fail" and g.action == "pause")
+    return ()

@@ -1,0 +1,289 @@
+"""Rollouts within the control plane's state: starting them, moving them, and what other commands mean for them.
+
+A rollout, the table it moves and the audit row that says so change in one `Outcome`, hence in one
+transaction and one snapshot: there is no moment at which one of them is ahead of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from serving.contract import BUCKETS, RouteTable
+from serving.control.tables import drafted, join, known_variant, refuse_while_killed, table_of, take_out, with_shares
+from serving.core.commands import (
+    ALL,
+    CONTROL_WORD,
+    By,
+    Command,
+    ControlState,
+    ImportWord,
+    MoveRollout,
+    Outcome,
+    Promoted,
+    Rollback,
+    SetTraffic,
+    StartRollout,
+    WordWrite,
+)
+from serving.core.killswitch import OFF, engage, release
+from serving.core.rollout import (
+    OUT,
+    TRANSITIONS,
+    AllBut,
+    Baseline,
+    Clear,
+    Effect,
+    Event,
+    Move,
+    Rollout,
+    ShadowShare,
+    State,
+    TakeOut,
+    Weight,
+    step,
+)
+from serving.core.routing import size
+from serving.core.routing import weights as shares_of
+from serving.errors import ErrorKind, RequestError, bad_request
+
+replace = msgspec.structs.replace
+
+#: Rollouts of one model that are over and still listed; the audit has them all.
+KEPT = 20
+
+
+def start_rollout(state: ControlState, command: StartRollout, now_ns: int) -> Outcome:
+    """A new rollout, which waits for its first event.
+
+    Raises:
+        RequestError: NOT_FOUND; BAD_REQUEST for the baseline; CONFLICT while the model is killed, the
+            candidate has live traffic, or another rollout of it is under way.
+    """
+    table = table_of(state, command.model)
+    known_variant(table, command.variant)
+    if command.variant == table.baseline:
+        raise bad_request(f"variant: {command.variant} is the baseline already")
+    refuse_while_killed(state, command.model, [command.variant])
+    _refuse_second(state, command.model, command.variant)
+    if share := shares_of(table)[command.variant]:
+        raise RequestError(
+            ErrorKind.CONFLICT,
+            f"{command.variant} has {share / 100:g} % of the live traffic: a rollout gives it step by step, "
+            f"take it back first (canarium traffic {command.model} {command.variant}=0)",
+        )
+    number = state.rollout_seq + 1
+    rollout = Rollout(
+        id=f"{command.variant}-{number}",
+        model=command.model,
+        variant=command.variant,
+        policy=command.policy,
+        policy_name=command.policy_name,
+        started_by=command.by.actor,
+        created_ns=now_ns,
+        changed_ns=now_ns,
+        why=command.by.reason,
+        baseline=table.baseline,
+    )
+    after = replace(state, rollouts=_kept({**state.rollouts, rollout.id: rollout}), rollout_seq=number)
+    facts = {**_facts(after, rollout), "policy": msgspec.to_builtins(command.policy)}
+    row = drafted(command.by, now_ns, "rollout-create", (command.model, command.variant), {}, facts)
+    return Outcome(after, (row,))
+
+
+def move_rollout(state: ControlState, command: MoveRollout, now_ns: int) -> Outcome:
+    """Carry out one event. Raises `RequestError` NOT_FOUND or CONFLICT (see `rollout.step`)."""
+    rollout = rollout_of(state, command.id)
+    if command.event.move is Move.RETRY and not rollout.live:
+        _refuse_second(state, rollout.model, rollout.variant)
+    return _moved(state, rollout, command.event, command.by, now_ns, command.salt)
+
+
+def rollout_of(state: ControlState, id_: str) -> Rollout:
+    """A rollout by its id. Raises `RequestError` NOT_FOUND."""
+    rollout = state.rollouts.get(id_)
+    if rollout is None:
+        known = ", ".join(sorted(state.rollouts)) or "none yet"
+        raise RequestError(ErrorKind.NOT_FOUND, f"unknown rollout {id_!r}, expected one of: {known}")
+    return rollout
+
+
+def live_rollout(state: ControlState, model: str, variant: str) -> Rollout | None:
+    """The rollout of a variant that is under way; there is at most one."""
+    return next((r for r in state.rollouts.values() if r.live and (r.model, r.variant) == (model, variant)), None)
+
+
+def _refuse_second(state: ControlState, model: str, variant: str) -> None:
+    if (other := live_rollout(state, model, variant)) is not None:
+        raise RequestError(ErrorKind.CONFLICT, f"rollout {other.id} of {variant} is {other.state}: end it first")
+
+
+def _kept(rollouts: Mapping[str, Rollout]) -> dict[str, Rollout]:
+    """Without the oldest of those that are over."""
+    over: dict[str, list[str]] = {}
+    for rollout in sorted(rollouts.values(), key=lambda rollout: rollout.created_ns):
+        if not rollout.live:
+            over.setdefault(rollout.model, []).append(rollout.id)
+    gone = {id_ for ids in over.values() for id_ in ids[:-KEPT]}
+    return {id_: rollout for id_, rollout in rollouts.items() if id_ not in gone}
+
+
+# ---------------------------------------------------------------- what other commands mean
+
+
+def follow(before: ControlState, outcome: Outcome, command: Command, now_ns: int) -> Outcome:
+    """The rollouts after a command that was not about them: paused by hand, rolled back, killed, re-armed."""
+    own = command.id if isinstance(command, MoveRollout) else None
+    by = By(CONTROL_WORD, "found in the control word") if isinstance(command, ImportWord) else command.by
+    for rollout in list(outcome.state.rollouts.values()):
+        if rollout.id == own or not rollout.live:
+            continue
+        event = _meaning(before, outcome.state, rollout, command, by)
+        if event is not None and event.move in TRANSITIONS[rollout.state]:
+            moved = _moved(outcome.state, rollout, event, replace(by, reason=event.why), now_ns, "")
+            outcome = join(outcome, moved)
+    return outcome
+
+
+def _meaning(before: ControlState, after: ControlState, rollout: Rollout, command: Command, by: By) -> Event | None:
+    table, old = after.tables.get(rollout.model), before.tables.get(rollout.model)
+    killed = any(after.kills.get(name, OFF).on for name in (rollout.model, ALL))
+    if rollout.state is State.KILLED:
+        return None if killed else Event(Move.REARM, f"killed ({rollout.why}) and re-armed: {by.reason}")
+    if gone := _gone(rollout, table, old):
+        return Event(Move.ABORT, gone)
+    if killed:
+        return Event(Move.KILL, by.reason)
+    if rollout.state in OUT:
+        return None
+    slot = f"{rollout.model}/{rollout.variant}"
+    was, now = before.vetoes.get(slot, OFF), after.vetoes.get(slot, OFF)
+    asked = isinstance(command, Rollback) and command.model == rollout.model
+    asked = asked and command.variant in (None, rollout.variant) and now.on  # type: ignore[union-attr]
+    if asked or (now.on and now.seq > was.seq):
+        mark = after.rolled_back.get(slot)
+        automatic = by.actor == CONTROL_WORD or "guard" in by.evidence or "limit" in by.evidence
+        return Event(Move.FAIL if automatic else Move.ABORT, mark.reason if mark is not None else by.reason)
+    if isinstance(command, SetTraffic) and old is not None and table is not None and _touched(old, table, rollout):
+        return Event(Move.PAUSE, f"traffic was set by hand: {by.reason}")
+    return None
+
+
+def _gone(rollout: Rollout, table: RouteTable | None, old: RouteTable | None) -> str:
+    """Why the rollout has lost its subject, or ""."""
+    if table is None or rollout.variant not in table.variants:
+        return f"{rollout.variant} is no longer in the configuration"
+    if rollout.variant == table.baseline:
+        return f"the configuration has made {rollout.variant} the baseline"
+    if old is not None and rollout.variant in old.variants:
+        was, now = old.variants[rollout.variant].artifact, table.variants[rollout.variant].artifact
+        if was != now:
+            return f"its artifact is no longer {was} but {now}"
+    return ""
+
+
+def _touched(old: RouteTable, table: RouteTable, rollout: Rollout) -> bool:
+    variant = rollout.variant
+    return (
+        old.candidates.get(variant) != table.candidates.get(variant)
+        or old.shadow.get(variant) != table.shadow.get(variant)
+    ) and rollout.state is not State.PAUSED
+
+
+# ---------------------------------------------------------------- moving
+
+
+def _moved(state: ControlState, rollout: Rollout, event: Event, by: By, now_ns: int, salt: str) -> Outcome:
+    moved, effects = step(rollout, event, now_ns)
+    if event.move is Move.START:
+        moved = replace(moved, baseline=table_of(state, rollout.model).baseline)
+    if effects:
+        moved = replace(moved, rev=state.rev + 1)
+    outcome = Outcome(replace(state, rollouts=_kept({**state.rollouts, moved.id: moved})))
+    for effect in effects:
+        outcome = join(outcome, _applied(outcome.state, moved, effect, by, now_ns, salt))
+    before, after = _facts(state, rollout), _facts(outcome.state, moved)
+    row = drafted(by, now_ns, f"rollout-{event.move}", (rollout.model, rollout.variant), before, after)
+    return replace(outcome, audit=(*outcome.audit, row))
+
+
+def _facts(state: ControlState, rollout: Rollout) -> dict[str, Any]:
+    """What an audit row says of a rollout."""
+    table = state.tables.get(rollout.model)
+    known = table is not None and rollout.variant in table.variants
+    return {
+        "rollout": rollout.id,
+        "state": str(rollout.state),
+        "hold": str(rollout.hold) if rollout.hold else None,
+        "step": rollout.at,
+        "attempt": rollout.attempt,
+        "baseline": table.baseline if table is not None else None,
+        "weight": shares_of(table)[rollout.variant] / 100 if table is not None and known else 0.0,
+        "shadow": table.shadow.get(rollout.variant, 0) / 100 if table is not None else 0.0,
+    }
+
+
+def _applied(state: ControlState, rollout: Rollout, effect: Effect, by: By, now_ns: int, salt: str) -> Outcome:
+    """Make one effect so."""
+    table, variant = state.tables.get(rollout.model), rollout.variant
+    if table is None or variant not in table.variants or variant == table.baseline:
+        return Outcome(state)  # it has no share that could be changed
+    slot = f"{rollout.model}/{variant}"
+    if isinstance(effect, TakeOut):
+        return take_out(state, table, {variant: (engage(state.vetoes.get(slot, OFF)), by)}, now_ns)
+    if isinstance(effect, Clear):
+        # Also where no veto is in force: a higher seq is a new arming, with evidence of its own.
+        latch = release(engage(state.vetoes.get(slot, OFF)))
+        marks = {name: mark for name, mark in state.rolled_back.items() if name != slot}
+        cleared = replace(state, vetoes={**state.vetoes, slot: latch}, rolled_back=marks)
+        return Outcome(cleared, (), (WordWrite(rollout.model, variant, latch.seq, on=False),))
+    if isinstance(effect, Baseline):
+        return _as_baseline(state, table, variant)
+    if isinstance(effect, ShadowShare):
+        changed = with_shares(table, {}, {variant: effect.share}, salt)
+    else:
+        share = effect.share if isinstance(effect, Weight) else _all_but(table, variant, effect)
+        if share > (left := room(table, variant)):
+            raise RequestError(
+                ErrorKind.CONFLICT,
+                f"rollout {rollout.id}: it needs {share / 100:g} % and the other candidates leave {left / 100:g} %",
+            )
+        changed = with_shares(table, {variant: share}, {}, salt or table.salt)
+    return Outcome(replace(state, tables={**state.tables, rollout.model: changed}))
+
+
+def room(table: RouteTable, variant: str) -> int:
+    """Basis points that a candidate can have beside the other candidates."""
+    return BUCKETS - sum(size(spans) for name, spans in table.candidates.items() if name != variant)
+
+
+def _all_but(table: RouteTable, variant: str, effect: AllBut) -> int:
+    return max(0, room(table, variant) - effect.holdback)
+
+
+def _as_baseline(state: ControlState, table: RouteTable, variant: str) -> Outcome:
+    """The variant as the baseline: it has what the other candidates leave, the old baseline nothing."""
+    changed = replace(
+        table,
+        baseline=variant,
+        candidates={name: spans for name, spans in table.candidates.items() if name != variant},
+        since={name: epoch for name, epoch in table.since.items() if name != variant},
+        shadow={name: share for name, share in table.shadow.items() if name != variant},
+        epoch=table.epoch + 1,
+    )
+    earlier = state.promoted.get(table.model)
+    by_file = earlier.instead_of if earlier is not None else table.baseline
+    promoted = {model: known for model, known in state.promoted.items() if model != table.model}
+    if variant != by_file:
+        promoted[table.model] = Promoted(variant, by_file)
+    marks = {name: mark for name, mark in state.rolled_back.items() if name != f"{table.model}/{variant}"}
+    return Outcome(
+        replace(
+            state,
+            tables={**state.tables, table.model: changed},
+            promoted=promoted,
+            rolled_back=marks,
+        )
+    )

@@ -1,0 +1,77 @@
+"""From an OCI image layout to the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from serving.errors import RegistryError
+from serving.registry.layout import Found, LayoutFolder
+from serving.registry.manifest import Lineage, Manifest
+from serving.registry.store import Registered, Registry
+
+
+def import_layout(registry: Registry, folder: Path) -> list[Registered]:
+    """Register every artifact of a layout under its own model and variant, with the next numbers.
+
+    All digests are verified before any manifest is visible. What has the same content as a registered artifact is not
+    registered again. The lineage names parents as they are numbered here, where they are here.
+
+    Raises:
+        RegistryError: something in the layout is missing, damaged or refused; nothing is registered then.
+    """
+    layout = LayoutFolder(folder)
+    found = _parents_first(layout.artifacts())
+    with registry.writing():
+        for one in found:
+            _store(registry, layout, one.manifest)
+        here = registry.log.origins()
+        done = []
+        for one in found:
+            made = registry.commit(_renumbered(registry, one.manifest, here), one.digest)
+            here[one.digest] = made.manifest.ref
+            done.append(made)
+    return done
+
+
+def _store(registry: Registry, layout: LayoutFolder, manifest: Manifest) -> None:
+    for name, file in manifest.files.items():
+        with layout.open_blob(file.sha256, file.bytes) as stream:
+            try:
+                registry.blobs.take(stream, file.sha256)
+            except ValueError as error:
+                raise RegistryError(
+                    f"{manifest.ref}: {name} is damaged: expected sha256 {file.sha256}, got {error}; "
+                    "nothing was imported"
+                ) from error
+            except OSError as error:
+                raise RegistryError(f"{manifest.ref}: {name} cannot be stored: {error.strerror}") from error
+
+
+def _parents_first(found: list[Found]) -> list[Found]:
+    """In the order of their versions, but each after what it was made from."""
+    by_digest = {one.digest: one for one in found}
+    ordered: dict[str, Found] = {}
+
+    def add(one: Found) -> None:
+        # A digest depends on those of the parents, so there are no circles.
+        for parent in one.manifest.lineage.parents:
+            if parent.digest in by_digest and parent.digest not in ordered:
+                add(by_digest[parent.digest])
+        ordered.setdefault(one.digest, one)
+
+    for one in sorted(found, key=lambda one: (one.manifest.model, one.manifest.version, one.digest)):
+        add(one)
+    return list(ordered.values())
+
+
+def _renumbered(registry: Registry, manifest: Manifest, here: dict[str, str]) -> Manifest:
+    """The manifest with each parent that was imported under the reference and digest it has here."""
+    parents = []
+    for parent in manifest.lineage.parents:
+        if parent.digest in here:
+            registered = registry.resolve(here[parent.digest])
+            parent = msgspec.structs.replace(parent, ref=registered.ref, digest=registered.digest)
+        parents.append(parent)
+    return msgspec.structs.replace(manifest, lineage=Lineage(manifest.lineage.relation, tuple(parents)))

@@ -1,0 +1,133 @@
+"""Reading an OCI image layout that anybody may have written: every name checked, every digest verified."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, TypeVar
+
+import msgspec
+
+from serving.errors import RegistryError
+from serving.registry import oci
+from serving.registry.blobs import is_digest
+from serving.registry.manifest import Manifest
+from serving.registry.rules import check
+
+#: Most bytes of one JSON document; a manifest is a few kilobytes.
+DOCUMENT_LIMIT = 16 << 20
+
+Document = TypeVar("Document")
+
+
+class Found(NamedTuple):
+    """An artifact of a layout: its manifest, and the digest and stored form of that."""
+
+    manifest: Manifest
+    digest: str
+
+
+class LayoutFolder:
+    """An OCI image layout on disk.
+
+    Raises:
+        RegistryError: it is none, or of another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        if not (folder / "oci-layout").is_file():
+            raise RegistryError(f"{folder}: is no OCI image layout (it has no file oci-layout); see `registry export`")
+        layout = self._decode("oci-layout", self._small("oci-layout"), oci.Layout)
+        if layout.imageLayoutVersion != oci.LAYOUT_VERSION:
+            raise RegistryError(
+                f"{folder}: layout version {layout.imageLayoutVersion!r} is not supported, only {oci.LAYOUT_VERSION!r}"
+            )
+
+    def artifacts(self) -> list[Found]:
+        """Every artifact of ours, checked but for the content of its files. Others are passed over.
+
+        Raises:
+            RegistryError: none is there; one has a digest, a size or a name that is not right.
+        """
+        index = self._decode("index.json", self._small("index.json"), oci.Index)
+        found: dict[str, Found] = {}
+        for entry in index.manifests:
+            if entry.mediaType == oci.IMAGE_TYPE and (one := self._artifact(entry)):
+                found[one.digest] = one
+        if not found:
+            raise RegistryError(f"{self._folder}: holds no artifact of Canarium ({oci.ARTIFACT_TYPE})")
+        return list(found.values())
+
+    def open_blob(self, sha256: str, size: int) -> BinaryIO:
+        """A blob of a given size, its content not verified yet. Raises `RegistryError`."""
+        if not is_digest(sha256):
+            raise RegistryError(f"{self._folder}: {sha256!r} is not a SHA-256 digest")
+        return self._open(f"blobs/sha256/{sha256}", size)
+
+    def _artifact(self, entry: oci.Descriptor) -> Found | None:
+        where, image = self._document(entry, oci.Image)
+        if image.artifactType != oci.ARTIFACT_TYPE:
+            return None
+        if image.config.mediaType != oci.CONFIG_TYPE:
+            raise RegistryError(f"{where}: its config is {image.config.mediaType!r} and not {oci.CONFIG_TYPE!r}")
+        where, manifest = self._document(image.config, Manifest)
+        check(manifest)
+        if oci.image_of(manifest, image.config).layers != [_known(layer) for layer in image.layers]:
+            raise RegistryError(f"{where}: the files of {manifest.ref} are not the layers that come with it")
+        return Found(manifest, _hex(where, image.config))
+
+    def _document(self, entry: oci.Descriptor, kind: type[Document]) -> tuple[str, Document]:
+        """Where a document is, and what it says; its digest is verified."""
+        name = f"blobs/sha256/{_hex(str(self._folder), entry)}"
+        where = f"{self._folder / name}"
+        if not 0 <= entry.size <= DOCUMENT_LIMIT:
+            raise RegistryError(f"{where}: {entry.size} bytes are over the {DOCUMENT_LIMIT} of a manifest")
+        with self._open(name, entry.size) as stream:
+            data = stream.read(entry.size + 1)
+        got = hashlib.sha256(data).hexdigest()
+        if f"sha256:{got}" != entry.digest:
+            raise RegistryError(f"{where}: is damaged, it holds sha256 {got}; nothing was imported")
+        return where, self._decode(name, data, kind)
+
+    def _small(self, name: str) -> bytes:
+        with self._open(name) as stream:
+            data = stream.read(DOCUMENT_LIMIT + 1)
+        if len(data) > DOCUMENT_LIMIT:
+            raise RegistryError(f"{self._folder / name}: is over {DOCUMENT_LIMIT} bytes")
+        return data
+
+    def _open(self, name: str, size: int | None = None) -> BinaryIO:
+        """A file of the layout; never through a link, and nothing that is not a file."""
+        path = self._folder / name
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise RegistryError(f"{path}: cannot be read ({error.strerror}); nothing was imported") from error
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or size not in (None, found.st_size):
+            os.close(descriptor)
+            what = f"has {found.st_size} bytes and not {size}" if stat.S_ISREG(found.st_mode) else "is not a file"
+            raise RegistryError(f"{path}: {what}; nothing was imported")
+        return os.fdopen(descriptor, "rb")
+
+    def _decode(self, name: str, data: bytes, kind: type[Document]) -> Document:
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise RegistryError(f"{self._folder / name}: is not what it should be: {error}") from error
+
+
+def _hex(where: str, entry: oci.Descriptor) -> str:
+    algorithm, _, digest = entry.digest.partition(":")
+    if algorithm != "sha256" or not is_digest(digest):
+        raise RegistryError(f"{where}: digest {entry.digest!r} is not sha256 and 64 hexadecimal digits")
+    return digest
+
+
+def _known(layer: oci.Descriptor) -> oci.Descriptor:
+    """A layer without what is of no meaning here."""
+    title = {key: value for key, value in layer.annotations.items() if key == oci.TITLE}
+    return oci.Descriptor(oci.FILE_TYPE, layer.digest, layer.size, annotations=title)

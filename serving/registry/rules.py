@@ -1,0 +1,35 @@
+"""What a manifest must fulfil beyond its types before it is registered, whoever wrote it."""
+
+from __future__ import annotations
+
+import re
+
+from serving.errors import RegistryError
+from serving.registry.blobs import is_digest
+from serving.registry.manifest import Manifest
+from serving.registry.names import check_file, check_name, listed
+
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})")
+
+
+def check(manifest: Manifest) -> None:
+    """Raises `RegistryError` for a name that cannot be used, or a file that is named and not there."""
+    check_name("model", manifest.model)
+    check_name("variant", manifest.variant)
+    for name, file in manifest.files.items():
+        check_file(name)
+        if not is_digest(file.sha256) or file.bytes < 0:
+            raise RegistryError(f"{manifest.ref}: {name}: {file.sha256!r} is no SHA-256, or its size is negative")
+    where, preprocess = f"{manifest.model}/{manifest.variant}", manifest.preprocess
+    if not _TIME.fullmatch(manifest.created_at):
+        raise RegistryError(
+            f"{where}: created_at {manifest.created_at!r} is not a time such as 2026-01-31T12:00:00+00:00"
+        )
+    if manifest.entry not in manifest.files:
+        raise RegistryError(f"{where}: entry {manifest.entry!r} is not among the files ({listed(manifest.files)})")
+    if preprocess.kind == "text" and preprocess.tokenizer not in manifest.files:
+        raise RegistryError(
+            f"{where}: preprocess.tokenizer {preprocess.tokenizer!r} is not among the files ({listed(manifest.files)})"
+        )
+    if preprocess.pad and any(-1 in spec.shape[1:] for spec in manifest.session.outputs):
+        raise RegistryError(f"{where}: preprocess.pad needs outputs whose axes are fixed after the first")

@@ -1,0 +1,94 @@
+"""Who may do what at the gateway: with tokens everywhere, and with inference left open."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.control.auth import VISITOR, Auth, Principal
+from serving.control.tokens import Token, hashed
+from serving.gateway.budget import InflightBudget
+from serving.gateway.http import HttpGateway
+from tests.support.gateway import InProcessGateway
+from tests.support.http_exchange import Answer, Client
+
+BODY = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["spam"]}]}
+CHOOSE = {"x-canarium-variant": "candidate"}
+
+
+class Gate:
+    """The gateway of the model `tiny`; `visitor` is who comes without a token."""
+
+    def __init__(self, gateway: InProcessGateway, visitor: Principal | None) -> None:
+        auth_config = gateway.config.auth.model_copy(update={"mode": "tokens", "tokens_file": "tokens"})
+        config = gateway.config.model_copy(update={"auth": auth_config})
+        auth = Auth(
+            [Token(role, role, hashed(role)) for role in ("viewer", "tester", "labeller")], gateway.clock, visitor
+        )
+        self._client = Client(HttpGateway(config, gateway.plane, auth, gateway.clock, InflightBudget(256 << 20)))
+
+    async def infer(self, token: str | None = None, **headers: str) -> Answer:
+        return await self._post("/v2/models/tiny/infer", BODY, token, headers)
+
+    async def feedback(self, token: str | None = None) -> int:
+        return (await self._post("/v2/models/tiny/feedback", {"id": "r", "label": "spam"}, token, {})).status
+
+    async def get(self, path: str) -> int:
+        return (await self._client.request("GET", path)).status
+
+    async def _post(self, path: str, body: Any, token: str | None, headers: dict[str, str]) -> Answer:
+        shown = {"authorization": f"Bearer {token}"} if token else {}
+        return await self._client.request("POST", path, body, shown | headers)
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[InProcessGateway]:
+    running = InProcessGateway(tmp_path, {"candidate": ""})
+    await running.publish()
+    yield running
+    await running.plane.close()
+
+
+async def test_by_default_inference_needs_a_token(gateway: InProcessGateway) -> None:
+    gate = Gate(gateway, None)
+    refused = await gate.infer()
+    assert (refused.status, refused.headers["content-type"]) == (401, "application/json")
+    assert (await gate.infer("wrong")).status == 401
+    assert (await gate.infer("viewer")).status == 200
+    assert (await gate.get("/v2/models/tiny"), await gate.get("/v2/health/live")) == (401, 200)
+
+
+async def test_open_inference_takes_anybody_and_refuses_a_wrong_token(gateway: InProcessGateway) -> None:
+    gate = Gate(gateway, VISITOR)
+    assert (await gate.infer()).status == 200
+    assert await gate.get("/v2/models/tiny") == 200
+    assert (await gate.infer("wrong")).status == 401
+
+
+@pytest.mark.parametrize("visitor", [None, VISITOR], ids=["tokens", "open"])
+async def test_the_variant_is_chosen_by_its_role_alone(gateway: InProcessGateway, visitor: Principal | None) -> None:
+    gate = Gate(gateway, visitor)
+    assert (await gate.infer(**CHOOSE)).status == 401
+    assert (await gate.infer("viewer", **CHOOSE)).status == 403
+    chosen = await gate.infer("tester", **CHOOSE)
+    assert (chosen.status, chosen.headers["x-canarium-variant"]) == (200, "candidate")
+
+
+@pytest.mark.parametrize("visitor", [None, VISITOR], ids=["tokens", "open"])
+async def test_feedback_needs_its_role(gateway: InProcessGateway, visitor: Principal | None) -> None:
+    gate = Gate(gateway, visitor)
+    found = [await gate.feedback(token) for token in (None, "viewer", "tester", "labeller")]
+    assert found[:3] == [401, 403, 403]
+    assert found[3] < 300
+
+
+async def test_a_peer_that_keeps_failing_is_told_to_wait(gateway: InProcessGateway) -> None:
+    gate = Gate(gateway, None)
+    for _ in range(10):
+        assert (await gate.infer("wrong")).status == 401
+    slowed = await gate.infer("wrong")
+    assert (slowed.status, int(slowed.headers["retry-after"]) > 0) == (429, True)
+    assert (await gate.infer("viewer")).status == 200

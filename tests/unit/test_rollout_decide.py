@@ -1,0 +1,283 @@
+"""Which event a situation calls for, and what is said while a rollout waits: one rule a test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from rollout_kit import NOW, POLICY, SECOND, facts, frozen, passing, rollout
+
+from serving.core.rollout import Event, Hold, Move, Rollout, State
+from serving.core.rollout_decide import Decision, Guard, decide, unmet
+from serving.core.rollout_policy import Gate, Policy, Retry, Step
+
+LATER = NOW + 60 * SECOND
+
+
+def shadow(**changes: Any) -> Rollout:
+    return rollout(state=State.SHADOW, **changes)
+
+
+def bake(at: int = 5, **changes: Any) -> Rollout:
+    """At a bake: step 2 is `until: time`, step 5 `until: pass`."""
+    return rollout(state=State.RAMPING, at=at, **changes)
+
+
+def said(given: Rollout, now_ns: int = LATER, **known: Any) -> Decision:
+    return decide(given, facts(**known), now_ns)
+
+
+def with_word(name: str, word: str, action: str = "none") -> dict[str, Guard]:
+    return passing() | {name: Guard(name, word, action, f"{name} says {word}", {"events": 3})}
+
+
+def held(decision: Decision) -> Hold:
+    assert decision.event is not None
+    assert decision.event.move is Move.HOLD
+    assert decision.event.hold is not None
+    return decision.event.hold
+
+
+def moved(decision: Decision) -> Move | None:
+    return decision.event.move if decision.event is not None else None
+
+
+# ---------------------------------------------------------------- gates
+
+
+@pytest.mark.parametrize("word", ["no_data", "degraded", "inconclusive"])
+@pytest.mark.parametrize("guard", ["errors", "latency", "agreement"])
+def test_a_gate_until_pass_stays_shut_without_every_pass(guard: str, word: str) -> None:
+    decision = said(bake(), guards=with_word(guard, word))
+    assert decision == Decision(None, f"waits for: {guard}, {word} ({guard} says {word})")
+
+
+def test_a_gate_until_time_takes_inconclusive_and_no_missing_data() -> None:
+    assert moved(said(bake(2), guards=with_word("errors", "inconclusive"))) is Move.ADVANCE
+    assert moved(said(bake(2), guards=with_word("errors", "no_data"))) is None
+    without = {name: guard for name, guard in passing().items() if name != "latency"}
+    assert said(bake(2), guards=without).why == "waits for: latency (no verdict yet)"
+
+
+def test_a_gate_waits_for_its_time_and_its_requests() -> None:
+    decision = said(bake(step_seen=995), now_ns=NOW + 4 * SECOND)
+    assert decision.why == "waits for: 5 of 10 requests; 4 s of 10s"
+    assert moved(said(bake(step_seen=990))) is Move.ADVANCE
+
+
+def test_a_monitor_that_lost_its_state_counts_from_nothing() -> None:
+    assert said(bake(step_seen=5000), live=4).why == "waits for: 4 of 10 requests"
+    assert moved(said(bake(step_seen=5000), live=10)) is Move.ADVANCE
+
+
+def test_a_shadow_is_judged_by_what_pairs_can_tell() -> None:
+    only_pairs = {"agreement": Guard("agreement", "pass")}
+    assert moved(said(shadow(), guards=only_pairs, live=0)) is Move.RAMP
+    assert moved(said(shadow(), guards={}, live=0)) is None
+    assert said(shadow(), pairs=3).why == "waits for: 3 of 10 requests"
+
+
+def test_a_policy_without_live_traffic_finishes_after_its_shadow() -> None:
+    assert moved(said(shadow(policy=POLICY["shadow-only"]))) is Move.FINISH
+
+
+def test_a_gate_that_is_late() -> None:
+    late = NOW + 601 * SECOND
+    assert held(said(bake(), now_ns=late, guards=with_word("errors", "no_data"))) is Hold.NO_DATA
+    assert held(said(bake(), now_ns=late, live=3)) is Hold.NO_DATA
+    unsure = with_word("errors", "inconclusive")
+    assert held(said(bake(), now_ns=late, guards=unsure)) is Hold.INCONCLUSIVE
+    strict = _with_gate(POLICY["short"], on_inconclusive="rollback")
+    decision = said(bake(policy=strict), now_ns=late, guards=unsure)
+    assert moved(decision) is Move.FAIL
+    assert decision.evidence == {"limit": "on_inconclusive"}
+    assert decision.why == "not done within 10m: errors, inconclusive (errors says inconclusive)"
+
+
+def _with_gate(policy: Policy, **changes: Any) -> Policy:
+    step = policy.steps[5]
+    assert isinstance(step.bake, Gate)
+    changed = Step(bake=msgspec.structs.replace(step.bake, **changes))
+    return msgspec.structs.replace(policy, steps=(*policy.steps[:5], changed))
+
+
+def test_a_weight_is_left_only_when_every_gateway_has_it() -> None:
+    given = rollout(state=State.RAMPING, at=1)
+    assert said(given, confirmed=False) == Decision(None, "waits for every gateway to confirm 1 %")
+    assert moved(said(given)) is Move.ADVANCE
+
+
+# ---------------------------------------------------------------- promotion and after
+
+
+def test_a_promotion_needs_a_pass_of_every_required_guard_and_carries_the_numbers() -> None:
+    done = rollout(state=State.RAMPING, at=6)
+    decision = said(done)
+    assert moved(decision) is Move.PROMOTE
+    assert set(decision.evidence["passes"]) == {"errors", "latency", "agreement"}
+    assert held(said(done, guards=with_word("errors", "inconclusive"))) is Hold.INCONCLUSIVE
+    assert held(said(done, guards=with_word("errors", "degraded"))) is Hold.NO_DATA
+    assert unmet(done, facts(guards={})) == [
+        "errors (no verdict yet)", "latency (no verdict yet)", "agreement (no verdict yet)",
+    ]  # fmt: skip
+
+
+def test_a_guard_that_a_human_has_set_aside_is_not_waited_for() -> None:
+    done = rollout(state=State.RAMPING, at=6, waived=("errors",))
+    assert moved(said(done, guards=with_word("errors", "no_data"))) is Move.PROMOTE
+
+
+def test_the_monitoring_takes_its_time_and_needs_requests() -> None:
+    watched = rollout(state=State.MONITORING, at=6, step_seen=995)
+    assert said(watched, now_ns=NOW + 5 * SECOND).why == "waits for: 5 of 10 requests; 5 s of 30s"
+    assert moved(said(rollout(state=State.MONITORING, at=6))) is Move.SUCCEED
+    assert moved(said(rollout(state=State.MONITORING, at=6), guards={})) is None
+
+
+# ---------------------------------------------------------------- brakes
+
+
+@pytest.mark.parametrize("state", [State.WARMUP, State.SHADOW, State.RAMPING, State.PROMOTING, State.MONITORING])
+@pytest.mark.parametrize("action", ["rollback", "kill"])
+def test_a_failed_guard_goes_back_from_anywhere_even_in_a_freeze(state: State, action: str) -> None:
+    given = frozen(rollout(state=state, at=6 if state is State.MONITORING else 0))
+    decision = said(given, guards=with_word("harm", "fail", action))
+    assert moved(decision) is Move.FAIL
+    assert decision.evidence == {"guard": "harm", "sentence": "harm says fail", "statistic": {"events": 3}}
+
+
+def test_a_paused_rollout_still_goes_back() -> None:
+    paused = rollout(state=State.PAUSED, held=State.RAMPING, hold=Hold.MANUAL, at=2)
+    assert moved(said(paused, guards=with_word("harm", "fail", "rollback"))) is Move.FAIL
+
+
+def test_a_verdict_about_an_earlier_attempt_does_not_stop_one_that_has_not_begun() -> None:
+    assert moved(said(rollout(), guards=with_word("harm", "fail", "rollback"))) is Move.START
+
+
+def test_an_alert_changes_nothing() -> None:
+    assert (
+        moved(said(bake(), guards=passing() | {"latency_slo": Guard("latency_slo", "fail", "alert")})) is Move.ADVANCE
+    )
+
+
+def test_limits_go_back() -> None:
+    assert said(bake(), suspect=101).evidence["limit"] == "max_suspect_responses"
+    assert moved(said(bake(), suspect=100)) is Move.ADVANCE
+    old = rollout(state=State.PAUSED, held=State.RAMPING, hold=Hold.APPROVAL, at=3)
+    decision = said(old, now_ns=NOW + 2 * 86_400 * SECOND + 1)
+    assert (moved(decision), decision.why) == (Move.FAIL, "not done within limits.max_duration, 2d")
+
+
+@pytest.mark.parametrize("silent_s", [10.1, None])
+def test_a_lost_monitor_pauses_and_is_waited_for(silent_s: float | None) -> None:
+    assert held(said(bake(), silent_s=silent_s)) is Hold.MONITOR_LOST
+    lost = rollout(state=State.PAUSED, held=State.RAMPING, hold=Hold.MONITOR_LOST, at=5)
+    assert moved(said(lost, silent_s=silent_s)) is None
+    assert moved(said(lost, guards={})) is None
+    assert moved(said(lost)) is Move.RESUME
+
+
+def test_a_guard_that_pauses_waits_for_a_human_and_is_not_raised_again_once_set_aside() -> None:
+    breached = with_word("agreement", "fail", "pause")
+    assert held(said(bake(), guards=breached)) is Hold.GUARD
+    paused = rollout(state=State.PAUSED, held=State.RAMPING, hold=Hold.GUARD, at=5, why="agreement says fail")
+    assert said(paused, guards=breached) == Decision(None, "waits for a human: agreement says fail")
+    assert moved(said(bake(waived=("agreement",)), guards=breached)) is Move.ADVANCE
+
+
+def test_a_candidate_gets_no_more_traffic_than_the_baseline_could_take_back() -> None:
+    decision = said(rollout(state=State.SHADOW, at=0), headroom=0.8)
+    assert held(decision) is Hold.NO_HEADROOM
+    assert "can do 0.80 times the present traffic" in decision.why
+    assert held(said(rollout(state=State.RAMPING, at=6), headroom=0.8)) is Hold.NO_HEADROOM  # the promotion
+    paused = rollout(state=State.PAUSED, held=State.SHADOW, hold=Hold.NO_HEADROOM)
+    assert moved(said(paused, headroom=0.99)) is None
+    assert moved(said(paused, headroom=1.0)) is Move.RESUME
+    for unknown in (None, 1.0):
+        assert moved(said(rollout(state=State.SHADOW, at=0), headroom=unknown)) is Move.RAMP
+
+
+def test_a_step_that_gives_no_more_asks_for_no_headroom() -> None:
+    assert moved(said(bake(2), headroom=0.1)) is Move.ADVANCE
+
+
+def test_a_policy_may_ask_for_any_headroom_or_none() -> None:
+    shadowed = rollout(state=State.SHADOW, at=0)
+    for least, headroom, move in ((0.0, 0.01, Move.RAMP), (2.0, 1.9, Move.HOLD), (2.0, 2.0, Move.RAMP)):
+        limits = msgspec.structs.replace(shadowed.policy.limits, min_headroom=least)
+        policy = msgspec.structs.replace(shadowed.policy, limits=limits)
+        assert moved(said(msgspec.structs.replace(shadowed, policy=policy), headroom=headroom)) is move
+
+
+def test_with_an_ailing_baseline_nothing_advances_and_nothing_flaps() -> None:
+    ailing = "the baseline teacher has no worker"
+    assert held(said(bake(), ailing=ailing)) is Hold.BASELINE
+    paused = rollout(state=State.PAUSED, held=State.RAMPING, hold=Hold.BASELINE, at=5, baseline="teacher")
+    assert said(paused, ailing=ailing) == Decision(None, ailing)
+    assert moved(said(paused)) is Move.RESUME
+    assert moved(said(rollout(state=State.MONITORING, at=6), ailing=ailing)) is not Move.HOLD
+
+
+def test_a_guard_in_dry_run_neither_brakes_nor_is_waited_for() -> None:
+    watching = passing() | {"latency": Guard("latency", "fail", "none", "latency says fail", dry_run=True)}
+    assert moved(said(bake(), guards=watching)) is Move.ADVANCE
+    assert unmet(bake(), facts(guards=watching)) == []
+    alone = {name: Guard(name, "inconclusive", dry_run=True) for name in passing()}
+    assert len(unmet(bake(), facts(guards=alone))) == 3  # a promotion needs evidence of somebody
+
+
+# ---------------------------------------------------------------- waiting
+
+
+def test_what_a_pause_waits_for() -> None:
+    by_hand = rollout(state=State.PAUSED, held=State.RAMPING, hold=Hold.MANUAL, at=5, why="lunch")
+    assert said(by_hand) == Decision(None, "waits for a human: lunch")
+    asked = said(rollout(state=State.RAMPING, at=3))
+    assert (held(asked), asked.why) == (Hold.APPROVAL, "waits for the approval of an operator")
+    starved = rollout(state=State.PAUSED, held=State.RAMPING, hold=Hold.NO_DATA, at=5)
+    assert moved(said(starved, now_ns=NOW + 9999 * SECOND, guards=with_word("errors", "no_data"))) is None
+    assert moved(said(starved, now_ns=NOW + 9999 * SECOND)) is Move.RESUME
+
+
+def test_a_freeze_turns_an_advance_into_a_pause_that_ends_with_it() -> None:
+    decision = said(frozen(bake()))
+    assert held(decision) is Hold.FREEZE
+    assert "a freeze window is open for" in decision.why
+    waiting = rollout(state=State.PAUSED, held=State.RAMPING, hold=Hold.FREEZE, at=5)
+    assert moved(said(frozen(waiting))) is None
+    assert moved(said(waiting)) is Move.RESUME
+    assert moved(said(frozen(rollout()))) is None  # pending stays pending
+
+
+def test_a_candidate_is_warmed_up_before_it_gets_anything() -> None:
+    given = rollout(state=State.WARMUP)
+    for workers in (0, None):
+        assert said(given, workers=workers) == Decision(None, "waits for a worker of int8")
+    assert said(given, silent_s=60.0) == Decision(None, "waits for the monitor")
+    assert moved(said(given)) is Move.SHADOW
+
+
+def test_pending_waits_for_its_time_and_for_a_model_that_is_not_killed() -> None:
+    assert said(rollout(not_before_ns=LATER + 5 * SECOND, attempt=2)).why == "attempt 2 starts in 5 s"
+    assert said(rollout(), killed=True) == Decision(None, "the model is killed")
+
+
+def test_a_rollback_is_done_when_every_gateway_has_it_and_tried_again_only_if_the_policy_says_so() -> None:
+    assert moved(said(rollout(state=State.ROLLING_BACK), confirmed=False)) is None
+    assert moved(said(rollout(state=State.ROLLING_BACK))) is Move.DONE
+    assert moved(said(rollout(state=State.ROLLED_BACK, failed=True))) is Move.RETRY
+    assert moved(said(rollout(state=State.ROLLED_BACK, failed=False))) is None  # a human ended it
+    assert moved(said(rollout(state=State.ROLLED_BACK, failed=True, attempt=2))) is None
+    once = msgspec.structs.replace(POLICY["short"], retry=Retry())
+    assert moved(said(rollout(state=State.ROLLED_BACK, failed=True, policy=once))) is None
+
+
+def test_what_is_counted_from_a_step_on() -> None:
+    assert said(rollout(state=State.WARMUP), pairs=40).event == Event(
+        Move.SHADOW, "int8 has 1 worker: 100 % of the requests are copied", seen=40
+    )
+    ramp = said(shadow(), pairs=70, live=7).event
+    assert ramp is not None
+    assert ramp.seen == 0  # a new arming has answered nothing yet
