@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -102,6 +103,15 @@ def test_a_candidate_that_cannot_start_costs_the_baseline_nothing(tmp_path: Path
         assert (answer.status_code, answer.headers["x-canarium-variant"]) == (200, "teacher")
 
 
+@pytest.fixture
+def _terminal() -> Iterator[None]:
+    """SIGHUP as a terminal's programs have it, also where the tests themselves run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_terminal")
 def test_a_closed_terminal_ends_everything_after_the_open_requests(tmp_path: Path) -> None:
     with running(tiny_document(tmp_path / "registry", {}), tmp_path) as stack:
         worker = stack.pid(":teacher")
