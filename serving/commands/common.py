@@ -22,6 +22,9 @@ OK, ERROR, USAGE, UNREACHABLE, REFUSED = range(5)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+#: A file that must be there.
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 reason_option = click.option("--reason", required=True, help="Why; kept in the audit log.")
 state_dir_option = click.option(
@@ -32,6 +35,15 @@ state_dir_option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="State directory of the deployment (state.dir in its file).",
 )
+
+
+def file_option(
+    name: str, text: str, *, required: bool = False, default: str | None = None
+) -> Callable[[Command], Command]:
+    """`-f`, `--file`: a file that must be there, given to the command as `name`."""
+    return click.option(
+        *("-f", "--file", name), type=FILE, required=required, default=default, show_default=bool(default), help=text
+    )
 
 
 def registry_option(*names: str) -> Callable[[Command], Command]:
@@ -80,7 +92,7 @@ def inference_options(command: Command) -> Command:
 def token_option(command: Command) -> Command:
     return click.option(
         "--token-file",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=FILE,
         help="File with the bearer token (or the token itself in $CANARIUM_TOKEN).",
     )(command)
 

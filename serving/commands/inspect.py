@@ -16,6 +16,7 @@ from serving.commands.common import (
     console,
     control_options,
     emit_json,
+    file_option,
     json_option,
     read_config,
     state_dir_option,
@@ -138,9 +139,7 @@ def _verify(answer: Json, as_json: bool) -> int:
 
 
 @click.command()
-@click.option(
-    "-f", "--file", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Use its ports."
-)
+@file_option("path", "Use its ports.")
 @state_dir_option
 @json_option
 def doctor(path: Path | None, state_dir: Path, as_json: bool) -> int:

@@ -6,13 +6,21 @@ from pathlib import Path
 
 import click
 
-from serving.commands.common import OK, console, emit_json, json_option, read_config, set_option, state_dir_option
-
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+from serving.commands.common import (
+    FILE,
+    OK,
+    console,
+    emit_json,
+    file_option,
+    json_option,
+    read_config,
+    set_option,
+    state_dir_option,
+)
 
 
 @click.command()
-@click.option("-f", "--file", "path", required=True, type=FILE, help="Configuration file.")
+@file_option("path", "Configuration file.", required=True)
 @set_option
 def up(path: Path, overrides: tuple[str, ...]) -> int:
     """Start the deployment of FILE and stay until stopped.
@@ -26,7 +34,7 @@ def up(path: Path, overrides: tuple[str, ...]) -> int:
 
 
 @click.command()
-@click.option("-f", "--file", "path", type=FILE, help="Configuration file; its state.dir says what to stop.")
+@file_option("path", "Configuration file; its state.dir says what to stop.")
 @set_option
 @state_dir_option
 def down(path: Path | None, overrides: tuple[str, ...], state_dir: Path) -> int:
@@ -43,7 +51,7 @@ def down(path: Path | None, overrides: tuple[str, ...], state_dir: Path) -> int:
 
 
 @click.command()
-@click.option("-f", "--file", "path", required=True, type=FILE, help="Configuration file.")
+@file_option("path", "Configuration file.", required=True)
 @set_option
 def monitor(path: Path, overrides: tuple[str, ...]) -> int:
     """Run the monitor of the deployment of FILE alone, as a sidecar container does.

@@ -15,6 +15,7 @@ from serving.commands.common import (
     console,
     control_options,
     emit_json,
+    file_option,
     json_option,
     reason_option,
     said,
@@ -37,13 +38,7 @@ ACTIONS: tuple[tuple[str, str, str | None], ...] = (
 
 def policy_options(command: Command) -> Command:
     """`--policy` and `-f`, one of which names the policy."""
-    command = click.option(
-        "-f",
-        "--file",
-        "path",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="A rollout file of your own.",
-    )(command)
+    command = file_option("path", "A rollout file of your own.")(command)
     policies = "A built-in policy: careful, fast or shadow-only."
     return click.option("--policy", "name", metavar="NAME", help=policies)(command)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from serving.commands.common import OK
+from serving.commands.common import OK, file_option
 
 
 @click.group()
@@ -15,15 +15,7 @@ def slo() -> None:
 
 
 @slo.command()
-@click.option(
-    "-f",
-    "--file",
-    "path",
-    default="canarium.yaml",
-    show_default=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The configuration file.",
-)
+@file_option("path", "The configuration file.", default="canarium.yaml")
 @click.option(
     "--format",
     "form",

@@ -13,6 +13,7 @@ from serving.commands.common import (
     Command,
     actor,
     emit_json,
+    file_option,
     json_option,
     read_config,
     reason_option,
@@ -26,14 +27,7 @@ if TYPE_CHECKING:
 
 def where_options(command: Command) -> Command:
     """`--state-dir`, or `--file` with a configuration that says where the state is."""
-    command = click.option(
-        "-f",
-        "--file",
-        "config",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Configuration file; its state section says what is meant.",
-    )(command)
-    return state_dir_option(command)
+    return state_dir_option(file_option("config", "Configuration file; its state section says what is meant.")(command))
 
 
 @click.group()

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from serving.clock import SystemClock
-from serving.commands.common import OK, Command, console, emit_json, json_option, read_config
+from serving.commands.common import OK, Command, console, emit_json, file_option, json_option, read_config
 from serving.roles import MONITOR, ROLES
 
 SECONDS = {"h": 3600, "d": 86400, "w": 7 * 86400}
@@ -23,13 +23,7 @@ def file_options(command: Command) -> Command:
         type=click.Path(dir_okay=False, path_type=Path),
         help="The tokens file.",
     )(command)
-    return click.option(
-        "-f",
-        "--file",
-        "config",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Configuration file whose auth.tokens_file is meant.",
-    )(command)
+    return file_option("config", "Configuration file whose auth.tokens_file is meant.")(command)
 
 
 @click.group()

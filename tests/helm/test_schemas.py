@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import json
 import math
+from copy import deepcopy
 from typing import Any
 
 import charts
@@ -12,11 +12,11 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from rayservice import RAYSERVICE
 
 from serving.config import parse_config
 
 KUBERNETES = "1.37.0"
-RAYSERVICE_SCHEMA = charts.ROOT.parent / "shared" / "schemas" / "rayservice-v1.schema.json"
 #: No published schema of these is at hand; the golden renders hold them.
 OF_PROMETHEUS_OPERATOR = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}
 
@@ -40,10 +40,14 @@ def test_pod_templates_are_valid_kubernetes(case: str) -> None:
 
 @pytest.mark.parametrize("case", charts.CASES)
 def test_the_rayservice_is_valid_for_kuberay(case: str) -> None:
-    if not RAYSERVICE_SCHEMA.exists():
-        pytest.skip(f"no schema of KubeRay's RayService at ../shared/schemas/{RAYSERVICE_SCHEMA.name}")
-    schema = json.loads(RAYSERVICE_SCHEMA.read_text(encoding="utf-8"))
-    jsonschema.validate(charts.one(case, "RayService"), schema)
+    jsonschema.validate(charts.one(case, "RayService"), RAYSERVICE)
+
+
+def test_a_misspelt_field_of_the_rayservice_is_found() -> None:
+    document = deepcopy(charts.one("default", "RayService"))
+    document["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["maxReplica"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="maxReplica"):
+        jsonschema.validate(document, RAYSERVICE)
 
 
 @pytest.mark.parametrize("case", charts.CASES)

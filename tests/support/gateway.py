@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,17 @@ class InProcessGateway:
         """All records written so far, oldest first."""
         ring = np.frombuffer(self.spool.path.read_bytes()[RING_OFFSET:], RECORD_DTYPE)
         return np.sort(ring[ring["seq"] > 0], order="seq")
+
+
+@asynccontextmanager
+async def published(folder: Path, faults: Mapping[str, str | None]) -> AsyncIterator[InProcessGateway]:
+    """A gateway that has its first table; closed afterwards."""
+    running = InProcessGateway(folder, faults)
+    await running.publish()
+    try:
+        yield running
+    finally:
+        await running.plane.close()
 
 
 def request(*texts: str, id: str = "") -> InferRequest:

@@ -12,7 +12,7 @@ from serving.control.auth import VISITOR, Auth, Principal
 from serving.control.tokens import Token, hashed
 from serving.gateway.budget import InflightBudget
 from serving.gateway.http import HttpGateway
-from tests.support.gateway import InProcessGateway
+from tests.support.gateway import InProcessGateway, published
 from tests.support.http_exchange import Answer, Client
 
 BODY = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["spam"]}]}
@@ -46,10 +46,8 @@ class Gate:
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[InProcessGateway]:
-    running = InProcessGateway(tmp_path, {"candidate": ""})
-    await running.publish()
-    yield running
-    await running.plane.close()
+    async with published(tmp_path, {"candidate": ""}) as running:
+        yield running
 
 
 async def test_by_default_inference_needs_a_token(gateway: InProcessGateway) -> None:

@@ -16,7 +16,7 @@ from serving.control.auth import Auth
 from serving.gateway.budget import InflightBudget
 from serving.gateway.http import HttpGateway
 from serving.transport.http1 import Head
-from tests.support.gateway import InProcessGateway
+from tests.support.gateway import InProcessGateway, published
 from tests.support.http_exchange import INFER, Client
 
 GOOD = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["spam"]}]}
@@ -24,10 +24,8 @@ GOOD = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[InProcessGateway]:
-    running = InProcessGateway(tmp_path, {"candidate": ""})
-    await running.publish()
-    yield running
-    await running.plane.close()
+    async with published(tmp_path, {"candidate": ""}) as running:
+        yield running
 
 
 @pytest.fixture

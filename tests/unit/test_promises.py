@@ -16,17 +16,15 @@ from serving.gateway.budget import InflightBudget
 from serving.gateway.http import HttpGateway
 from serving.gateway.variants import VariantPlane
 from serving.transport.http1 import Http1Server
-from tests.support.gateway import InProcessGateway
+from tests.support.gateway import InProcessGateway, published
 from tests.support.http1_kit import Peer, post
 
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[InProcessGateway]:
     """`hangs` works for half a second on a text with "boom" in it, then its run is ended."""
-    running = InProcessGateway(tmp_path, {"hangs": "hangs?"})
-    await running.publish()
-    yield running
-    await running.plane.close()
+    async with published(tmp_path, {"hangs": "hangs?"}) as running:
+        yield running
 
 
 def plane_of(gateway: InProcessGateway) -> VariantPlane:
