@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 ACTIONS: tuple[tuple[str, str, str | None], ...] = (
     ("pause", "Stop advancing; weights stay as they are.", None),
     ("resume", "Go on from where it was paused.", "Although a guard pauses it."),
-    ("promote", "Skip the steps that are left.", "Although a required guard has not passed."),
+    (
+        "promote",
+        "Skip the steps that are left.",
+        "Although a required guard has not passed, or headroom lacks.",
+    ),
     ("abort", "End it: the candidate loses its traffic.", None),
     ("approve", "Let it past the approval that it waits for.", None),
     ("retry", "Start it again after its cooldown, with new users and new evidence.", None),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from serving.control.auth import Principal
 from serving.control.plane import Plane
 from serving.control.rollouts import rollout_of
 from serving.control.seed import fresh_salt
 from serving.core.commands import By, MoveRollout, Rollback, StartRollout
 from serving.core.rollout import Hold, Move, Rollout
-from serving.core.rollout_decide import Facts, by_hand, unmet
+from serving.core.rollout_decide import Facts, by_hand, headroom_lack, unmet
 from serving.core.rollout_plan import plan
 from serving.core.rollout_policy import NAMED, Policy, parse_policy
 from serving.errors import ConfigError, ErrorKind, RequestError, bad_request
@@ -19,7 +21,7 @@ from serving.errors import ConfigError, ErrorKind, RequestError, bad_request
 ACTIONS = {
     "pause": "Stop advancing; the weights stay as they are.",
     "resume": "Go on from where it was paused; `override` although a guard pauses it.",
-    "promote": "Skip the steps that are left; `override` although a required guard has not passed.",
+    "promote": "Skip the steps that are left; `override` although a required guard has not passed, or headroom lacks.",
     "abort": "End it: the candidate loses its traffic.",
     "approve": "Let it past the approval that it waits for.",
     "retry": "Start it again after its cooldown, with other users and evidence of its own.",
@@ -84,7 +86,7 @@ async def ask(
 
     Args:
         override: with `resume`, go on although a guard pauses it; with `promote`, although a required guard
-            has not passed. Both are written into the trail.
+            has not passed or the baseline could not take the traffic back. Both are written into the trail.
 
     Raises:
         RequestError: NOT_FOUND; FORBIDDEN for an approval below the step's role; CONFLICT.
@@ -99,9 +101,11 @@ async def ask(
         return plane.rollout_view(rollout_of(plane.state, id_))
     if action == "approve":
         _require_role(rollout, principal)
+        _require_headroom(rollout, facts)
     waive = _waived(rollout, facts, action, override)
-    if waive:
-        by = By(by.actor, by.reason, {**by.evidence, "override": list(waive)})
+    overridden = [*waive, *(["headroom"] if action == "promote" and headroom_lack(rollout, facts) else [])]
+    if overridden:
+        by = By(by.actor, by.reason, {**by.evidence, "override": overridden})
     move = _MOVES.get(action) or Move(action)
     event = by_hand(move, rollout, facts, by.reason, waive)
     await plane.execute(MoveRollout(id_, event, by, fresh_salt()))
@@ -114,14 +118,24 @@ def _require_role(rollout: Rollout, principal: Principal) -> None:
         principal.require(step.approve.role)
 
 
+def _require_headroom(rollout: Rollout, facts: Facts) -> None:
+    """Raises `RequestError` CONFLICT if the approved step gives traffic that the baseline could not take back."""
+    gives = msgspec.structs.replace(rollout, at=rollout.at + 1).weight > rollout.weight
+    if gives and (lack := headroom_lack(rollout, facts)) is not None:
+        raise RequestError(ErrorKind.CONFLICT, f"rollout {rollout.id}: {lack}; approve it when there is room")
+
+
 def _waived(rollout: Rollout, facts: Facts, action: str, override: bool) -> tuple[str, ...]:
     """The guards that a human sets aside. Raises `RequestError` CONFLICT if one would have to be and is not."""
     if action == "promote":
         waits = unmet(rollout, facts)
-        if waits and not override:
+        lack = headroom_lack(rollout, facts)
+        if (waits or lack) and not override:
+            needs = [f"a pass of every required guard: {'; '.join(waits)}"] if waits else []
+            needs += [f"room to go back: {lack}"] if lack else []
             raise RequestError(
                 ErrorKind.CONFLICT,
-                f"rollout {rollout.id}: a promotion needs a pass of every required guard: {'; '.join(waits)}. "
+                f"rollout {rollout.id}: a promotion needs {'; and '.join(needs)}. "
                 'To promote it all the same, ask again with "override": true',
             )
         words = {name: guard.verdict for name, guard in facts.guards.items()}

@@ -102,6 +102,17 @@ def unmet(rollout: Rollout, facts: Facts) -> list[str]:
     return [_said(guard, facts) for guard in required(rollout, facts) if _word(guard, facts) != "pass"]
 
 
+def headroom_lack(rollout: Rollout, facts: Facts) -> str | None:
+    """Why the baseline could not take all traffic back; None if it can, or nothing is known of it."""
+    least = rollout.policy.limits.min_headroom
+    if facts.headroom is None or facts.headroom >= least:
+        return None
+    return (
+        f"{rollout.baseline} can do {facts.headroom:.2f} times the present traffic alone, under the {least:g} of "
+        "limits.min_headroom: a rollback would bury it"
+    )
+
+
 def by_hand(move: Move, rollout: Rollout, facts: Facts, why: str, waive: tuple[str, ...] = ()) -> Event:
     """What a human asks of a rollout, as an event."""
     return Event(move, why, seen=_seen(move, rollout, facts), waive=waive)
@@ -271,7 +282,7 @@ def _promotion(rollout: Rollout, facts: Facts) -> Decision:
         words = {_word(guard, facts) for guard in required(rollout, facts)}
         hold = Hold.NO_DATA if words & set(_EMPTY) else Hold.INCONCLUSIVE
         return _event(Move.HOLD, facts, rollout, f"a promotion needs: {'; '.join(waits)}", hold=hold)
-    if (thin := _thin(rollout, facts)) is not None:
+    if (thin := headroom_lack(rollout, facts)) is not None:
         return _event(Move.HOLD, facts, rollout, thin, hold=Hold.NO_HEADROOM)
     judges = required(rollout, facts)
     passed = "; ".join(_said(guard, facts) for guard in judges)
@@ -301,22 +312,11 @@ def _to_weight(rollout: Rollout, facts: Facts, move: Move, at: int, why: str) ->
         if rollout.state in (State.SHADOW, State.RAMPING):
             return _event(Move.HOLD, facts, rollout, lack, hold=Hold.NO_ROOM)
         return Decision(None, lack)
-    if wanted > rollout.weight and (thin := _thin(rollout, facts)) is not None:
+    if wanted > rollout.weight and (thin := headroom_lack(rollout, facts)) is not None:
         if rollout.state in (State.SHADOW, State.RAMPING):
             return _event(Move.HOLD, facts, rollout, thin, hold=Hold.NO_HEADROOM)
         return Decision(None, thin)
     return _event(move, facts, rollout, why)
-
-
-def _thin(rollout: Rollout, facts: Facts) -> str | None:
-    """Why the baseline could not take all traffic back; None if it can, or nothing is known of it."""
-    least = rollout.policy.limits.min_headroom
-    if facts.headroom is None or facts.headroom >= least:
-        return None
-    return (
-        f"{rollout.baseline} can do {facts.headroom:.2f} times the present traffic alone, under the {least:g} of "
-        "limits.min_headroom: a rollback would bury it"
-    )
 
 
 # ---------------------------------------------------------------- words

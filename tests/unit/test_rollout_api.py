@@ -51,7 +51,7 @@ async def started(api: httpx.AsyncClient, **more: Any) -> str:
     return id_
 
 
-async def tick(rig: Rig, words: dict[str, str] | None = None, times: int = 1) -> None:
+async def tick(rig: Rig, words: dict[str, str] | None = None, times: int = 1, headroom: float | None = None) -> None:
     """Ten seconds, a heartbeat and a look of the driver, so many times."""
     driver = RolloutDriver(rig.plane, rig.clock, salt=lambda: "salt")
     for _ in range(times):
@@ -65,7 +65,8 @@ async def tick(rig: Rig, words: dict[str, str] | None = None, times: int = 1) ->
         seen = rig.clock.wall_ns() // 10**8 % 10**6
         counts = {"moderation": {"int8": {"live": seen, "pairs": seen, "suspect": 0.0, "workers": 1}}}
         rev = rig.plane.state.rev
-        rig.plane.heartbeat(Heartbeat("now", "ok", {"moderation": verdicts}, rev=rev, counts=counts))
+        beat = Heartbeat("now", "ok", {"moderation": verdicts}, rev=rev, counts=counts)
+        rig.plane.heartbeat(msgspec.structs.replace(beat, headroom={"moderation": headroom}))
         rig.plane.gateways.see(GatewayInfo("g", rev=rev))
         await driver.tick()
 
@@ -176,6 +177,24 @@ async def test_a_promotion_by_hand_needs_every_pass_or_an_override_in_the_trail(
     assert (answer.json()["state"], answer.json()["weight"], answer.json()["waived"]) == ("promoting", 95.0, ["errors"])
     row = (await rig.trail())[-1]
     assert (row.action, row.actor, row.evidence) == ("rollout-promote", "cli:ann", {"override": ["errors"]})
+
+
+async def test_no_human_gives_traffic_that_the_baseline_could_not_take_back_unawares(
+    api: httpx.AsyncClient, rig: Rig
+) -> None:
+    id_ = await started(api)
+    await tick(rig, times=12)
+    assert (await api.get(f"{ROOT}/{id_}")).json()["hold"] == "approval"
+    await tick(rig, headroom=0.5)
+    answer = await api.post(f"{ROOT}/{id_}:approve", json=WHY)
+    assert answer.status_code == 409
+    assert "can do 0.50 times the present traffic alone" in answer.json()["error"]
+    answer = await api.post(f"{ROOT}/{id_}:promote", json=WHY)
+    assert answer.status_code == 409
+    assert "a promotion needs room to go back" in answer.json()["error"]
+    answer = await api.post(f"{ROOT}/{id_}:promote", json={**WHY, "override": True})
+    assert answer.json()["state"] == "promoting"
+    assert (await rig.trail())[-1].evidence == {"override": ["headroom"]}
 
 
 async def test_a_guards_pause_is_left_by_an_override_only(api: httpx.AsyncClient, rig: Rig) -> None:
