@@ -16,7 +16,7 @@ Records = npt.NDArray[np.void]
 
 _COLUMNS = (
     "kind", "series", "answered", "flags", "cause", "status", "epoch", "total_us", "batch_key", "request_key",
-    "rows", "flips", "wall_ns", "mono_ns", "cls", "ref_cls",
+    "rows", "flips", "wall_ns", "mono_ns", "inclusion", "cls", "ref_cls",
 )  # fmt: skip
 
 
@@ -29,10 +29,10 @@ def events(records: Records, variants: Sequence[str]) -> Iterator[tuple[int, Eve
     known = len(variants)
     columns = [records[column].tolist() for column in _COLUMNS]
     for (kind, series, answered, flags, cause, status, epoch, total_us, batch_key, request_key, rows, flips, wall_ns,
-         mono_ns, cls, ref_cls) in zip(*columns, strict=True):  # fmt: skip
+         mono_ns, inclusion, cls, ref_cls) in zip(*columns, strict=True):  # fmt: skip
         event = Event(
             kind, variants[series] if series < known else "", variants[answered] if answered < known else "", flags,
-            cause, status, epoch, total_us, batch_key, request_key, rows, flips, wall_ns, mono_ns,
+            cause, status, epoch, total_us, batch_key, request_key, rows, flips, wall_ns, mono_ns, inclusion,
         )  # fmt: skip
         yield series, event, cls, ref_cls
 

@@ -53,6 +53,7 @@ class Event(msgspec.Struct, frozen=True):
     flips: int = 0
     wall_ns: int = 0
     mono_ns: int = 0
+    inclusion: float = 1.0  # of a pair: the chance with which its request was chosen to be scored
 
 
 class Trip(msgspec.Struct, frozen=True):
@@ -290,7 +291,7 @@ class ModelGuards:
         if event.flips:
             candidate.examples["agreement"].append(event.request_key)
             if event.kind == Kind.REFERENCE:  # somebody was given that answer, and others like it were not scored
-                candidate.suspect += event.flips / (self.reference or 1.0)
+                candidate.suspect += 1.0 / (event.inclusion or 1.0)
         candidate.agreement.observe(event.flips, event.rows)
 
     # ------------------------------------------------------------ what follows

@@ -12,7 +12,7 @@ import msgspec
 log = logging.getLogger("canarium.monitor")
 
 FILE = "state.msgpack"
-VERSION = 4
+VERSION = 5
 
 
 class Committed(msgspec.Struct):

@@ -77,6 +77,7 @@ class Watch:
         self.foreign = 0  # records of models or series that this monitor does not know
         self.last_record_mono_ns = 0
         self._losses: deque[tuple[float, int, int]] = deque()
+        self._latest: dict[Key, Totals] | None = None  # as of the last tick
         self._rows: deque[tuple[float, dict[str, int]]] = deque()  # monotonic seconds, rows asked of each model
 
     # ------------------------------------------------------------ input
@@ -104,7 +105,7 @@ class Watch:
         """Once a second: look for new and finished files, sample the objectives and the loss."""
         self.ingest.scan()
         self.ingest.settle()
-        totals = self.ingest.totals()
+        totals = self._latest = self.ingest.totals()
         now_s = self.clock.wall_ns() / 1e9
         for model in self.models.values():
             if model.config.slo:
@@ -217,6 +218,10 @@ class Watch:
     def totals(self) -> dict[Key, Totals]:
         return self.ingest.totals()
 
+    def _recent(self) -> dict[Key, Totals]:
+        """The totals as of the last tick, which are at most a second old and cost nothing."""
+        return self._latest if self._latest is not None else self.totals()
+
     def verdicts(self) -> dict[str, list[Verdict]]:
         """Verdicts by model: the statistical guards of each candidate, then the objectives by variant."""
         now_ns, degraded = self.clock.wall_ns(), self.degraded
@@ -230,7 +235,7 @@ class Watch:
 
     def counts(self) -> dict[str, dict[str, dict[str, float]]]:
         """By model and candidate: `ModelGuards.counts`, and `workers` that take a batch now, also the baseline's."""
-        totals = self.totals()
+        totals = self._recent()
         found: dict[str, dict[str, dict[str, float]]] = {}
         for name, model in self.models.items():
             found[name] = {**model.guards.counts(), model.guards.baseline: {}}
@@ -244,7 +249,7 @@ class Watch:
 
         Under 1 the baseline could not carry the present traffic alone. None while either is not known.
         """
-        totals = self.totals()
+        totals = self._recent()
         found: dict[str, float | None] = dict.fromkeys(self.models)
         if len(self._rows) < 2:
             return found

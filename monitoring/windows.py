@@ -81,7 +81,11 @@ class Window:
 
     def rate(self, now_s: int, seconds: int) -> float:
         """Answered requests a second over the `seconds` before `now_s`."""
-        return sum(self._get(second)[1] for second in range(now_s - seconds, now_s)) / seconds
+        return sum(self._requests(second) for second in range(now_s - seconds, now_s)) / seconds
+
+    def _requests(self, second: int) -> int:
+        open_ = self._open.get(second)
+        return open_.requests if open_ is not None else self._get(second)[1]
 
     def state(self) -> VariantState:
         return VariantState(sorted(self._rows.values()), self._open)

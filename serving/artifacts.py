@@ -1,6 +1,7 @@
 """Which artifacts a configuration means: `latest` and aliases become revisions once, when something starts.
 
-So a restarted gateway or worker serves what the others serve, whatever was registered or renamed meanwhile.
+So a restarted gateway or worker of an instance serves what the others serve, whatever was registered or renamed
+meanwhile. On a cluster every Serve application starts by itself: a configuration for one names revisions.
 """
 
 from __future__ import annotations

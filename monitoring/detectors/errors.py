@@ -27,8 +27,9 @@ class Errors(Detector):
     observation, X = 1{error}, against E[X | past] <= 0.10. Which of the two bets is placed is known
     beforehand, so their product is one e-process. Passes by the mirrored test of the candidate's own
     error rate against `budget`: each of its requests is an observation, except that what one stall
-    kept waiting is one error here too. A stall of the whole machine fails everything in flight at
-    once and says little about the rate; stalls of the candidate alone are for the race to find.
+    kept waiting is one error here too, as long as the candidate answers nothing meanwhile. A stall of
+    the whole machine fails everything in flight at once and says little about the rate; stalls of the
+    candidate alone are for the race to find.
     Source: Lindon & Malek, "Anytime-valid inference for multinomial count data" (NeurIPS 2022), for
     the race; betting.py for the evidence.
 
@@ -46,7 +47,7 @@ class Errors(Detector):
     name: ClassVar[str] = "errors"
     FIELDS: ClassVar[tuple[str, ...]] = (
         *Detector.FIELDS, "race", "_clean", "_clean_alone", "candidate_requests", "candidate_errors", "last_limit",
-        "_spell_ns",
+        "_spell_ns", "_silent",
     )  # fmt: skip
 
     def __init__(self, ratio: float = 1.25, budget: float = 0.01, **budgets: float) -> None:
@@ -64,6 +65,7 @@ class Errors(Detector):
         self.candidate_errors = 0
         self.last_limit = 0.0
         self._spell_ns = -SPELL_NS
+        self._silent = False  # no answer of the candidate since the spell began
 
     def observe(
         self,
@@ -88,20 +90,24 @@ class Errors(Detector):
         if not error:
             self.race.count(from_candidate, batch_key)
             if from_candidate:
+                self._silent = False
                 self._clean += 1
                 self._clean_alone += alone
             return False
         stalled = waited and from_candidate and 0 <= at_ns - self._spell_ns < SPELL_NS
         if waited and from_candidate and not stalled:
             self._spell_ns = at_ns
-        return self._error(from_candidate, share, batch_key, alone, stalled)
+        excused, self._silent = stalled and self._silent, self._silent or (waited and from_candidate and not stalled)
+        return self._error(from_candidate, share, batch_key, alone, stalled, excused)
 
-    def _error(self, from_candidate: bool, share: float, batch_key: int, alone: bool, stalled: bool) -> bool:
+    def _error(
+        self, from_candidate: bool, share: float, batch_key: int, alone: bool, stalled: bool, excused: bool
+    ) -> bool:
         expected = self.race.share(share)
         self.race.count(from_candidate, batch_key)
         self._settle()
         self.candidate_errors += from_candidate
-        if from_candidate and not stalled:
+        if from_candidate and not excused:
             self._for.update(1.0, self.budget)
         if not self.race.first(batch_key) or (stalled and not alone):
             return False

@@ -95,10 +95,23 @@ def diff(a: str, b: str, registry_dir: Path, as_json: bool) -> int:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A configuration whose artifacts stay, and those that its instance was started with. May be repeated.",
 )
+@click.option(
+    "--forget",
+    multiple=True,
+    metavar="REF",
+    help="A revision whose manifest is gone and will not come back; its files go as well. May be repeated.",
+)
 @click.option("--dry-run", is_flag=True, help="Only show what would go.")
 @registry_folder
 @json_option
-def gc(keep: int | None, configs: tuple[Path, ...], dry_run: bool, registry_dir: Path, as_json: bool) -> int:
+def gc(
+    keep: int | None,
+    configs: tuple[Path, ...],
+    forget: tuple[str, ...],
+    dry_run: bool,
+    registry_dir: Path,
+    as_json: bool,
+) -> int:
     """Remove what nothing refers to.
 
     Blobs and trees that no manifest names, what processes that died have left and, with --keep, old revisions.
@@ -108,7 +121,7 @@ def gc(keep: int | None, configs: tuple[Path, ...], dry_run: bool, registry_dir:
 
     store = open_registry(registry_dir)
     used = {ref for path in configs for ref in in_use(read_config(path, ()), store)}
-    found = collect(store, keep=keep, used=used, dry_run=dry_run)
+    found = collect(store, keep=keep, used=used, forget=forget, dry_run=dry_run)
     revisions = [manifest.ref for manifest in found.revisions]
     paths = [str(path) for path in (*found.blobs, *found.trees, *found.temporary)]
     if as_json:

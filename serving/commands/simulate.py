@@ -152,8 +152,8 @@ def _facts(look: Look) -> tuple[int, Facts]:
     from serving.core.rollout_replay import recorded
 
     guards = {
-        verdict.guard: Guard(verdict.guard, verdict.verdict, verdict.action, verdict.sentence, verdict.statistic)
-        for verdict in look.verdicts
+        said.guard: Guard(said.guard, said.verdict, said.action, said.sentence, said.statistic, said.dry_run)
+        for said in look.verdicts
     }
     return look.wall_ns, recorded(guards, look.live, look.pairs, look.suspect)
 

@@ -12,7 +12,7 @@ from serving.control.rollouts import rollout_of
 from serving.control.seed import fresh_salt
 from serving.core.commands import By, MoveRollout, Rollback, StartRollout
 from serving.core.rollout import Hold, Move, Rollout
-from serving.core.rollout_decide import Facts, by_hand, headroom_lack, unmet
+from serving.core.rollout_decide import Facts, by_hand, headroom_lack, promotion_lacks, required
 from serving.core.rollout_plan import plan
 from serving.core.rollout_policy import NAMED, Policy, parse_policy
 from serving.errors import ConfigError, ErrorKind, RequestError, bad_request
@@ -128,18 +128,14 @@ def _require_headroom(rollout: Rollout, facts: Facts) -> None:
 def _waived(rollout: Rollout, facts: Facts, action: str, override: bool) -> tuple[str, ...]:
     """The guards that a human sets aside. Raises `RequestError` CONFLICT if one would have to be and is not."""
     if action == "promote":
-        waits = unmet(rollout, facts)
-        lack = headroom_lack(rollout, facts)
-        if (waits or lack) and not override:
-            needs = [f"a pass of every required guard: {'; '.join(waits)}"] if waits else []
-            needs += [f"room to go back: {lack}"] if lack else []
+        if (lacks := promotion_lacks(rollout, facts)) and not override:
             raise RequestError(
                 ErrorKind.CONFLICT,
-                f"rollout {rollout.id}: a promotion needs {'; and '.join(needs)}. "
-                'To promote it all the same, ask again with "override": true',
+                f"rollout {rollout.id}: a promotion needs a pass of every required guard and room to go back: "
+                f'{"; ".join(lacks)}. To promote it all the same, ask again with "override": true',
             )
         words = {name: guard.verdict for name, guard in facts.guards.items()}
-        return tuple(name for name in rollout.required if waits and words.get(name) != "pass")
+        return tuple(name for name in required(rollout, facts) if words.get(name) != "pass")
     if action == "resume" and override and rollout.hold is Hold.GUARD:
         return tuple(g.name for g in facts.guards.values() if g.verdict == "fail" and g.action == "pause")
     return ()

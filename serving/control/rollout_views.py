@@ -13,7 +13,7 @@ from serving.control.rollouts import room
 from serving.core.commands import ALL, ControlState
 from serving.core.killswitch import OFF
 from serving.core.rollout import Rollout
-from serving.core.rollout_decide import Facts, decide
+from serving.core.rollout_decide import Facts, decide, promotion_lacks
 from serving.core.routing import weights as shares_of
 
 
@@ -52,6 +52,7 @@ def rollout_view(state: ControlState, rollout: Rollout, facts: Facts, now_ns: in
         "attempt": rollout.attempt,
         "required": list(rollout.policy.required),
         "waived": list(rollout.waived),
+        "promotion_lacks": promotion_lacks(rollout, facts) if rollout.live else [],
         "verdicts": [_verdict(facts, guard, rollout) for guard in _guards(facts, rollout)] if rollout.live else [],
         "live_answers": facts.live,
         "pairs": facts.pairs,

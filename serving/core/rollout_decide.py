@@ -113,6 +113,12 @@ def headroom_lack(rollout: Rollout, facts: Facts) -> str | None:
     )
 
 
+def promotion_lacks(rollout: Rollout, facts: Facts) -> list[str]:
+    """What a promotion by a human needs an override for, a sentence each."""
+    lack = headroom_lack(rollout, facts)
+    return [*unmet(rollout, facts), *([lack] if lack else [])]
+
+
 def by_hand(move: Move, rollout: Rollout, facts: Facts, why: str, waive: tuple[str, ...] = ()) -> Event:
     """What a human asks of a rollout, as an event."""
     return Event(move, why, seen=_seen(move, rollout, facts), waive=waive)

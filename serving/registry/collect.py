@@ -29,7 +29,12 @@ class Garbage(NamedTuple):
 
 
 def collect(
-    registry: Registry, *, keep: int | None = None, used: Collection[str] = (), dry_run: bool = False
+    registry: Registry,
+    *,
+    keep: int | None = None,
+    used: Collection[str] = (),
+    forget: Collection[str] = (),
+    dry_run: bool = False,
 ) -> Garbage:
     """Remove what nothing refers to.
 
@@ -37,26 +42,43 @@ def collect(
         keep: newest revisions of each variant to keep, from 1; older ones go as well, but for those that an alias
             names, those in `used`, and what any kept one was made from. None: all revisions stay.
         used: references (with revision) that must stay.
+        forget: references whose manifest is gone for good: they count as removed.
         dry_run: only say what would go.
 
     Raises:
-        RegistryError: no registry; something unreadable in it, in which case nothing is removed, because nobody
-            knows what it refers to; what cannot be removed.
+        RegistryError: no registry; a manifest that cannot be read, is gone or was edited, in which case nothing is
+            removed, because nobody knows what it refers to; what cannot be removed.
     """
     if keep is not None and keep < 1:
-        raise RegistryError(f"--keep {keep}: at least 1, or the numbers of revisions could not go on")
+        raise RegistryError(f"--keep {keep}: at least 1, or nothing would be left of a variant")
     with registry.writing(new=False):
         manifests = registry.list()
+        _all_known(registry, manifests, forget)
         old = [] if keep is None else _old(registry, manifests, keep, used)
         going = {manifest.ref for manifest in old}
         kept = [manifest for manifest in manifests if manifest.ref not in going]
         garbage = _find(registry, old, kept)
         if not dry_run:
             try:
+                for ref in forget:
+                    registry.log.forgotten(ref, registry.now())
                 _remove(registry, garbage, kept)
             except OSError as error:
                 raise RegistryError(f"{error.filename}: cannot be removed: {error.strerror}") from error
     return garbage
+
+
+def _all_known(registry: Registry, manifests: list[Manifest], forget: Collection[str]) -> None:
+    """Raises `RegistryError` unless the manifest of all that was registered is there, or to be forgotten and gone."""
+    lost, there = registry.log.lost(manifests), {manifest.ref for manifest in manifests}
+    for ref in forget:
+        if ref not in lost or ref in there:
+            raise RegistryError(f"--forget {ref}: only a revision whose manifest is gone can be forgotten")
+    if left := [ref for ref in lost if ref not in forget]:
+        raise RegistryError(
+            f"{', '.join(left)}: registered, and the manifest is gone or was edited, so that nobody knows which files "
+            "it needs: nothing was removed. Restore it from a copy, or give up one that is gone with --forget REF"
+        )
 
 
 def _old(registry: Registry, manifests: list[Manifest], keep: int, used: Collection[str]) -> list[Manifest]:

@@ -19,7 +19,9 @@ from serving.registry.store import Registry
 from serving.registry.unfinished import orphaned_blobs, orphaned_trees, temporary_files
 
 _REPAIR = "`canarium registry verify --repair`"
-_RESTORE = "restore it from a copy, or build or import the artifact again"
+_RESTORE = "restore it from a copy"
+_RESTORE_FILE = f"{_RESTORE}, or build or import the artifact again"
+_FORGET = "`canarium registry gc --forget"
 _COLLECT = "`canarium registry gc` removes it"
 
 
@@ -118,7 +120,7 @@ def _files(registry: Registry, manifest: Manifest, blobs: Mapping[str, str]) -> 
             what = f"{path} has {size} bytes instead of {file.bytes}"
         else:
             continue
-        yield Finding(f"{manifest.ref}: {name}: {what}; {_RESTORE}", manifest.ref)
+        yield Finding(f"{manifest.ref}: {name}: {what}; {_RESTORE_FILE}", manifest.ref)
 
 
 def _tree(registry: Registry, manifest: Manifest, blobs: Mapping[str, str]) -> Iterator[Finding]:
@@ -153,7 +155,8 @@ def _log(registry: Registry, manifests: list[Manifest], unusable: Collection[str
         if event.event == REMOVED or ref in unusable:
             continue
         if ref not in there:
-            yield Finding(f"{ref}: was registered on {event.at}, and its manifest is gone; {_RESTORE}", ref)
+            what = f"was registered on {event.at}, and its manifest is gone"
+            yield Finding(f"{ref}: {what}; {_RESTORE}, or give it up: {_FORGET} {ref}`", ref)
         elif _content(registry.manifest_path(there[ref])) != event.digest:
             yield Finding(f"{ref}: its manifest was edited after it was registered on {event.at}; {_RESTORE}", ref)
 

@@ -58,18 +58,34 @@ class RegistryLog:
         return {event.ref: event for event in self.events()}
 
     def registered(self, manifest: Manifest, at: str, origin: str = "") -> None:
-        """Add a registration, unless there is one. What an edited manifest holds now is not taken for registered."""
-        if self.unlogged([manifest]):
+        """Add a registration, unless there is one that says as much.
+
+        What an edited manifest holds now is not taken for registered: its digest stays that of the first line.
+        """
+        last = self.last().get(manifest.ref)
+        if last is None or last.event == REMOVED:
             self._add(Event(at, manifest.ref, manifest.version, manifest.digest, origin=origin))
+        elif origin and origin not in self.origins():
+            self._add(Event(at, manifest.ref, manifest.version, last.digest, origin=origin))
 
     def unlogged(self, manifests: Iterable[Manifest]) -> list[Manifest]:
         """Those that are there although the log does not say so: a process died before it did, or while removing."""
         last = self.last()
         return [one for one in manifests if one.ref not in last or last[one.ref].event == REMOVED]
 
+    def lost(self, manifests: Iterable[Manifest]) -> list[str]:
+        """References that were registered, and not removed, with another manifest than is there, or none is."""
+        there = {manifest.ref: manifest.digest for manifest in manifests}
+        return [ref for ref, event in self.last().items() if event.event != REMOVED and there.get(ref) != event.digest]
+
     def removed(self, manifest: Manifest, at: str) -> None:
         """Add a removal. It is said before it is done, so that a manifest which is gone without a word is a fault."""
         self._add(Event(at, manifest.ref, manifest.version, manifest.digest, REMOVED))
+
+    def forgotten(self, ref: str, at: str) -> None:
+        """Add the removal of a revision whose manifest is gone."""
+        event = self.last()[ref]
+        self._add(Event(at, ref, event.version, event.digest, REMOVED))
 
     def highest(self, model: str, variant: str) -> Numbers:
         """The highest numbers given in a model, 0 if none was."""

@@ -16,6 +16,7 @@ def new(model: str, variant: str, policy: str, number: int) -> Json:
     view |= {"step": 2, "steps": [*steps, {"set_weight": 50.0}], "weight": 20.0, "shadow": 0.0, "waived": []}
     needed = {"required": True, "action": "none", "sentence": "errors: 0 of 900 requests"}
     view |= {"verdicts": [{"guard": "errors", "verdict": "inconclusive", **needed}]}
+    view |= {"promotion_lacks": ["errors, inconclusive (errors: 0 of 900 requests)"]}
     view |= {"waiting": "waits for the approval of an operator", "why": "20 % has held"}
     return view | {"changed_at": time.time() - 90}
 

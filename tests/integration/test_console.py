@@ -282,7 +282,7 @@ def test_a_promotion_without_every_pass_needs_a_box_that_says_so(page: Page, moc
     mock.set(scenario="rollout")
     page.get_by_role("button", name="Promote rollout int8-7").click()
     dialog = page.get_by_role("dialog")
-    expect(dialog).to_contain_text("errors: inconclusive")
+    expect(dialog).to_contain_text("errors, inconclusive")
     dialog.get_by_label("Reason").fill("urgent")
     expect(dialog.get_by_role("button", name="Promote int8")).to_be_disabled()
     dialog.get_by_label("Go on all the same").check()

@@ -115,6 +115,12 @@ models:
     arguments = ("--from", str(gateway.path), "-f", str(folder / "rollout.yaml"), "--config", str(config))
     assert main((*SIMULATE[:4], *arguments)) == 0
     assert "held to the limit of 90.0 %" in capsys.readouterr().out
+    # A guard in dry run is no more waited for than by the rollout itself.
+    config.write_text(config.read_text().replace("limit: 0.9}", "limit: 0.9}, dry_run: [errors, latency]"))
+    main((*SIMULATE[:4], *arguments, "--json"))
+    said = json.loads(capsys.readouterr().out)
+    assert "errors" not in said["waiting"]
+    assert "latency" not in said["waiting"]
 
 
 @pytest.mark.parametrize(

@@ -326,6 +326,15 @@ class TestPower:
             guard.settle()
             assert (guard.candidate_errors, guard.passed) == (80, passes)
 
+    def test_time_outs_between_good_answers_are_no_stall(self) -> None:
+        """5 % of 1,000 requests a second time out, evenly, with a budget of 1 %."""
+        guard = Errors(1.25, budget=0.01)
+        for n in range(20_000):
+            late = n % 20 == 0
+            guard.observe(True, late, share=0.95, batch_key=n + 1, waited=late, at_ns=n * 1_000_000)
+        guard.settle()
+        assert not guard.passed
+
     def test_a_pass_is_held_to_the_least_share(self) -> None:
         """A candidate with batches of one causes 30 % of the slow events with 20 % of the traffic."""
         guard = Latency(0.99)

@@ -432,12 +432,13 @@ def test_a_trip_tells_the_evidence_at_its_crossing_whatever_was_seen_since() -> 
 
 
 def test_suspect_answers_are_those_that_somebody_was_given_and_stand_for_the_unscored_ones() -> None:
-    watched = ModelGuards("m", model())
-    sampled = snapshot({"int8": 500})
-    table = msgspec.structs.replace(sampled.tables["m"], reference_bp=2500)
-    watched.configure(msgspec.structs.replace(sampled, tables={"m": table}))
-    feed(watched, request("int8"), pair("int8", True), pair("int8", False), pair("int8", True, Kind.SHADOW))
+    watched = guards()
+    scored = pair("int8", True, inclusion=0.25)
+    feed(watched, request("int8"), scored, pair("int8", False), pair("int8", True, Kind.SHADOW))
     assert watched.counts()["int8"] == {"live": 1, "pairs": 3, "suspect": 4.0}
+    # Each by the chance it had itself, whatever the share is by now; an answer of many rows is one answer.
+    feed(watched, pair("int8", True, flips=40, rows=64))
+    assert watched.counts()["int8"]["suspect"] == 5.0
 
 
 def test_a_prediction_rests_on_the_limits_and_on_the_budgets_as_if_the_candidate_were_live() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from registry_kit import faults, findings, made_from, put
 
@@ -118,6 +119,40 @@ def test_nothing_goes_while_a_manifest_cannot_be_read(registry: Registry) -> Non
     with pytest.raises(RegistryError, match="not a usable manifest"):
         collect(registry, keep=1)
     assert orphan.exists()
+
+
+def test_nothing_goes_while_a_manifest_that_was_registered_is_gone_or_edited(registry: Registry) -> None:
+    gone, edited = put(registry, "a", "1"), put(registry, "a", "2")
+    (orphan,), *_ = litter(registry)
+    path = registry.manifest_path(gone)
+    held = path.read_bytes()
+    path.unlink()
+    with pytest.raises(RegistryError, match=r"m/a:1: registered, and the manifest is gone .* --forget REF"):
+        collect(registry)
+    path.write_bytes(held)  # restored from a copy, it is whole
+    assert registry.open("m/a:1")
+    other = registry.manifest_path(edited)
+    other.chmod(0o644)
+    other.write_bytes(msgspec.structs.replace(edited, evaluation={"accuracy": 1.0}).encode())
+    with pytest.raises(RegistryError, match=r"--forget m/a:2: only a revision whose manifest is gone"):
+        collect(registry, forget=["m/a:2"])
+    assert orphan.exists()
+
+
+def test_a_revision_that_is_gone_can_be_given_up(registry: Registry) -> None:
+    gone = put(registry, "a", "1")
+    put(registry, "a", "2")
+    blob = registry.blobs.path(gone.files["model.onnx"].sha256)
+    registry.manifest_path(gone).unlink()
+    collect(registry, forget=["m/a:1"], dry_run=True)
+    assert blob.exists()
+    assert len(faults(registry)) == 1
+    collect(registry, forget=["m/a:1"])
+    assert not blob.exists()
+    assert findings(registry) == []
+    assert put(registry, "a", "3").ref == "m/a:3"
+    with pytest.raises(RegistryError, match="only a revision whose manifest is gone"):
+        collect(registry, forget=["m/a:2"])
 
 
 def test_at_least_one_revision_is_kept(registry: Registry) -> None:

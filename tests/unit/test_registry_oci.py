@@ -165,6 +165,20 @@ def test_numbers_go_on_and_parents_are_named_as_they_are_here(
     assert [manifest.ref for manifest in collect(other, keep=1).revisions] == ["m/teacher:1"]  # not the child's parent
 
 
+def test_a_parent_that_was_here_before_its_import_is_found_by_a_later_one(
+    registry: Registry, other: Registry, tmp_path: Path
+) -> None:
+    put(other, "teacher", "mine")
+    put(other, "teacher", "big", words=True, evaluation={"accuracy": 0.97, "ci": [0.96, 0.98]})
+    export(registry, ["m/teacher:1"], tmp_path / "parent")
+    export(registry, ["m/int8"], tmp_path / "child")
+    (parent,) = import_layout(other, tmp_path / "parent")
+    assert (parent.manifest.ref, parent.new) == ("m/teacher:2", False)
+    (child,) = import_layout(other, tmp_path / "child")
+    assert child.manifest.lineage.parents[0].ref == "m/teacher:2"
+    assert findings(other) == []
+
+
 def test_a_parent_that_is_not_here_keeps_its_name(registry: Registry, other: Registry, tmp_path: Path) -> None:
     export(registry, ["m/int8"], tmp_path / "child")
     (child,) = import_layout(other, tmp_path / "child")

@@ -172,7 +172,9 @@ async def test_a_promotion_by_hand_needs_every_pass_or_an_override_in_the_trail(
     await tick(rig, {"errors": "inconclusive"})
     answer = await api.post(f"{ROOT}/{id_}:promote", json=WHY)
     assert answer.status_code == 409
-    assert "needs a pass of every required guard: errors, inconclusive (errors says" in answer.json()["error"]
+    assert "every required guard and room to go back: errors, inconclusive (errors says" in answer.json()["error"]
+    lacks = (await api.get(f"{ROOT}/{id_}")).json()["promotion_lacks"]
+    assert [lack.partition(" (")[0] for lack in lacks] == ["errors, inconclusive"]
     answer = await api.post(f"{ROOT}/{id_}:promote", json={**WHY, "override": True})
     assert (answer.json()["state"], answer.json()["weight"], answer.json()["waived"]) == ("promoting", 95.0, ["errors"])
     row = (await rig.trail())[-1]
@@ -191,7 +193,7 @@ async def test_no_human_gives_traffic_that_the_baseline_could_not_take_back_unaw
     assert "can do 0.50 times the present traffic alone" in answer.json()["error"]
     answer = await api.post(f"{ROOT}/{id_}:promote", json=WHY)
     assert answer.status_code == 409
-    assert "a promotion needs room to go back" in answer.json()["error"]
+    assert "room to go back: teacher can do 0.50 times the present traffic alone" in answer.json()["error"]
     answer = await api.post(f"{ROOT}/{id_}:promote", json={**WHY, "override": True})
     assert answer.json()["state"] == "promoting"
     assert (await rig.trail())[-1].evidence == {"override": ["headroom"]}

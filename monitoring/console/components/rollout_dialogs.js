@@ -53,9 +53,8 @@ export function RolloutDialog({ model, variant: id, action }) {
   const known = rollout && rolloutActions(rollout).find((one) => one.action === action);
   if (!rollout) return null;
   const needs = (action === "resume" && rollout.hold === "guard")
-    || (action === "promote" && rollout.verdicts.some(({ required, verdict }) => required && verdict !== "pass"));
-  const words = action === "resume" ? rollout.why
-    : rollout.verdicts.filter(({ required, verdict }) => required && verdict !== "pass").map(({ guard, verdict }) => `${guard}: ${verdict}`).join(", ");
+    || (action === "promote" && rollout.promotion_lacks.length > 0);
+  const words = action === "resume" ? rollout.why : `It lacks: ${rollout.promotion_lacks.join("; ")}`;
   const verb = known?.verb ?? action;
   const invalid = !known ? `The rollout is ${rolloutLook(rollout).word.toLowerCase()} now: this cannot be asked of it.`
     : needs && !override ? "This needs the box above." : null;
