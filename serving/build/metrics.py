@@ -82,3 +82,10 @@ def fit_temperature(logits: np.ndarray, classes: np.ndarray, low: float = 0.2, h
         else:
             a = c
     return round(math.exp((a + b) / 2), 4)
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Probabilities float64 [n, C] of logits [n, C] at a temperature."""
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))

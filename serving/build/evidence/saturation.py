@@ -1,0 +1,77 @@
+"""Where an 8-bit product can overflow on processors without VNNI.
+
+Before VNNI, x86 multiplies eight unsigned activations with signed weights by VPMADDUBSW, which adds two neighbouring
+products in a signed 16-bit number and clips what does not fit (Intel Intrinsics Guide, `_mm256_maddubs_epi16`). With
+activations up to 255, a pair of weights of one sign can clip as soon as their sum exceeds 128. Weights within ±64
+(`reduce_range`) never do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_MOST, _LEAST, _ACTIVATION = 32767, -32768, 255
+
+
+def clipping_pairs(weights: np.ndarray) -> tuple[int, int]:
+    """How many pairs of neighbouring weights can clip, and how many pairs there are.
+
+    Args:
+        weights: int8 [K, N]; pairs are (0, 1), (2, 3), … along K, as the kernels read them; an odd last row is
+            paired with zero.
+    """
+    k, n = weights.shape
+    padded = np.zeros((k + k % 2, n), np.int64)
+    padded[:k] = weights
+    pairs = padded.reshape(-1, 2, n)
+    highest = np.maximum(pairs, 0).sum(axis=1) * _ACTIVATION
+    lowest = np.minimum(pairs, 0).sum(axis=1) * _ACTIVATION
+    return int(((highest > _MOST) | (lowest < _LEAST)).sum()), pairs.shape[0] * n
+
+
+def audit(path: Path) -> dict[str, Any]:
+    """Count, over an INT8 ONNX model, the pairs of weights that could clip without VNNI.
+
+    Counts what could happen for some activation, not what does for the rows seen: 0 is a proof, more is a warning.
+
+    Returns:
+        JSON values: `possible` and `pairs` in all, and `layers`: the same for each weight that has any.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(path).graph
+    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    #: A dequantized weight -> the 8-bit tensor it comes from.
+    origin = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights
+    }
+    layers, possible, total = {}, 0, 0
+    for node in graph.node:
+        if node.op_type not in ("MatMul", "Gemm", "Conv", "MatMulInteger", "DynamicQuantizeMatMul"):
+            continue
+        for position, name in enumerate(node.input[:2]):
+            name = origin.get(name, name)
+            if name not in weights:
+                continue
+            values = numpy_helper.to_array(weights[name])
+            flat = _as_columns(values, node, position)
+            clipping, pairs = clipping_pairs(flat)
+            possible, total = possible + clipping, total + pairs
+            if clipping:
+                layers[name] = {"possible": clipping, "pairs": pairs}
+    return {"possible": possible, "pairs": total, "layers": layers}
+
+
+def _as_columns(values: np.ndarray, node: Any, position: int) -> np.ndarray:
+    """A weight as [K, N]: what is summed over goes first."""
+    if node.op_type == "Conv":
+        return values.reshape(values.shape[0], -1).T
+    flat = values.reshape(-1, values.shape[-1]) if values.ndim != 2 else values
+    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return flat.T if (transposed and position == 1) or position == 0 else flat

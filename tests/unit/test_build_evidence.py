@@ -1,0 +1,208 @@
+"""What a build says of a variant beside its accuracy: flips, slices, perturbations, saturation, drift."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from serving.build.evidence import drift, flips, perturb, saturation, slices
+
+# ---------------------------------------------------------------- flips
+
+
+def test_flips_count_losses_and_gains_apart() -> None:
+    truth = np.zeros(100, np.int64)
+    teacher, variant = truth.copy(), truth.copy()
+    teacher[:10] = 1  # wrong on ten rows
+    variant[5:8] = 1  # wrong on three of those
+    variant[90:92] = 1  # and on two of its own
+    found = flips.paired_flips(variant, teacher, truth)
+    assert (found["teacher_flips"], found["negative_flips"], found["positive_flips"]) == (9, 2, 7)
+    assert found["accuracy_change"] == pytest.approx(0.05)
+    assert found["mcnemar_p"] == pytest.approx(2 * (1 + 9 + 36) / 2**9)
+    assert found["negative_flip_upper"] > 0.02
+
+
+def test_two_models_that_agree_are_not_claimed_to_be_equal_for_certain() -> None:
+    same = np.zeros(50, np.int64)
+    found = flips.paired_flips(same, same, same)
+    assert found["accuracy_change"] == 0
+    low, high = found["accuracy_change_ci"]
+    assert low < 0 < high
+    assert found["negative_flip_upper"] == pytest.approx(1 - 0.05 ** (1 / 50))
+
+
+def test_the_interval_of_a_paired_change_covers_the_truth_as_often_as_it_says() -> None:
+    chance = np.random.default_rng(4)
+    up, down, rows = 0.03, 0.06, 300
+    draws = chance.multinomial(rows, [up, down, 1 - up - down], size=2000)
+    held = [
+        low <= up - down <= high
+        for low, high in (flips.paired_change_interval(gained, lost, rows) for gained, lost, _ in draws)
+    ]
+    assert 0.93 < np.mean(held) < 0.99
+
+
+# ---------------------------------------------------------------- slices
+
+
+def test_a_slice_that_alone_pays_for_compression_is_singled_out() -> None:
+    rows = 600
+    teacher_right = np.ones(rows, bool)
+    right = teacher_right.copy()
+    right[:40] = False  # all losses fall on the first hundred rows
+    small = np.zeros(rows, bool)
+    small[:10] = True
+    masks = {"few": small, "victims": np.arange(rows) < 100, "others": np.arange(rows) >= 100}
+    found = slices.compare_slices(masks, right, teacher_right)
+    worst = found["worst"]
+    assert worst["slice"] == "victims"  # though the ten rows of `few` lost more: they are too few to tell
+    assert worst["change"] == pytest.approx(-0.4)
+    assert worst["excess"] == pytest.approx(-0.4 + 40 / 600)
+    assert worst["singled_out"]
+    assert slices.lowest_accuracy(found) == ("victims", pytest.approx(0.6))
+
+
+def test_losses_spread_by_chance_single_nobody_out() -> None:
+    chance = np.random.default_rng(8)
+    alarms = 0
+    for _ in range(200):
+        teacher_right = chance.random(400) < 0.95
+        right = teacher_right & (chance.random(400) > 0.03)
+        part = chance.integers(0, 5, 400)
+        masks = {str(index): part == index for index in range(5)}
+        alarms += slices.compare_slices(masks, right, teacher_right)["worst"]["singled_out"]
+    assert alarms < 20
+
+
+def test_terciles_are_cut_where_the_other_rows_say() -> None:
+    edges = slices.tercile_edges(np.arange(300.0))
+    masks = slices.tercile_slices("length", np.array([0.0, 150.0, 299.0, 150.0]), edges)
+    assert [int(mask.sum()) for mask in masks.values()] == [1, 2, 1]
+    assert sum(masks.values()).tolist() == [1, 1, 1, 1]
+
+
+# ---------------------------------------------------------------- perturbations
+
+
+@pytest.mark.parametrize("name", perturb.TEXT)
+def test_text_perturbations_change_the_text_the_same_way_each_time(name: str) -> None:
+    texts = ["Please confirm the meeting about the quarterly report tomorrow", "", "ab", "x y"]
+    once, again = perturb.perturb_texts(name, texts), perturb.perturb_texts(name, texts)
+    assert once == again
+    assert once[0] != texts[0]
+    assert perturb.perturb_texts("typos", texts, seed=1) != perturb.perturb_texts("typos", texts, seed=2)
+
+
+def test_homoglyphs_look_the_same_and_are_not() -> None:
+    text = "a case of peaceful paper cooperation" * 3
+    changed = perturb.homoglyphs(text, random.Random(1))
+    assert len(changed) == len(text)
+    assert 0 < sum(a != b for a, b in zip(text, changed, strict=True)) < len(text) / 3
+
+
+def test_numeric_perturbations_keep_type_and_shape() -> None:
+    values = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
+    spread, typical = values.std(axis=0), np.median(values, axis=0)
+    noisy = perturb.perturb_values("sensor noise", values, spread, typical)
+    lost = perturb.perturb_values("missing values", values, spread, typical)
+    assert noisy.dtype == lost.dtype == np.float32
+    assert np.abs(noisy - values).std() < 0.1
+    assert 0.05 < (lost == typical.astype(np.float32)).mean() < 0.15
+
+
+def test_divergence_blames_the_variant_only_for_what_the_teacher_does_not_do_too() -> None:
+    clean = np.zeros(200, np.int64)
+    shaken = clean.copy()
+    shaken[:30] = 1
+    same = perturb.divergence(clean, shaken, clean, shaken)
+    assert same["flip_rate"] == same["teacher_flip_rate"] == 0.15
+    assert perturb.more_fragile({"typos": same}) == []
+    alone = perturb.divergence(clean, shaken, clean, clean)
+    assert alone["differs_from_teacher"] == 0.15
+    assert perturb.more_fragile({"typos": alone}) == ["typos"]
+
+
+# ---------------------------------------------------------------- saturation
+
+
+def test_the_audit_counts_exactly_the_pairs_that_some_activations_can_clip() -> None:
+    chance = np.random.default_rng(3)
+    weights = chance.integers(-128, 128, (7, 5)).astype(np.int8)
+    expected = 0
+    padded = np.vstack([weights, np.zeros((1, 5), np.int8)]).astype(int)
+    for k, n in itertools.product(range(0, 8, 2), range(5)):
+        sums = [a * padded[k, n] + b * padded[k + 1, n] for a in (0, 255) for b in (0, 255)]
+        expected += max(sums) > 32767 or min(sums) < -32768
+    assert saturation.clipping_pairs(weights) == (expected, 20)
+    assert expected > 0
+
+
+def test_reduced_range_cannot_clip() -> None:
+    weights = np.random.default_rng(3).integers(-64, 65, (64, 64)).astype(np.int8)
+    assert saturation.clipping_pairs(weights)[0] == 0
+
+
+def test_the_audit_reads_a_quantized_model(tmp_path: Path) -> None:
+    weights = np.array([[100, 1], [100, 1], [-5, 2], [3, -4]], np.int8)
+    graph = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wf"]),
+            helper.make_node("MatMul", ["x", "wf"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])],
+        [
+            numpy_helper.from_array(weights, "w"),
+            numpy_helper.from_array(np.float32(0.1), "s"),
+            numpy_helper.from_array(np.int8(0), "z"),
+        ],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    found = saturation.audit(tmp_path / "model.onnx")
+    assert (found["possible"], found["pairs"]) == (1, 4)
+    assert found["layers"] == {"w": {"possible": 1, "pairs": 4}}
+
+
+# ---------------------------------------------------------------- drift of the calibration data
+
+
+def test_calibration_rows_from_the_same_source_are_not_called_shifted() -> None:
+    chance = np.random.default_rng(6)
+    false = sum(
+        bool(drift.drift_of_values("abc", chance.normal(size=(400, 3)), chance.normal(size=(150, 3)))["shifted"])
+        for _ in range(20)
+    )
+    assert false <= 2
+
+
+def test_a_shift_of_one_feature_is_named() -> None:
+    chance = np.random.default_rng(6)
+    moved = chance.normal([0, 0.8, 0], size=(200, 3))
+    found = drift.drift_of_values(["left", "middle", "right"], chance.normal(size=(800, 3)), moved)
+    assert any(line.startswith("middle: Kolmogorov-Smirnov") for line in found["shifted"])
+    assert not any(line.startswith(("left", "right")) for line in found["shifted"])
+    assert found["classifier"]["auc"] > 0.6
+
+
+def test_a_shift_of_words_is_found_though_every_length_is_the_same() -> None:
+    chance = random.Random(2)
+
+    def texts(words: str, count: int) -> list[str]:
+        return [" ".join(chance.choices(words.split(), k=12)) for _ in range(count)]
+
+    same = drift.drift_of_texts(texts("mail list code patch", 300), texts("mail list code patch", 120))
+    assert same["shifted"] == []
+    other = drift.drift_of_texts(texts("mail list code patch", 300), texts("play fist core match", 120))
+    assert any("a classifier tells the sets apart" in line for line in other["shifted"])
+
+
+def test_a_feature_that_is_always_the_same_has_no_shift() -> None:
+    assert drift.stability_index(np.zeros(50), np.zeros(20)) == pytest.approx(0, abs=1e-12)
