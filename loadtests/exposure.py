@@ -25,7 +25,7 @@ from scipy.stats import binom
 from loadtests.detection import ALPHA, Crossings, crossings
 from loadtests.proportions import lower, upper
 from monitoring.config import GuardSettings, MonitorModel, MonitorVariant
-from monitoring.guard import agreement_limit, gross_limit
+from monitoring.guards.agreement import agreement_limit, gross_limit
 
 #: Scored answers of one window.
 WINDOWS = (20, 30, 50, 100, 200, 500)

@@ -34,14 +34,16 @@ from monitoring.config import (
     MonitorModel,
     MonitorVariant,
 )
-from monitoring.guard import Event, ModelGuards
-from serving.contract import BUCKETS, GUARDS, Cause, Flag, Kind, RouteTable, Snapshot, VariantEntry
+from monitoring.event import Event
+from monitoring.guard import ModelGuards
+from monitoring.guards.table import guards_of
+from serving.contract import BUCKETS, Cause, Flag, Kind, RouteTable, Snapshot, VariantEntry
 
 MODEL, BASELINE, CANDIDATE = "m", "baseline", "candidate"
 #: Requests of the baseline before the candidate gets traffic: its quantile is known then.
 EARLIER = 512
-#: Guards whose failure is bounded by a budget; `invalid_output` is a count.
-STATISTICAL = tuple(guard for guard in GUARDS if guard != "invalid_output")
+#: Guards that these streams speak to and whose failure is bounded by a budget; `invalid_output` is a count.
+STATISTICAL = ("errors", "latency", "agreement", "harm")
 
 SETTINGS = {
     "default": GuardSettings(),
@@ -70,7 +72,7 @@ class Tally:
     def budget(self, guard: str) -> float:
         """What was configured for a guard, or for all together."""
         whole = SETTINGS[self.setting].false_rollback
-        return whole if guard == "any" else whole / len(GUARDS)
+        return whole if guard == "any" else whole / len(guards_of(_model(self.setting), CANDIDATE))
 
     def refuted(self) -> list[str]:
         """Where there were so many that the budget cannot be the truth."""

@@ -40,6 +40,10 @@ class HarmSettings(msgspec.Struct, frozen=True):
     budget: float = 0.03
 
 
+class CalibrationSettings(msgspec.Struct, frozen=True):
+    margin: float = 0.02
+
+
 class GuardSettings(msgspec.Struct, frozen=True):
     """The guards of one model (see the `guards` section of the configuration file)."""
 
@@ -52,14 +56,56 @@ class GuardSettings(msgspec.Struct, frozen=True):
     latency: LatencySettings = LatencySettings()
     agreement: AgreementSettings = AgreementSettings()
     harm: HarmSettings = HarmSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
     dry_run: tuple[str, ...] = ()  # guards that only observe
 
 
+class ReliabilityMap(msgspec.Struct, frozen=True):
+    """How sure a variant was when it was built, and how often it was right then; frozen. One entry a bin.
+
+    A bin holds the rows whose probability of the named class lies between two edges (the upper one excluded); all
+    have about as many rows.
+
+    Args:
+        edges: ascending; one fewer than there are bins.
+        rows: rows of the bin.
+        confidence: mean probability of the class that was named.
+        frequency: share of rows on which that class was the true one.
+        teacher: mean probability that the teacher gave to that class; None: there was no teacher.
+        teacher_sd: standard deviation, within the bin, of the teacher's probability less the variant's own.
+    """
+
+    edges: tuple[float, ...]
+    rows: tuple[int, ...]
+    confidence: tuple[float, ...]
+    frequency: tuple[float, ...]
+    teacher: tuple[float, ...] | None = None
+    teacher_sd: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` if the parts do not fit together."""
+        bins = len(self.rows)
+        for name in ("confidence", "frequency", "teacher", "teacher_sd"):
+            part = getattr(self, name)
+            if part is not None and len(part) != bins:
+                raise ValueError(f"{name}: {len(part)} entries for {bins} bins")
+        if len(self.edges) != bins - 1 or list(self.edges) != sorted(self.edges):
+            raise ValueError(f"edges: expected {bins - 1} ascending, got {list(self.edges)}")
+
+
 class MonitorVariant(msgspec.Struct, frozen=True):
-    """`reference_disagreement`: share of test rows on which it differs from the teacher, if measured."""
+    """What the manifest says of a variant.
+
+    Args:
+        reference_disagreement: share of test rows on which it differs from the teacher, if measured.
+        reliability: how calibrated it was when it was built, if measured.
+        temperature: by which its logits are divided.
+    """
 
     version: int = 0
     reference_disagreement: float | None = None
+    reliability: ReliabilityMap | None = None
+    temperature: float = 1.0
 
 
 class MonitorModel(msgspec.Struct, frozen=True):

@@ -8,58 +8,83 @@ import numpy as np
 import numpy.typing as npt
 
 from monitoring.config import MonitorModel
-from monitoring.guard import Event, ModelGuards
-from monitoring.join import Joiner
-from serving.contract import Kind
+from monitoring.event import Event
+from monitoring.guard import ModelGuards
+from monitoring.join import Answer, Joiner, LabelledPair
+from monitoring.reliability import ModelReliability
+from serving.contract import Flag, Kind
 
 Records = npt.NDArray[np.void]
 
 _COLUMNS = (
     "kind", "series", "answered", "flags", "cause", "status", "epoch", "total_us", "batch_key", "request_key",
-    "rows", "flips", "wall_ns", "mono_ns", "inclusion", "cls", "ref_cls",
+    "rows", "flips", "wall_ns", "mono_ns", "inclusion", "cls", "ref_cls", "prob", "ref_prob", "extra",
 )  # fmt: skip
 
 
-def events(records: Records, variants: Sequence[str]) -> Iterator[tuple[int, Event, int, int]]:
-    """Records of `contract.RECORD_DTYPE`, in order: (series id, event, class, the teacher's class).
+def events(records: Records, variants: Sequence[str]) -> Iterator[tuple[int, Event]]:
+    """Records of `contract.RECORD_DTYPE`, in order: (series id, event).
 
     Args:
         variants: the variant of each series id; one that is not there is named "".
     """
     known = len(variants)
     columns = [records[column].tolist() for column in _COLUMNS]
-    for (kind, series, answered, flags, cause, status, epoch, total_us, batch_key, request_key, rows, flips, wall_ns,
-         mono_ns, inclusion, cls, ref_cls) in zip(*columns, strict=True):  # fmt: skip
+    for kind, series, answered, *rest in zip(*columns, strict=True):
         event = Event(
-            kind, variants[series] if series < known else "", variants[answered] if answered < known else "", flags,
-            cause, status, epoch, total_us, batch_key, request_key, rows, flips, wall_ns, mono_ns, inclusion,
-        )  # fmt: skip
-        yield series, event, cls, ref_cls
+            kind, variants[series] if series < known else "", variants[answered] if answered < known else "", *rest
+        )
+        yield series, event
 
 
 class Evidence:
-    """The guards of one model, and the labels that are joined for them."""
+    """The guards of one model, the labels that are joined for them, and how calibrated its variants are."""
 
     def __init__(self, name: str, config: MonitorModel) -> None:
         self.guards = ModelGuards(name, config)
         self.joiner = Joiner()
+        self.reliability = ModelReliability(config)
 
-    def take(self, event: Event, cls: int, ref_cls: int) -> None:
+    def take(self, event: Event) -> None:
         """One record of this model, in order of arrival."""
         if event.kind == Kind.REQUEST:
             self.guards.observe(event)
             if event.status == 200:
-                self.joiner.request(event.request_key, event.answered, event.wall_ns)
+                self._answer(event)
         elif event.kind == Kind.LABEL:
-            for pair in self.joiner.label(event.request_key, cls, event.wall_ns):
-                self.guards.labelled(pair.variant, pair.teacher_right, pair.candidate_right, event)
+            truth = self.joiner.label(event.request_key, event.cls, event.wall_ns)
+            for pair in truth.pairs:
+                self._labelled(pair, event)
+            self._resolved(truth.answer, event)
         elif event.kind in (Kind.REFERENCE, Kind.SHADOW):
             self.guards.observe(event)
-            self._pair(event, cls, ref_cls)
+            self._pair(event)
 
-    def _pair(self, event: Event, cls: int, ref_cls: int) -> None:
+    def _answer(self, event: Event) -> None:
+        # Answers to testers are in no statistic, but their labels are joined all the same.
+        cls = event.cls if event.flags & Flag.LIVE else -1
+        answer = self.joiner.request(event.request_key, event.answered, event.wall_ns, cls, event.prob)
+        self._resolved(answer, event)
+
+    def _pair(self, event: Event) -> None:
         if event.answered != self.guards.teacher or event.status != 200:
             return
-        pair = self.joiner.pair(event.request_key, event.variant, cls, ref_cls, event.wall_ns)
+        if event.cls >= 0:
+            self.reliability.score(event.variant, event.cls, event.prob, event.ref_prob)
+        shadow = event.kind == Kind.SHADOW
+        pair = self.joiner.pair(
+            event.request_key, event.variant, event.cls, event.ref_cls, event.wall_ns, event.prob, shadow
+        )
         if pair is not None:
-            self.guards.labelled(pair.variant, pair.teacher_right, pair.candidate_right, event)
+            self._labelled(pair, event)
+
+    def _labelled(self, pair: LabelledPair, event: Event) -> None:
+        self.guards.labelled(pair.variant, pair.teacher_right, pair.candidate_right, event)
+        if pair.shadow:  # an answer that was given is told by itself
+            self.guards.resolved(pair.variant, pair.prob, pair.candidate_right, event)
+
+    def _resolved(self, answer: Answer | None, event: Event) -> None:
+        if answer is not None:
+            right = answer.cls == answer.label
+            self.guards.resolved(answer.variant, answer.prob, right, event)
+            self.reliability.label(answer.variant, answer.cls, answer.prob, right)

@@ -8,20 +8,20 @@ was gathered in shadow carries forward. A guard trips once per arming.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
-from monitoring.config import GuardSettings, MonitorModel
+from monitoring.config import MonitorModel
 from monitoring.detectors.agreement import Agreement
 from monitoring.detectors.base import Detector
 from monitoring.detectors.errors import Errors
-from monitoring.detectors.harm import Harm
-from monitoring.detectors.invalid_output import InvalidOutput
-from monitoring.detectors.latency import Latency
-from monitoring.verdicts import ACTIONS, Verdict, statistic, verdict
-from serving.contract import BUCKETS, GUARDS, SHADOW_GUARDS, Cause, Flag, Kind, Latch, RouteTable, Snapshot
+from monitoring.event import Event, is_error
+from monitoring.guards.base import Guard, Names
+from monitoring.guards.table import guards_of
+from monitoring.verdicts import Verdict, statistic, verdict
+from serving.contract import BUCKETS, SHADOW_GUARDS, Cause, Flag, Kind, Latch, RouteTable, Snapshot
 
 #: Epochs whose weights are remembered, for records that are read late.
 EPOCHS_KEPT = 256
@@ -31,29 +31,10 @@ EXAMPLES = 5
 Arming = tuple[int, int, int, int]
 UNARMED: Arming = (-1, 0, 0, 0)
 
-_BLAMED = (Cause.TIMEOUT, Cause.DIED, Cause.OVERLOADED)
-_WAITED = (Cause.TIMEOUT, Cause.OVERLOADED)
-_BLAMED_IF_ANSWERED = (Cause.ERROR, Cause.INVALID_OUTPUT)
+#: What a guard does by itself; a pause or an alert is for others to see in its verdict.
+TRIPS = ("rollback", "kill")
 
-
-class Event(msgspec.Struct, frozen=True):
-    """One record, with its variants by name."""
-
-    kind: int
-    variant: str
-    answered: str = ""
-    flags: int = Flag.LIVE | Flag.BASELINE_VALID
-    cause: int = Cause.NONE
-    status: int = 200
-    epoch: int = 0
-    total_us: int = 0
-    batch_key: int = 0
-    request_key: int = 0
-    rows: int = 1
-    flips: int = 0
-    wall_ns: int = 0
-    mono_ns: int = 0
-    inclusion: float = 1.0  # of a pair: the chance with which its request was chosen to be scored
+D = TypeVar("D", bound=Detector)
 
 
 class Trip(msgspec.Struct, frozen=True):
@@ -70,26 +51,10 @@ class Trip(msgspec.Struct, frozen=True):
     wall_ns: int
 
 
-def is_error(event: Event, baseline: str) -> bool:
-    """Whether a live request counts against the variant it was routed to.
-
-    An input on which the baseline fails as well is not a candidate's fault, unless it has used up the time. The
-    baseline's own failures always count: nobody can tell whether a candidate would have done better, and a race
-    in which they are left out would blame a candidate for what befalls both. A refusal for want of capacity
-    counts against either arm.
-    """
-    if event.cause in _BLAMED:
-        return True
-    if event.cause in _BLAMED_IF_ANSWERED:
-        return event.variant == baseline or bool(event.flags & Flag.BASELINE_VALID) or event.status < 500
-    return event.cause == Cause.NONE and (event.status >= 500 or event.status == 429)
-
-
 class Candidate:
     """All guards of one candidate, over one arming."""
 
     def __init__(self, name: str, model: MonitorModel) -> None:
-        settings = model.guards
         self.name = name
         self.arming: Arming = UNARMED
         self.weight = 0.0  # share of all traffic, in [0, 1]
@@ -98,19 +63,67 @@ class Candidate:
         self.last_mono_ns = 0
         self.suspect = 0.0  # live answers that differ from the teacher's, estimated from the scored ones
         self.tripped: list[str] = []
-        limit = agreement_limit(model, name)
-        budget = min((1 - slo.objective for slo in model.slo if slo.name == "availability"), default=0.01)
-        margins = settings.latency
-        passing = settings.false_promotion
-        self.invalid = InvalidOutput(limit=settings.invalid_output.limit, pass_alpha=passing)
-        self.errors = Errors(ratio=settings.errors.ratio, budget=budget, pass_alpha=passing)
-        self.latency = Latency(margins.quantile, margins.margin, margins.margin_ms, pass_alpha=passing)
-        self.agreement = Agreement(limit, gross_limit(limit, settings), pass_alpha=passing)
-        self.harm = Harm(budget=settings.harm.budget, pass_alpha=passing)
-        self.detectors: dict[str, Detector] = {
-            detector.name: detector for detector in (self.invalid, self.errors, self.latency, self.agreement, self.harm)
-        }
-        self.examples: dict[str, deque[int]] = {guard: deque(maxlen=EXAMPLES) for guard in GUARDS}
+        self.guards = guards_of(model, name)
+        self.examples: dict[str, deque[int]] = {guard: deque(maxlen=EXAMPLES) for guard in self.guards}
+        self._idle = self._hooked("idle")
+        self._answered = self._hooked("answered")
+        self._raced = self._hooked("raced")
+        self._paired = self._hooked("paired")
+        self._labelled = self._hooked("labelled")
+        self._resolved = self._hooked("resolved")
+
+    def _hooked(self, hook: str) -> list[tuple[deque[int], Callable[..., bool]]]:
+        """The guards that look at one kind of event: where each keeps its examples, and what it is told by."""
+        return [
+            (self.examples[name], getattr(guard, hook))
+            for name, guard in self.guards.items()
+            if getattr(type(guard), hook) is not getattr(Guard, hook)
+        ]
+
+    def detector(self, kind: type[D]) -> D:
+        """Its detector of that kind. Raises `KeyError` if it has none."""
+        found = self.guards[kind.name].detector
+        assert isinstance(found, kind)
+        return found
+
+    def alpha(self, budget: float) -> float:
+        """What each guard may take of the candidate's chance of a false alarm: those that only tell take nothing."""
+        return budget / max(1, sum(guard.action != "alert" for guard in self.guards.values()))
+
+    def allot(self, budget: float) -> None:
+        """Share the candidate's chance of a false alarm out among its guards."""
+        for guard in self.guards.values():
+            guard.detector.alpha = self.alpha(budget)
+
+    def idle(self, event: Event) -> None:
+        """See `Guard.idle`; likewise those that follow."""
+        for _, told in self._idle:
+            told(event)
+
+    def answered(self, event: Event, invalid: bool) -> None:
+        for examples, told in self._answered:
+            if told(event, invalid):
+                examples.append(event.request_key)
+
+    def raced(self, event: Event, error: bool, from_candidate: bool, share: float) -> None:
+        for examples, told in self._raced:
+            if told(event, error, from_candidate, share):
+                examples.append(event.request_key)
+
+    def paired(self, event: Event) -> None:
+        for examples, told in self._paired:
+            if told(event):
+                examples.append(event.request_key)
+
+    def labelled(self, event: Event, teacher_right: bool, candidate_right: bool) -> None:
+        for examples, told in self._labelled:
+            if told(event, teacher_right, candidate_right):
+                examples.append(event.request_key)
+
+    def resolved(self, event: Event, prob: float, right: bool) -> None:
+        for examples, told in self._resolved:
+            if told(event, prob, right):
+                examples.append(event.request_key)
 
     @property
     def live(self) -> bool:
@@ -125,10 +138,10 @@ class Candidate:
         if arming == self.arming:
             return
         from_shadow = self.arming[0] < 0 and tuple(cleared) == self.arming[1:]
-        for guard, detector in self.detectors.items():
-            if not (from_shadow and guard in SHADOW_GUARDS):
-                detector.rearm()
-                self.examples[guard].clear()
+        for name, guard in self.guards.items():
+            if not (from_shadow and name in SHADOW_GUARDS):
+                guard.detector.rearm()
+                self.examples[name].clear()
         self.tripped = []
         self.suspect = 0.0
         self.arming = arming
@@ -143,7 +156,7 @@ class Candidate:
             "tripped": self.tripped,
             "suspect": self.suspect,
             "examples": {guard: list(keys) for guard, keys in self.examples.items()},
-            "detectors": {guard: detector.state() for guard, detector in self.detectors.items()},
+            "detectors": {name: guard.detector.state() for name, guard in self.guards.items()},
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -153,9 +166,10 @@ class Candidate:
         self.last_ns, self.last_mono_ns = int(state["last_ns"]), int(state["last_mono_ns"])
         self.tripped = [str(guard) for guard in state["tripped"]]
         self.suspect = float(state["suspect"])
-        for guard, detector in self.detectors.items():
-            self.examples[guard].extend(int(key) for key in state["examples"].get(guard, ()))
-            detector.load(state["detectors"][guard])
+        for name, guard in self.guards.items():
+            if name in state["detectors"]:  # else it is a guard that the monitor which stored this did not have
+                self.examples[name].extend(int(key) for key in state["examples"].get(name, ()))
+                guard.detector.load(state["detectors"][name])
 
 
 class ModelGuards:
@@ -207,15 +221,13 @@ class ModelGuards:
                 candidate.weight = candidate.shadow = 0.0
         live = max(1, sum(candidate.live for candidate in self.candidates.values()))
         for candidate in self.candidates.values():
-            for detector in candidate.detectors.values():
-                detector.alpha = self._model.guards.false_rollback / (len(GUARDS) * live)
+            candidate.allot(self._model.guards.false_rollback / live)
 
     def _candidate(self, variant: str) -> Candidate:
         candidate = self.candidates.get(variant)
         if candidate is None:
             candidate = self.candidates[variant] = Candidate(variant, self._model)
-            for detector in candidate.detectors.values():
-                detector.alpha = self._model.guards.false_rollback / len(GUARDS)
+            candidate.allot(self._model.guards.false_rollback)
         return candidate
 
     # ------------------------------------------------------------ events
@@ -234,9 +246,14 @@ class ModelGuards:
         if candidate is None:
             return
         candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
-        if teacher_right and not candidate_right:
-            candidate.examples["harm"].append(event.request_key)
-        candidate.harm.observe(teacher_right, candidate_right)
+        candidate.labelled(event, teacher_right, candidate_right)
+
+    def resolved(self, variant: str, prob: float, right: bool, event: Event) -> None:
+        """An answer whose true class is known; see `Guard.resolved`."""
+        candidate = self.candidates.get(variant)
+        if candidate is not None:
+            candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
+            candidate.resolved(event, prob, right)
 
     def _request(self, event: Event) -> None:
         if event.flags & Flag.CLIENT_FAULT or event.cause == Cause.KILLED:
@@ -246,8 +263,8 @@ class ModelGuards:
             for candidate in self.candidates.values():
                 if candidate.weight > 0 and event.epoch >= candidate.arming[0]:
                     self._race(candidate, event, error, from_candidate=False)
-                else:  # so that the threshold is known when traffic comes
-                    candidate.latency.learn(event.total_us)
+                else:
+                    candidate.idle(event)
             return
         own = self.candidates.get(event.variant)
         if own is None:
@@ -257,10 +274,7 @@ class ModelGuards:
             return
         own.last_ns, own.last_mono_ns = event.wall_ns, event.mono_ns
         invalid = event.cause == Cause.INVALID_OUTPUT
-        if error:
-            own.examples["invalid_output" if invalid else "errors"].append(event.request_key)
-        if invalid or event.cause == Cause.NONE:
-            own.invalid.observe(invalid, bool(event.flags & Flag.BASELINE_VALID), event.batch_key)
+        own.answered(event, invalid)
         # Invalid outputs have a guard of their own; here they would be counted against it twice.
         self._race(own, event, error and not invalid, from_candidate=True)
 
@@ -272,13 +286,7 @@ class ModelGuards:
         mine, theirs = weights.get(candidate.name, 0.0), weights.get(self.baseline, 0.0)
         if mine <= 0:
             return
-        share = mine / (mine + theirs)
-        waited = event.cause in _WAITED
-        candidate.errors.observe(from_candidate, error, share, event.batch_key, waited=waited, at_ns=event.mono_ns)
-        slow_before = candidate.latency.candidate_slow
-        candidate.latency.observe(from_candidate, event.total_us, share, event.batch_key, event.mono_ns)
-        if candidate.latency.candidate_slow > slow_before:
-            candidate.examples["latency"].append(event.request_key)
+        candidate.raced(event, error, from_candidate, mine / (mine + theirs))
 
     def _pair(self, event: Event) -> None:
         candidate = self.candidates.get(event.variant)
@@ -288,11 +296,10 @@ class ModelGuards:
             self.skipped_epochs += 1
             return
         candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
-        if event.flips:
-            candidate.examples["agreement"].append(event.request_key)
-            if event.kind == Kind.REFERENCE:  # somebody was given that answer, and others like it were not scored
-                candidate.suspect += 1.0 / (event.inclusion or 1.0)
-        candidate.agreement.observe(event.flips, event.rows)
+        if event.flips and event.kind == Kind.REFERENCE:
+            # Somebody was given that answer, and others like it were not scored.
+            candidate.suspect += 1.0 / (event.inclusion or 1.0)
+        candidate.paired(event)
 
     # ------------------------------------------------------------ what follows
 
@@ -303,8 +310,8 @@ class ModelGuards:
         """
         return {
             name: {
-                "live": candidate.errors.candidate_requests,
-                "pairs": candidate.agreement.observations,
+                "live": candidate.detector(Errors).candidate_requests,
+                "pairs": candidate.detector(Agreement).observations,
                 "suspect": round(candidate.suspect, 2),
             }
             for name, candidate in self.candidates.items()
@@ -313,17 +320,16 @@ class ModelGuards:
     def assumptions(self) -> dict[str, dict[str, float]]:
         """What a prediction for each candidate rests on: its limits, and the budgets if it were live too."""
         live = sum(candidate.live for candidate in self.candidates.values())
-        settings = self._model.guards
         found = {}
         for name, candidate in self.candidates.items():
             known = self._model.variants.get(name)
             found[name] = {
                 "reference": self.reference,
-                "agreement": candidate.agreement.limit,
+                "agreement": candidate.detector(Agreement).limit,
                 "disagreement": (known.reference_disagreement if known else None) or 0.0,
-                "errors": candidate.errors.budget,
-                "alpha": settings.false_rollback / (len(GUARDS) * (live + (not candidate.live))),
-                "pass_alpha": settings.false_promotion,
+                "errors": candidate.detector(Errors).budget,
+                "alpha": candidate.alpha(self._model.guards.false_rollback / (live + (not candidate.live))),
+                "pass_alpha": self._model.guards.false_promotion,
             }
         return found
 
@@ -333,56 +339,53 @@ class ModelGuards:
         for candidate in self.candidates.values():
             if candidate.weight <= 0 and self._weights:
                 continue
-            for guard, detector in candidate.detectors.items():
-                detector.settle()
-                if detector.failed and guard not in candidate.tripped:
-                    candidate.tripped.append(guard)
-                    if guard in self._model.guards.dry_run:
-                        continue
-                    found.append(self._trip(candidate, detector))
+            for name, guard in candidate.guards.items():
+                guard.detector.settle()
+                if guard.detector.failed and name not in candidate.tripped:
+                    candidate.tripped.append(name)
+                    if guard.action in TRIPS and name not in self._model.guards.dry_run:
+                        found.append(self._trip(candidate, guard))
         return found
 
     def verdicts(self, degraded: str = "") -> list[Verdict]:
         """Verdicts on every candidate that takes traffic or copies of it, or that has failed."""
         result = []
         for candidate in self.candidates.values():
-            for detector in candidate.detectors.values():
+            for guard in candidate.guards.values():
+                detector = guard.detector
                 detector.settle()
                 if candidate.live or detector.failed or (not self._weights and not detector.no_data):
-                    result.append(self._verdict(candidate, detector, degraded))
+                    result.append(self._verdict(candidate, guard, degraded))
         return result
 
     def judged(self, variant: str) -> list[Verdict]:
         """Verdicts on one candidate, traffic or not. Raises `KeyError` if it is none."""
         candidate = self.candidates[variant]
-        for detector in candidate.detectors.values():
-            detector.settle()
-        return [self._verdict(candidate, detector, "") for detector in candidate.detectors.values()]
+        for guard in candidate.guards.values():
+            guard.detector.settle()
+        return [self._verdict(candidate, guard, "") for guard in candidate.guards.values()]
 
-    def _verdict(self, candidate: Candidate, detector: Detector, degraded: str) -> Verdict:
-        examples = list(candidate.examples[detector.name])
+    def _verdict(self, candidate: Candidate, guard: Guard[Any], degraded: str) -> Verdict:
         return verdict(
-            detector,
-            candidate.name,
-            self.teacher,
-            self._share(candidate),
+            guard,
+            Names(candidate.name, self.teacher, self._share(candidate)),
             candidate.last_ns,
             degraded=degraded,
-            dry_run=detector.name in self._model.guards.dry_run,
-            examples=examples,
+            dry_run=guard.name in self._model.guards.dry_run,
+            examples=list(candidate.examples[guard.name]),
         )
 
-    def _trip(self, candidate: Candidate, detector: Detector) -> Trip:
+    def _trip(self, candidate: Candidate, guard: Guard[Any]) -> Trip:
         return Trip(
             model=self.name,
             variant=candidate.name,
-            guard=detector.name,
-            action=ACTIONS[detector.name],
+            guard=guard.name,
+            action=guard.action,
             arming=candidate.arming,
-            sentence=self._verdict(candidate, detector, "").sentence,
+            sentence=self._verdict(candidate, guard, "").sentence,
             statistic={
-                **statistic(detector),
-                "example_request_keys": [f"{key:016x}" for key in candidate.examples[detector.name]],
+                **statistic(guard.detector),
+                "example_request_keys": [f"{key:016x}" for key in candidate.examples[guard.name]],
             },
             mono_ns=candidate.last_mono_ns,
             wall_ns=candidate.last_ns,
@@ -424,19 +427,3 @@ def table_weights(table: RouteTable) -> dict[str, float]:
     shares = {name: sum(high - low for low, high in spans) / BUCKETS for name, spans in table.candidates.items()}
     shares[table.baseline] = max(0.0, 1.0 - sum(shares.values()))
     return shares
-
-
-def agreement_limit(model: MonitorModel, variant: str) -> float:
-    """The share of flips a variant may show: the configured one, or its own on the test set and a margin."""
-    settings = model.guards.agreement
-    if settings.limit is not None:
-        return settings.limit
-    known = model.variants.get(variant)
-    reference = known.reference_disagreement if known is not None else None
-    return min(0.5, max(1e-4, (reference or 0.0) + settings.margin))
-
-
-def gross_limit(limit: float, settings: GuardSettings) -> float:
-    """The share of flips at which a variant is rolled back; halfway to 1 where the factor overshoots."""
-    gross = limit * settings.agreement.gross_factor
-    return gross if gross < 0.95 else limit + (1.0 - limit) / 2

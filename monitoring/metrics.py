@@ -22,7 +22,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from monitoring.actuate import SECONDS_BOUNDS, Actuator
+from monitoring.detectors.agreement import Agreement
 from monitoring.ingest import Key, Totals
+from monitoring.intervals import wilson
 from monitoring.verdicts import VERDICTS, Verdict
 from monitoring.watch import Watch
 from serving.contract import (
@@ -144,8 +146,9 @@ class MonitorCollector(Collector):
         upper = _gauge("canarium_agreement_ratio_upper", "Upper end of the 95 % Wilson interval of that share.", MV)
         for name, model in self._watch.models.items():
             for candidate in model.guards.candidates.values():
-                if candidate.agreement.rows:
-                    rows, agreed = candidate.agreement.rows, candidate.agreement.rows - candidate.agreement.events
+                agreement = candidate.detector(Agreement)
+                if agreement.rows:
+                    rows, agreed = agreement.rows, agreement.rows - agreement.events
                     low, high = wilson(agreed, rows)
                     for family, value in ((ratio, agreed / rows), (lower, low), (upper, high)):
                         family.add_metric((name, candidate.name), value)
@@ -266,18 +269,6 @@ class MonitorCollector(Collector):
         build = _gauge("canarium_build_info", "1, with the version.", ("version",))
         build.add_metric((package_version(),), 1)
         yield build
-
-
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927); for display, the guards have their own evidence.
-
-    >>> [round(bound, 3) for bound in wilson(63, 97)]
-    [0.55, 0.737]
-    """
-    share, square = successes / trials, z * z
-    centre = (share + square / (2 * trials)) / (1 + square / trials)
-    half = z / (1 + square / trials) * math.sqrt(share * (1 - share) / trials + square / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _counters(totals: dict[Key, Totals]) -> Iterator[Metric]:

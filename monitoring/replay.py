@@ -14,7 +14,6 @@ import msgspec
 import numpy as np
 
 from monitoring.config import MonitorModel
-from monitoring.detectors.agreement import Agreement
 from monitoring.evidence import Evidence, Records, events
 from monitoring.recording import Recording
 from monitoring.verdicts import Verdict
@@ -86,7 +85,7 @@ class Replay:
         next_ns = self.begin_ns
         look = self.now()
         fed = False
-        for _, event, cls, ref_cls in events(self._recording.records, self._recording.variants):
+        for _, event in events(self._recording.records, self._recording.variants):
             self._now_ns = max(self._now_ns, event.wall_ns)
             while next_ns <= self._now_ns:
                 look = self._look(next_ns) if fed else msgspec.structs.replace(look, wall_ns=next_ns)
@@ -97,7 +96,7 @@ class Replay:
                 # With those before it: one gateway may still answer by an epoch that another has never seen.
                 for epoch in [epoch for epoch in waiting if epoch <= event.epoch]:
                     guards.configure(Snapshot(epoch, 0, {self._name: waiting.pop(epoch)}))
-            self._evidence.take(event, cls, ref_cls)
+            self._evidence.take(event)
             self._watch()
             fed = True
         yield self.now()
@@ -108,9 +107,9 @@ class Replay:
 
     def _watch(self) -> None:
         """Note what the latest record has made fail."""
-        for guard, detector in self._evidence.guards.candidates[self._variant].detectors.items():
-            breached = isinstance(detector, Agreement) and detector.breached
-            level = 2 if detector.failed else int(breached)
+        for guard, judge in self._evidence.guards.candidates[self._variant].guards.items():
+            detector = judge.detector
+            level = 2 if detector.failed else int(detector.breached)
             if level <= self._noted.get(guard, 0):
                 continue
             self._noted[guard] = level

@@ -12,7 +12,7 @@ import msgspec
 log = logging.getLogger("canarium.monitor")
 
 FILE = "state.msgpack"
-VERSION = 5
+VERSION = 6
 
 
 class Committed(msgspec.Struct):

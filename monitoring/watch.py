@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 
 from monitoring.config import MonitorConfig, MonitorModel
+from monitoring.event import Event, is_error
 from monitoring.evidence import Evidence, events
-from monitoring.guard import Event, Trip, is_error
+from monitoring.guard import Trip
 from monitoring.ingest import CHUNK, Chunk, Flow, Ingest, IngestState, Key, Totals
 from monitoring.objectives import Objectives, by_model, slo_verdict
 from monitoring.state import VERSION, Committed
@@ -40,7 +41,7 @@ class ModelWatch(Evidence):
         self.config = config
         self.windows: dict[str, Window] = {}
         self.objectives = Objectives(config)
-        self.early: deque[tuple[Event, int, int]] = deque()  # event, class, reference class
+        self.early: deque[Event] = deque()
         self.overdue = -1  # the newest epoch whose snapshot was waited for in vain
 
     def window(self, variant: str) -> Window:
@@ -50,6 +51,7 @@ class ModelWatch(Evidence):
         return {
             "guards": self.guards.state(),
             "join": self.joiner.state(),
+            "reliability": self.reliability.state(),
             "windows": {variant: window.state() for variant, window in self.windows.items()},
             "objectives": self.objectives.state(),
         }
@@ -57,6 +59,7 @@ class ModelWatch(Evidence):
     def load(self, state: dict[str, Any]) -> None:
         self.guards.load(state["guards"])
         self.joiner.load(state["join"])
+        self.reliability.load(state["reliability"])
         windows = msgspec.convert(state["windows"], dict[str, VariantState], strict=False)
         self.windows = {variant: Window(stored) for variant, stored in windows.items()}
         self.objectives = Objectives(self.config, state["objectives"])
@@ -129,7 +132,7 @@ class Watch:
         names = [(self.models.get(model), variant) for model, variant in chunk.series]
         errors = np.zeros(len(records), dtype=bool)
         known = len(names)
-        for at, (series, event, cls, ref_cls) in enumerate(events(records, [variant for _, variant in names])):
+        for at, (series, event) in enumerate(events(records, [variant for _, variant in names])):
             model = names[series][0] if series < known else None
             if model is None:
                 self.foreign += 1
@@ -137,9 +140,9 @@ class Watch:
             if event.kind == Kind.REQUEST:
                 errors[at] = is_error(event, model.guards.baseline)
             if model.early or self._early(model, event.epoch):
-                model.early.append((event, cls, ref_cls))
+                model.early.append(event)
             else:
-                model.take(event, cls, ref_cls)
+                model.take(event)
         self._chart(chunk, names, errors)
 
     def _release(self) -> None:
@@ -147,14 +150,14 @@ class Watch:
         now_ns = self.clock.monotonic_ns()
         for model in self.models.values():
             while model.early:
-                event, cls, ref_cls = model.early[0]
+                event = model.early[0]
                 if self._early(model, event.epoch):
                     if now_ns - event.mono_ns < EARLY_S * 1e9 and len(model.early) < EARLY_MAX:
                         break
                     # Cut off from the control plane: those that follow need not wait, and commits go on.
                     model.overdue = event.epoch
                 model.early.popleft()
-                model.take(event, cls, ref_cls)
+                model.take(event)
 
     @staticmethod
     def _early(model: ModelWatch, epoch: int) -> bool:

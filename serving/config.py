@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from serving import yaml12
+from serving.contract import GUARDS
 from serving.errors import ConfigError
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
@@ -235,6 +236,12 @@ class HarmGuard(_Section):
     budget: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.03
 
 
+class CalibrationGuard(_Section):
+    """Confidence against what it was worth when the variant was built; `margin` is the tolerated difference."""
+
+    margin: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.02
+
+
 class GuardsConfig(_Section):
     """The statistical guards and the error budgets of their alarms and of their passes."""
 
@@ -249,8 +256,16 @@ class GuardsConfig(_Section):
     latency: LatencyGuard = LatencyGuard()
     agreement: AgreementGuard = AgreementGuard()
     harm: HarmGuard = HarmGuard()
+    calibration: CalibrationGuard = CalibrationGuard()
     #: Guards that only observe.
-    dry_run: tuple[Literal["invalid_output", "errors", "latency", "agreement", "harm"], ...] = ()
+    dry_run: tuple[str, ...] = ()
+
+    @field_validator("dry_run")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in names if name not in GUARDS]:
+            raise ValueError(f"unknown guard {unknown[0]!r}, expected some of {', '.join(GUARDS)}")
+        return names
 
 
 class ModelConfig(_Section):

@@ -92,10 +92,35 @@ ROLLOUT_STATES: tuple[str, ...] = (
 
 # ---------------------------------------------------------------- guards
 
-#: The statistical guards of a candidate, by name; the monitor judges them, rollouts wait for them.
-GUARDS: tuple[str, ...] = ("invalid_output", "errors", "latency", "agreement", "harm")
+
+class GuardRole(msgspec.Struct, frozen=True):
+    """What rollouts need to know of a guard.
+
+    Args:
+        action: what its failure does: alert (it is told, nothing more) | pause | rollback | kill.
+        passes: it can say that a candidate is within its limit, so a rollout may require it; else it only has a veto.
+        shadow: the answers to copies, which no client gets, are enough for it.
+    """
+
+    action: str
+    passes: bool = True
+    shadow: bool = False
+
+
+#: The statistical guards of a candidate; the monitor judges them (`monitoring.guards.table`), rollouts wait for them.
+GUARD_ROLES: dict[str, GuardRole] = {
+    "invalid_output": GuardRole("kill"),
+    "errors": GuardRole("rollback"),
+    "latency": GuardRole("rollback"),
+    "agreement": GuardRole("rollback", shadow=True),
+    "harm": GuardRole("rollback", shadow=True),
+    "calibration": GuardRole("rollback", passes=False, shadow=True),
+}
+GUARDS: tuple[str, ...] = tuple(GUARD_ROLES)
 #: Those that can be judged by the answers to copies, which no client gets.
-SHADOW_GUARDS: tuple[str, ...] = ("agreement", "harm")
+SHADOW_GUARDS: tuple[str, ...] = tuple(name for name, role in GUARD_ROLES.items() if role.shadow)
+#: Those that a rollout may require.
+PASSING_GUARDS: tuple[str, ...] = tuple(name for name, role in GUARD_ROLES.items() if role.passes)
 
 
 # ---------------------------------------------------------------- enumerations in records

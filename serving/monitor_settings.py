@@ -6,9 +6,11 @@ import os
 
 import msgspec
 
-from monitoring.config import GuardSettings, MonitorConfig, MonitorModel, MonitorVariant, SloTarget
+from monitoring.config import GuardSettings, MonitorConfig, MonitorModel, MonitorVariant, ReliabilityMap, SloTarget
 from serving.config import Config, ModelConfig
+from serving.errors import RegistryError
 from serving.paths import Paths
+from serving.registry.manifest import Manifest
 from serving.registry.store import Registry
 
 DAY_S = 86_400.0
@@ -42,7 +44,12 @@ def _model(model: ModelConfig, registry: Registry) -> MonitorModel:
         baseline=model.baseline,
         teacher=model.teacher or model.baseline,
         variants={
-            name: MonitorVariant(manifest.version, manifest.evaluation.get("teacher_disagreement"))
+            name: MonitorVariant(
+                manifest.version,
+                manifest.evaluation.get("teacher_disagreement"),
+                _reliability(manifest),
+                manifest.postprocess.temperature,
+            )
             for name, manifest in manifests.items()
         },
         slo=[
@@ -52,3 +59,14 @@ def _model(model: ModelConfig, registry: Registry) -> MonitorModel:
         guards=msgspec.convert(model.guards.model_dump(), GuardSettings),
         labels=list(manifests[model.baseline].postprocess.labels),
     )
+
+
+def _reliability(manifest: Manifest) -> ReliabilityMap | None:
+    """The map that the build has put into the manifest; None if it is of a build that did not."""
+    stored = manifest.calibration.get("reliability")
+    if stored is None:
+        return None
+    try:
+        return msgspec.convert(stored, ReliabilityMap)
+    except msgspec.ValidationError as error:
+        raise RegistryError(f"{manifest.ref}: calibration.reliability: {error}") from None

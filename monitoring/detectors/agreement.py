@@ -44,10 +44,9 @@ class Agreement(Detector):
         super().reset()
         self._over_limit.reset()
         self.rows = 0
-        self.breached = False
 
     @property
-    def log_limit_evidence(self) -> float:
+    def log_breach_evidence(self) -> float:
         """log evidence against "at most the limit" (`log_evidence` is about the gross limit)."""
         return self._over_limit.log_evidence
 
@@ -62,7 +61,7 @@ class Agreement(Detector):
         self._against.update(value, self.gross)
         self._over_limit.update(value, self.limit)
         self._for.update(value, self.limit)
-        if self.log_limit_evidence >= self.log_threshold:
+        if self.log_breach_evidence >= self.log_threshold:
             self.breached = True
         return self._judge()
 
@@ -76,5 +75,5 @@ class Agreement(Detector):
             "limit": self.limit,
             "gross_limit": self.gross,
             "rows": self.rows,
-            "log_limit_evidence": round(self.log_limit_evidence, 4),
+            "log_limit_evidence": round(self.log_breach_evidence, 4),
         }

@@ -15,7 +15,8 @@ RECENT_BATCHES = 1024
 class Detector:
     """One guard's statistic about one candidate.
 
-    `failed` and `passed` latch until `reset`. Attributes listed in FIELDS make up the state:
+    `failed` and `passed` latch until `reset`. A detector may have a softer verdict beside `failed`, such as a lower
+    limit: `breached`, which latches too and pauses a rollout. Attributes listed in FIELDS make up the state:
     plain values, or objects with `state` and `load`.
 
     Args:
@@ -40,6 +41,7 @@ class Detector:
         self.failed = False
         self.failed_at = 0.0  # log evidence at the observation that made it fail; it may fall again afterwards
         self.passed = False
+        self.breached = False
         self._against.reset()
         self._for.reset()
 
@@ -51,6 +53,11 @@ class Detector:
     def log_evidence(self) -> float:
         """log of the evidence against the null "this candidate is fine"."""
         return self._against.log_evidence
+
+    @property
+    def log_breach_evidence(self) -> float:
+        """log of the evidence that `breached` rests on; of a detector without that verdict, `log_evidence`."""
+        return self.log_evidence
 
     @property
     def log_threshold(self) -> float:

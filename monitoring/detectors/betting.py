@@ -35,7 +35,6 @@ Floats = npt.NDArray[np.float64]
 #: Fractions staked. For X in {0, 1} the best one is (p - m) / (1 - m), p the true rate: from a rate
 #: just over the limit to nearly every observation. Under 1, so that nobody ever goes bankrupt.
 STAKES: Floats = np.array([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 0.95])
-_LOG_K = math.log(len(STAKES))
 _TINY = 1e-9
 
 
@@ -59,7 +58,7 @@ def log_gain_mirrored(values: npt.ArrayLike, limits: npt.ArrayLike, upper: float
 def log_mean_exp(logs: Floats) -> Any:
     """log of the mean of exp over the last axis, without overflow."""
     top = np.max(logs, axis=-1, keepdims=True)
-    return np.squeeze(top, -1) + np.log(np.sum(np.exp(logs - top), axis=-1)) - _LOG_K
+    return np.squeeze(top, -1) + np.log(np.mean(np.exp(logs - top), axis=-1))
 
 
 def log_evidence_path(values: npt.ArrayLike, limits: npt.ArrayLike, upper: float = 1.0) -> Floats:
@@ -81,8 +80,7 @@ class _Evidence:
         self.upper = upper
         self._logs = self._start()
 
-    @staticmethod
-    def _start() -> Floats:
+    def _start(self) -> Floats:
         return np.zeros(len(STAKES))
 
     @property
@@ -99,8 +97,8 @@ class _Evidence:
 
     def load(self, state: list[float]) -> None:
         logs = np.array(state, dtype=np.float64)
-        if logs.shape != STAKES.shape or not np.isfinite(logs).all():
-            raise ValueError(f"expected {len(STAKES)} finite log products, got {state!r:.80}")
+        if logs.shape != self._logs.shape or not np.isfinite(logs).all():
+            raise ValueError(f"expected {len(self._logs)} finite log products, got {state!r:.80}")
         self._logs = logs
 
 
@@ -122,6 +120,37 @@ class Mirrored(_Evidence):
             self._logs = self._logs + count * log_gain_mirrored(value, limit, self.upper)
 
 
+class Averaged(_Evidence):
+    """Evidence against any of several nulls "the mean is at most the limit": the mean of their e-values.
+
+    Each observation is put to the hypotheses that it is about; an average of e-processes is one itself.
+
+    >>> several = Averaged(20)
+    >>> next(n for n in range(1, 100) if (several.update(3, 1.0, limit=0.05), several.log_evidence >= 6.2)[1])
+    4
+    """
+
+    def __init__(self, hypotheses: int) -> None:
+        self._hypotheses = hypotheses
+        super().__init__()
+
+    def _start(self) -> Floats:
+        return np.zeros(self._hypotheses * len(STAKES))
+
+    def update(self, hypothesis: int, value: float, limit: float) -> None:
+        """One observation in [0, 1] for one hypothesis. A value that is not a number is no observation."""
+        if not (math.isnan(value) or math.isnan(limit)):
+            self._logs[self._span(hypothesis)] += log_gain(value, limit)
+
+    def log_evidence_of(self, hypothesis: int) -> float:
+        """log of the e-value of one hypothesis alone."""
+        return float(log_mean_exp(self._logs[self._span(hypothesis)]))
+
+    @staticmethod
+    def _span(hypothesis: int) -> slice:
+        return slice(hypothesis * len(STAKES), (hypothesis + 1) * len(STAKES))
+
+
 class Drift(_Evidence):
     """The Shiryaev-Roberts e-detector of "the mean came to be over the limit".
 
@@ -135,8 +164,7 @@ class Drift(_Evidence):
     1015
     """
 
-    @staticmethod
-    def _start() -> Floats:
+    def _start(self) -> Floats:
         return np.full(len(STAKES), -745.0)  # log of (nearly) nothing, yet finite
 
     def update(self, value: float, limit: float) -> None:

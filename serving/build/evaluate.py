@@ -48,11 +48,20 @@ def _infer(pipeline: Pipeline, session: Session, split: Split) -> np.ndarray:
 
 
 def calibrate(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
-    """Fit the temperature on the calibration split; write `calibration.json`."""
+    """Fit the temperature on the calibration split; write `calibration.json` and `probabilities.npy`.
+
+    `needs["teacher"]`, where given, is the teacher's own calibration: what it makes of the variant's answers goes into
+    the reliability map, to which the monitor holds the variant later.
+    """
     _, pipeline, session = _open(needs, parameters, 1.0)
     split = read_split(needs["data"] / ROWS, "calibration", parameters["labels"])
     logits = _infer(pipeline, session, split)
     temperature = metrics.fit_temperature(logits, split.classes)
+    probabilities = metrics.softmax(logits, temperature)
+    np.save(out / "probabilities.npy", probabilities)
+    answers = logits.argmax(axis=1)
+    row = np.arange(len(answers))
+    teacher = np.load(needs["teacher"] / "probabilities.npy")[row, answers] if "teacher" in needs else None
     write_json(
         out / "calibration.json",
         {
@@ -61,6 +70,7 @@ def calibrate(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any
             "temperature": temperature,
             "nll_before": metrics.negative_log_likelihood(logits, split.classes),
             "nll_after": metrics.negative_log_likelihood(logits, split.classes, temperature),
+            "reliability": metrics.reliability_map(probabilities[row, answers], answers == split.classes, teacher),
         },
     )
 

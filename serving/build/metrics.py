@@ -41,6 +41,35 @@ def _equal_mass(confidence: np.ndarray, correct: np.ndarray, bins: int) -> list[
     return [(float(confidence[part].mean()), float(correct[part].mean()), len(part)) for part in parts]
 
 
+def reliability_map(
+    confidence: np.ndarray, correct: np.ndarray, teacher: np.ndarray | None = None, bins: int = 10
+) -> dict[str, list[float] | list[int] | None]:
+    """What confidence was worth: bins of equal mass, as `monitoring.config.ReliabilityMap` names their parts.
+
+    Args:
+        confidence: probability of the named class, [n].
+        correct: whether that class was the true one, bool [n].
+        teacher: the teacher's probability of that class, [n]; None without a teacher.
+    """
+    edges: list[float] = []
+    for level in np.quantile(confidence, np.arange(1, bins) / bins):
+        edge = round(float(level), 6)  # as it is stored, so that rows are parted here as they will be there
+        below = confidence < edge
+        if below.any() and not below.all() and not (edges and not (confidence[below] >= edges[-1]).any()):
+            edges.append(edge)
+    of_row = np.searchsorted(edges, confidence, side="right")
+    parts = [np.flatnonzero(of_row == at) for at in range(len(edges) + 1)]
+    lean = None if teacher is None else teacher - confidence
+    return {
+        "edges": edges,
+        "rows": [len(part) for part in parts],
+        "confidence": [round(float(confidence[part].mean()), 6) for part in parts],
+        "frequency": [round(float(correct[part].mean()), 6) for part in parts],
+        "teacher": None if teacher is None else [round(float(teacher[part].mean()), 6) for part in parts],
+        "teacher_sd": None if lean is None else [round(float(lean[part].std()), 6) for part in parts],
+    }
+
+
 def ece(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
     """Plug-in expected calibration error over bins of equal mass. Biased upwards: see `null_ece`."""
     n = len(confidence)

@@ -143,7 +143,7 @@ class _Steps:
         )
         teacher_onnx = self._export("teacher-onnx", teacher)
         variants = [self._variant("teacher", "onnx", teacher_onnx, None)]
-        judge = variants[0].evaluation
+        judge = variants[0]
         variants.append(self._variant("int8", "onnx", self._quantize("int8-onnx", teacher_onnx, base), judge))
 
         student = self._step(
@@ -199,7 +199,7 @@ class _Steps:
         return self._step(name, quantize, parameters, {**base, "model": model}, (_HERE / "train.py", _HERE / "cpu.py"))
 
     def _variant(
-        self, name: str, format: str, model: Made, judge: Made | None, calibration: Made | None = None
+        self, name: str, format: str, model: Made, judge: Variant | None, calibration: Made | None = None
     ) -> Variant:
         parameters = {
             "labels": self._labels,
@@ -210,10 +210,11 @@ class _Steps:
         }
         needs = {"data": self.made["data"], "tokenizer": self.made["tokenizer"], "model": model}
         if calibration is None:
-            calibration = self._step(f"{name}-temperature", calibrate, parameters, needs, _MEASURING)
+            seen = {"teacher": judge.calibration} if judge is not None else {}
+            calibration = self._step(f"{name}-temperature", calibrate, parameters, {**needs, **seen}, _MEASURING)
         needs["calibration"] = calibration
         if judge is not None:
-            needs["teacher"] = judge
+            needs["teacher"] = judge.evaluation
         evaluation = self._step(f"{name}-evaluation", evaluate, parameters, needs, _MEASURING)
         return Variant(name, format, model, calibration, evaluation)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from serving.contract import GUARDS, SHADOW_GUARDS
+from serving.contract import GUARDS, PASSING_GUARDS, SHADOW_GUARDS
 from serving.core.freeze import MAX_DAYS, Window, parse_cron, seconds, zone
 from serving.errors import ConfigError
 
@@ -168,7 +168,9 @@ def _faults(policy: Policy) -> Iterator[str]:
     yield from _duration_faults("limits.max_duration", policy.limits.max_duration, positive=True)
     for name in policy.required:
         if name not in GUARDS:
-            yield f"required: unknown guard {name!r}, expected some of {', '.join(GUARDS)}"
+            yield f"required: unknown guard {name!r}, expected some of {', '.join(PASSING_GUARDS)}"
+        elif name not in PASSING_GUARDS:
+            yield f"required: {name} only has a veto and never passes, expected some of {', '.join(PASSING_GUARDS)}"
     if policy.promotes and not policy.required:
         yield "required: a promotion needs at least one guard that must pass"
     for at, window in enumerate(policy.freeze):
@@ -213,8 +215,9 @@ def _step_faults(policy: Policy) -> Iterator[str]:
 def _shadow_faults(path: str, shadow: Shadow, policy: Policy) -> Iterator[str]:
     yield from _percent_fault(f"{path}.percent", shadow.percent, 0.01, 100)
     yield from _gate_faults(path, shadow)
-    if shadow.until == "pass" and not set(policy.required) & set(SHADOW_GUARDS):
-        yield f"{path}.until: no required guard can pass in a shadow ({', '.join(SHADOW_GUARDS)} can), use time"
+    can_pass = [name for name in SHADOW_GUARDS if name in PASSING_GUARDS]
+    if shadow.until == "pass" and not set(policy.required) & set(can_pass):
+        yield f"{path}.until: no required guard can pass in a shadow ({', '.join(can_pass)} can), use time"
 
 
 def _weight_faults(path: str, weight: float, before: float, policy: Policy) -> Iterator[str]:

@@ -87,6 +87,7 @@ MEANINGS = {
     "models.M.guards.agreement.limit": "tolerated disagreement itself, in place of the above",
     "models.M.guards.agreement.gross_factor": "rolled back beyond this many times the limit",
     "models.M.guards.harm.budget": "tolerated share of labelled pairs that the teacher has right and the candidate wrong",
+    "models.M.guards.calibration.margin": "tolerated difference, per bin of confidence, between how sure a variant is and what that was worth when it was built",
     "models.M.guards.dry_run": "guards that only observe: they say what they would do, act on nothing and hold up no rollout",
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import doctest
 import importlib
 import json
 import math
+import pkgutil
 from collections.abc import Callable
 
 import numpy as np
@@ -13,15 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monitoring import detectors
 from monitoring.detectors.agreement import Agreement
 from monitoring.detectors.base import BatchRace, Detector
 from monitoring.detectors.betting import Betting, Drift, Mirrored, log_evidence_path, log_gain_mirrored
+from monitoring.detectors.calibration import Calibration, Expected
 from monitoring.detectors.errors import Errors
 from monitoring.detectors.harm import Harm
 from monitoring.detectors.invalid_output import InvalidOutput
 from monitoring.detectors.latency import Latency, RunningQuantile
 
 ALPHA = 0.002
+MODULES = sorted(found.name for found in pkgutil.iter_modules(detectors.__path__))
 
 Feed = Callable[[Detector, float, float], None]
 
@@ -51,18 +55,36 @@ def _latency(detector: Detector, a: float, b: float) -> None:
     detector.observe(a < 0.5, b * 1e5, share=0.5, batch_key=0, at_ns=int(detector.candidate_requests * 1e8))
 
 
+def _calibration(detector: Detector, a: float, b: float) -> None:
+    assert isinstance(detector, Calibration)
+    detector.observe(a, right=b < 0.6)
+    detector.score(b, by_teacher=a)
+
+
 DETECTORS: dict[str, tuple[Callable[[], Detector], Feed]] = {
     "agreement": (lambda: Agreement(0.05, 0.15), _agreement),
     "harm": (lambda: Harm(0.03), _harm),
     "invalid_output": (lambda: InvalidOutput(3), _invalid),
     "errors": (lambda: Errors(1.25), _errors),
     "latency": (lambda: Latency(0.99), _latency),
+    "calibration": (lambda: Calibration([0.5, 0.8], [Expected(0.0, 0.01)] * 3, [Expected(0.0, 0.0)] * 3), _calibration),
 }
 
 
 @pytest.fixture(params=sorted(DETECTORS))
 def case(request: pytest.FixtureRequest) -> tuple[Callable[[], Detector], Feed]:
     return DETECTORS[request.param]
+
+
+def _kinds(kind: type[Detector] = Detector) -> set[str]:
+    below = {name for one in kind.__subclasses__() for name in _kinds(one)}
+    return below | ({kind.name} if kind.name else set())
+
+
+def test_every_detector_is_held_to_the_conformance_tests() -> None:
+    for module in MODULES:
+        importlib.import_module(f"monitoring.detectors.{module}")
+    assert _kinds() == set(DETECTORS)
 
 
 class TestConformance:
@@ -425,7 +447,7 @@ class TestPrimitive:
         assert not race.first(1)
 
 
-@pytest.mark.parametrize("module", ["betting", "base", "agreement", "errors", "harm", "invalid_output", "latency"])
+@pytest.mark.parametrize("module", MODULES)
 def test_the_examples_in_the_docstrings_hold(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"monitoring.detectors.{module}"))
     assert result.attempted > 0

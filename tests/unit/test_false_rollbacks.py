@@ -8,7 +8,7 @@ import pytest
 from loadtests.false_rollbacks import SETTINGS, Tally, events, line, rollout, tally
 from loadtests.proportions import lower, upper
 from loadtests.worlds import FLIPS, HARM, WORLDS, World, traffic
-from monitoring.guard import is_error
+from monitoring.event import is_error
 
 BY_NAME = {world.name: world for world in WORLDS}
 

@@ -10,10 +10,16 @@ import pytest
 
 from monitoring.config import AgreementSettings, GuardSettings, MonitorModel, MonitorVariant, SloTarget
 from monitoring.detectors.agreement import Agreement
-from monitoring.guard import GUARDS, Event, ModelGuards, agreement_limit, gross_limit, is_error
-from monitoring.join import Joiner
+from monitoring.detectors.errors import Errors
+from monitoring.detectors.latency import Latency
+from monitoring.event import Event, is_error
+from monitoring.guard import ModelGuards
+from monitoring.guards.agreement import AgreementGuard, agreement_limit, gross_limit
+from monitoring.guards.base import Names
+from monitoring.guards.table import GUARD_KINDS
+from monitoring.join import Answer, Joiner, Truth
 from monitoring.verdicts import Verdict, verdict
-from serving.contract import Cause, Flag, Kind, Latch, RouteTable, Snapshot, VariantEntry
+from serving.contract import GUARD_ROLES, Cause, Flag, Kind, Latch, RouteTable, Snapshot, VariantEntry
 
 LIVE = Flag.LIVE | Flag.BASELINE_VALID
 VARIANTS = ("teacher", "int8", "broken")
@@ -112,7 +118,7 @@ class TestBlame:
             request("int8", Cause.KILLED),
             times=50,
         )
-        assert {of(watched, guard).verdict for guard in GUARDS} == {"no_data"}
+        assert {found.verdict for found in watched.verdicts()} == {"no_data"}
 
     def test_an_input_that_breaks_the_baseline_too_kills_nobody(self) -> None:
         watched = guards()
@@ -133,7 +139,7 @@ class TestBlame:
         raised = snapshot({"int8": 5000}, epoch=2, since={"int8": 1})
         feed(watched, request("int8", Cause.ERROR, epoch=2), times=10)
         assert watched.unknown_epochs == 10
-        assert watched.candidates["int8"].errors.observations == 0
+        assert watched.candidates["int8"].detector(Errors).observations == 0
         watched.configure(raised)
         feed(watched, request("int8", Cause.ERROR, epoch=2), request("teacher", status=500, epoch=2), times=60)
         assert not any(trip.guard == "errors" for trip in watched.trips())
@@ -144,7 +150,7 @@ class TestBlame:
         watched = guards()
         for n in range(30):
             feed(watched, request("int8", Cause.TIMEOUT, mono_ns=10**9 + n * 10**7))
-        errors = watched.candidates["int8"].errors
+        errors = watched.candidates["int8"].detector(Errors)
         assert (errors.events, errors.candidate_errors) == (1, 30)
         assert watched.trips() == []
 
@@ -165,7 +171,7 @@ class TestBlame:
         watched = guards({"int8": 500, "broken": 500})
         feed(watched, request("teacher"), request("int8"), request("broken", Cause.ERROR), times=40)
         assert [(trip.variant, trip.guard) for trip in watched.trips()] == [("broken", "errors")]
-        assert watched.candidates["int8"].errors.alpha == pytest.approx(0.01 / (5 * 2))
+        assert watched.candidates["int8"].detector(Errors).alpha == pytest.approx(0.01 / (5 * 2))
 
     def test_trouble_common_to_both_arms_trips_nobody(self) -> None:
         watched = guards({"int8": 2000})
@@ -254,9 +260,9 @@ class TestArming:
         feed(watched, request("teacher", total_us=1000), times=600)
         watched.configure(snapshot({"int8": 500}, epoch=2))
         feed(watched, request("int8", total_us=1000, epoch=2))
-        assert watched.candidates["int8"].latency.threshold_us < 7000
+        assert watched.candidates["int8"].detector(Latency).threshold_us < 7000
         watched.configure(snapshot({"int8": 500}, epoch=3, since={"int8": 3}))
-        assert watched.candidates["int8"].latency.threshold_us < 7000
+        assert watched.candidates["int8"].detector(Latency).threshold_us < 7000
 
     def test_a_new_baseline_starts_anew(self) -> None:
         watched = guards()
@@ -283,7 +289,7 @@ class TestArming:
 
 class TestVerdicts:
     def test_no_data_is_said_and_never_passes(self) -> None:
-        sentences = {guard: of(guards(), guard).sentence for guard in GUARDS}
+        sentences = {found.guard: found.sentence for found in guards().verdicts()}
         assert sentences == {
             "invalid_output": "int8 has answered no live request yet",
             "errors": "int8 has answered no live request yet",
@@ -342,6 +348,13 @@ class TestVerdicts:
             assert {"log_evidence", "log_threshold", "observations", "events"} <= set(item["statistic"])
 
 
+def test_every_guard_has_a_role_and_every_role_a_guard() -> None:
+    assert [kind.name for kind in GUARD_KINDS] == list(GUARD_ROLES)
+    assert {role.action for role in GUARD_ROLES.values()} <= {"alert", "pause", "rollback", "kill"}
+    built = ModelGuards("m", model()).candidates["int8"].guards
+    assert all(name == guard.name == guard.detector.name for name, guard in built.items())
+
+
 class TestLimits:
     def test_the_reference_and_a_margin_or_what_is_configured(self) -> None:
         assert agreement_limit(model(), "broken") == pytest.approx(0.055)
@@ -354,7 +367,7 @@ class TestLimits:
 
     def test_the_availability_objective_is_the_error_budget(self) -> None:
         watched = msgspec.structs.replace(model(), slo=[SloTarget("availability", 0.99)])
-        assert ModelGuards("m", watched).candidates["int8"].errors.budget == pytest.approx(0.01)
+        assert ModelGuards("m", watched).candidates["int8"].detector(Errors).budget == pytest.approx(0.01)
 
 
 class TestJoin:
@@ -367,17 +380,44 @@ class TestJoin:
                 elif step == "p":
                     found.append(joiner.pair(7, "int8", cls=1, ref_cls=0, at_ns=0))
                 else:
-                    found += joiner.label(7, 0, 0)
+                    found += joiner.label(7, 0, 0).pairs
             (labelled,) = [item for item in found if item is not None]
             assert (labelled.teacher_right, labelled.candidate_right) == (True, False)
             assert joiner.counts.joined == {"int8": 1}
+
+    def test_an_answer_with_its_label_comes_once_whichever_was_first(self) -> None:
+        for first in ("label", "request"):
+            joiner = Joiner()
+            if first == "label":
+                assert joiner.label(7, 0, 0).answer is None
+                found = joiner.request(7, "int8", 0, cls=1, prob=0.9)
+            else:
+                assert joiner.request(7, "int8", 0, cls=1, prob=0.9) is None
+                found = joiner.label(7, 0, 0).answer
+            assert found == Answer("int8", cls=1, label=0, prob=0.9)
+            assert joiner.label(7, 0, 0).answer is None
+            assert joiner.request(7, "int8", 0, cls=1, prob=0.9) is None
+
+    def test_answers_that_are_in_no_statistic_are_joined_and_not_told(self) -> None:
+        joiner = Joiner()
+        joiner.request(7, "int8", 0)
+        assert joiner.label(7, 0, 0).answer is None
+        assert joiner.counts.joined == {"int8": 1}
+
+    def test_the_delay_of_labels_is_counted(self) -> None:
+        joiner = Joiner()
+        for key, delay_s in enumerate((1, 60, 61, 3000, 80_000, 86_401)):
+            joiner.request(key, "int8", 0, cls=0, prob=0.9)
+            joiner.label(key, 0, delay_s * 10**9)
+        assert joiner.counts.delays == {"int8": [2, 1, 1, 0, 1, 1]}
+        assert joiner.counts.answers == {"int8": 6}
 
     def test_one_request_is_labelled_once(self) -> None:
         joiner = Joiner()
         joiner.pair(7, "int8", 1, 0, 0)
         joiner.request(7, "int8", 0)
-        assert len(joiner.label(7, 0, 0)) == 1
-        assert joiner.label(7, 1, 0) == joiner.label(7, 0, 0) == []
+        assert len(joiner.label(7, 0, 0).pairs) == 1
+        assert joiner.label(7, 1, 0) == joiner.label(7, 0, 0) == Truth()
         assert joiner.pair(7, "int8", 1, 0, 0) is None
         assert joiner.counts.duplicate == 2
 
@@ -400,7 +440,7 @@ class TestJoin:
         joiner.request(1 << 63, "int8", 5)
         joiner.pair(1 << 63, "int8", 1, 0, 6)
         again.load(msgspec.msgpack.decode(msgspec.msgpack.encode(joiner.state())))
-        assert len(again.label(1 << 63, 0, 7)) == 1
+        assert len(again.label(1 << 63, 0, 7).pairs) == 1
 
 
 def test_a_guard_in_dry_run_says_what_it_would_do_and_does_not_act() -> None:
@@ -422,7 +462,7 @@ def test_a_trip_tells_the_evidence_at_its_crossing_whatever_was_seen_since() -> 
     for _ in range(40):
         guard.observe(0, 1)
     assert guard.log_evidence < guard.log_threshold <= crossed
-    told = verdict(guard, "v", "teacher", 0.1, 0, examples=[])
+    told = verdict(AgreementGuard(guard), Names("v", "teacher", 0.1), 0, examples=[])
     assert told.verdict == "fail"
     assert f"evidence e^{crossed:.1f} ≥ e^{guard.log_threshold:.1f}" in told.sentence
     assert told.statistic["log_evidence_at_failure"] == pytest.approx(crossed, abs=1e-4)

@@ -14,7 +14,8 @@ from prometheus_client.metrics_core import Metric
 from monitoring.actuate import Actuator
 from monitoring.api import allowed_hosts, build_app
 from monitoring.config import MonitorConfig, MonitorModel, MonitorVariant, SloTarget
-from monitoring.metrics import MonitorCollector, wilson
+from monitoring.intervals import wilson
+from monitoring.metrics import MonitorCollector
 from monitoring.state import read, write
 from monitoring.watch import Watch
 from serving.clock import FakeClock

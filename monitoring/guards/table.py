@@ -1,0 +1,30 @@
+"""All guards of a candidate, in the order in which they are shown. Here a new one is registered. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monitoring.config import MonitorModel
+from monitoring.guards.agreement import AgreementGuard
+from monitoring.guards.base import Guard
+from monitoring.guards.calibration import CalibrationGuard
+from monitoring.guards.errors import ErrorsGuard
+from monitoring.guards.harm import HarmGuard
+from monitoring.guards.invalid_output import InvalidOutputGuard
+from monitoring.guards.latency import LatencyGuard
+
+#: Each has a role of the same name in `serving.contract.GUARD_ROLES`.
+GUARD_KINDS: tuple[type[Guard[Any]], ...] = (
+    InvalidOutputGuard,
+    ErrorsGuard,
+    LatencyGuard,
+    AgreementGuard,
+    HarmGuard,
+    CalibrationGuard,
+)
+
+
+def guards_of(model: MonitorModel, variant: str) -> dict[str, Guard[Any]]:
+    """The guards of one candidate, by name."""
+    built = ((kind.name, kind.build(model, variant)) for kind in GUARD_KINDS)
+    return {name: guard for name, guard in built if guard is not None}
