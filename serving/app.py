@@ -32,6 +32,7 @@ from serving.contract import VariantEntry
 from serving.control.actor import ControlActor, ControlSettings, VariantFacts
 from serving.errors import CanariumError, StartError
 from serving.gateway.replica import CONTROL_NAME, NAMESPACE, Gateway, GatewaySettings, VariantReplica
+from serving.loading import Loader
 from serving.paths import Paths
 from serving.registry.store import Registry
 from serving.serve_env import NOTE, REQUIRED, did_not_start, missing
@@ -237,7 +238,11 @@ def build_variant(args: dict[str, str]) -> Any:
 def _configured(args: dict[str, str]) -> tuple[Config, Registry]:
     config = load_config(args["config"]).absolute()
     registry = Registry(config.registry.dir)
-    return pinned(config, registry), registry
+    config = pinned(config, registry)
+    config, notes = Loader(config, registry).fitted(config)
+    for note in notes:
+        _say(f"{NOTE}{note}")
+    return config, registry
 
 
 # ---------------------------------------------------------------- one machine, or a cluster that is joined

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from serving.commands import (
+    cards,
     events,
+    governance,
     inspect,
     lifecycle,
     models,
@@ -46,7 +48,7 @@ def canarium() -> None:
     """Serve a trusted model beside its cheaper variants, watch them, and put everything back when evidence turns."""
 
 
-for module in (lifecycle, traffic, rollout, inspect, models, registry, slo, tokens, state, events):
+for module in (lifecycle, traffic, rollout, inspect, models, registry, governance, cards, slo, tokens, state, events):
     for command in module.COMMANDS:
         canarium.add_command(command)
 rollout.rollout.add_command(simulate.simulate)

@@ -114,6 +114,48 @@ class AuthConfig(_Section):
         return self
 
 
+class TrustedKey(_Section):
+    """Whose approvals count, and in which roles; `key` is a line that `canarium key show` prints."""
+
+    name: Annotated[str, Field(min_length=1, max_length=80)]
+    key: Annotated[str, Field(pattern=r"^ed25519:[A-Za-z0-9+/]{43}=$")]
+    roles: Annotated[tuple[str, ...], Field(min_length=1)] = ("approver",)
+
+
+class GovernanceConfig(_Section):
+    """Whether only approved artifacts are served, under which policy, and whose approvals count."""
+
+    mode: Literal["off", "warn", "enforce"] = "off"
+    policy: str = "low"
+    trusted_keys: tuple[TrustedKey, ...] = ()
+
+    @model_validator(mode="after")
+    def _somebody_is_trusted(self) -> GovernanceConfig:
+        if self.mode != "off" and not self.trusted_keys:
+            raise ValueError(f"trusted_keys: mode {self.mode!r} needs the public key of at least one approver")
+        for field in ("name", "key"):
+            values = [getattr(key, field) for key in self.trusted_keys]
+            if len(set(values)) != len(values):
+                raise ValueError(f"trusted_keys: each {field} may occur once")
+        return self
+
+
+class CardConfig(_Section):
+    """What only people know of a model, for its card."""
+
+    owner: str = ""
+    contact: str = ""
+    purpose: str = ""
+    intended_use: str = ""
+    limitations: tuple[str, ...] = ()
+
+
+class SystemCardConfig(CardConfig):
+    """Likewise of the whole deployment, and what it is called."""
+
+    name: str = ""
+
+
 class VariantConfig(_Section):
     """One variant: which artifact, how it runs, where it lives."""
 
@@ -278,6 +320,9 @@ class ModelConfig(_Section):
     capacity: CapacityConfig = CapacityConfig()
     slo: tuple[SloConfig, ...] = ()
     guards: GuardsConfig = GuardsConfig()
+    #: In place of `governance.policy`.
+    policy: str | None = None
+    card: CardConfig = CardConfig()
 
     @property
     def queue(self) -> QueueConfig:
@@ -320,6 +365,8 @@ class Config(_Section):
     state: StateConfig = StateConfig()
     registry: RegistryConfig = RegistryConfig()
     auth: AuthConfig = AuthConfig()
+    governance: GovernanceConfig = GovernanceConfig()
+    card: SystemCardConfig = SystemCardConfig()
     models: Annotated[dict[str, ModelConfig], Field(min_length=1)]
 
     def absolute(self) -> Config:
@@ -328,12 +375,21 @@ class Config(_Section):
         def full(path: str) -> str:
             return str(Path(path).resolve())
 
+        def policy(given: str) -> str:
+            return full(given) if "." in given or "/" in given else given  # the names of built-in ones have neither
+
         auth = self.auth
         if auth.tokens_file:
             auth = auth.model_copy(update={"tokens_file": full(auth.tokens_file)})
         state = self.state.model_copy(update={"dir": full(self.state.dir)})
         registry = self.registry.model_copy(update={"dir": full(self.registry.dir)})
-        return self.model_copy(update={"state": state, "registry": registry, "auth": auth})
+        governance = self.governance.model_copy(update={"policy": policy(self.governance.policy)})
+        models = {
+            name: model.model_copy(update={"policy": policy(model.policy)}) if model.policy else model
+            for name, model in self.models.items()
+        }
+        parts = {"state": state, "registry": registry, "auth": auth, "governance": governance, "models": models}
+        return self.model_copy(update=parts)
 
     @model_validator(mode="after")
     def _safe(self) -> Config:

@@ -3,6 +3,7 @@
 CanariumError
 ├── ConfigError            a configuration file that cannot be used (carries the path)
 ├── RegistryError          a missing, damaged or refused artifact
+├── GovernanceError        a key, a signature or an approval that cannot be used, or is missing
 ├── StartError             the server cannot start here (port taken, missing setting)
 ├── BuildError             a recipe or a step of a build that fails (build/cache.py)
 ├── StoreError             the control plane's database cannot be used (control/store.py)
@@ -72,6 +73,10 @@ class ConfigError(CanariumError):
 
 class RegistryError(CanariumError):
     """An artifact that is missing, damaged or refused."""
+
+
+class GovernanceError(CanariumError):
+    """A key, an envelope or an approval that cannot be used, or an approval that is missing."""
 
 
 class StartError(CanariumError):

@@ -27,6 +27,7 @@ from serving import processes
 from serving.artifacts import pinned
 from serving.config import Config
 from serving.errors import StartError
+from serving.loading import Loader
 from serving.monitor_settings import monitor_settings
 from serving.paths import Paths, write_private
 from serving.registry.store import Registry
@@ -97,9 +98,20 @@ class _Instance:
         server, paths = self._config.server, self._paths
         registry = Registry(self._config.registry.dir)
         self._config = pinned(self._config, registry)
+        loader = Loader(self._config, registry)
+        self._config, notes = loader.fitted(self._config)
+        for note in notes:
+            self._say(f"{NOTE}{note}")
         for name, model in self._config.models.items():
             for variant_name, variant in model.variants.items():
-                manifest, _ = registry.open(variant.artifact)  # missing or damaged: refused before anything starts
+                # Missing, damaged, unfit or unapproved: refused before anything starts.
+                manifest, _ = loader.open(
+                    name,
+                    variant_name,
+                    variant.artifact,
+                    runs_here=not self._joined,
+                    warn=lambda said: self._say(f"{NOTE}{said}"),
+                )
                 if variant_name == model.baseline:
                     self._baselines.add((name, manifest.version))
         paths.create()

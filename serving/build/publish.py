@@ -9,6 +9,8 @@ from serving.build.cache import BuildError, Made, versions
 from serving.build.cpu import cpu_info
 from serving.build.manifests import ENTRIES, postprocess, preprocess, session, signature
 from serving.build.recipe import Recipe
+from serving.governance.gate import failures, judge
+from serving.governance.policy import Policy
 from serving.registry.manifest import Lineage, Manifest, Parent
 from serving.registry.store import Registry
 
@@ -34,9 +36,17 @@ class Outcome(NamedTuple):
 
 
 def publish(
-    recipe: Recipe, recipe_sha256: str, registry: Registry, made: Mapping[str, Made], variants: Sequence[Variant]
+    recipe: Recipe,
+    recipe_sha256: str,
+    registry: Registry,
+    made: Mapping[str, Made],
+    variants: Sequence[Variant],
+    policy: Policy | None = None,
 ) -> Outcome:
     """Register every variant that meets the requirements. Parents come before their children.
+
+    Args:
+        policy: its rules are requirements as well.
 
     Raises:
         BuildError: the damaged variant is not damaged enough to be told from its parent.
@@ -51,12 +61,17 @@ def publish(
     for variant in variants:
         relation, parents = _LINEAGE[variant.name]
         evaluation = variant.evaluation.read("evaluation.json")
+        calibration = variant.calibration.read("calibration.json")
         missing = [parent for parent in parents.values() if parent not in registered]
         reason = f"its parent {missing[0]} was refused" if missing else _gate(recipe, variant.name, evaluation)
+        if policy is not None and not reason and variant.name != "broken":
+            evidence = {"evaluation": evaluation, "calibration": calibration, "data": data}
+            lineage = {"relation": relation, "parents": [{"role": role} for role in parents]}
+            if lacks := failures(judge(policy, {**evidence, "lineage": lineage})):
+                reason = f"requirements.policy {policy.name!r}: {'; '.join(lacks)}"
         if reason:
             refused[variant.name] = reason
             continue
-        calibration = variant.calibration.read("calibration.json")
         about: dict[str, Any] = {
             "evaluation": evaluation,
             "validated_on": [_validated(evaluation)],
@@ -68,6 +83,8 @@ def publish(
                 "step_seconds": {variant.model.name: variant.model.seconds},
             },
         }
+        if stated := recipe.card.model_dump(mode="json", exclude_defaults=True):
+            about["card"] = stated
         if relation == "quantized":
             about["quantization"] = variant.model.read("quantization.json")
         if relation == "distilled":

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from serving.config import CardConfig
 from serving.errors import ConfigError
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
@@ -107,10 +108,14 @@ class DamageRecipe(_Section):
 
 
 class RequirementsRecipe(_Section):
-    """What a variant must reach on the test split to be registered (the damaged one aside)."""
+    """What a variant must reach on the test split to be registered (the damaged one aside).
+
+    `policy` is a built-in policy or a file relative to the recipe; its approvals are given later.
+    """
 
     accuracy_floor: Share = 0.0
     disagreement_ceiling: Share = 1.0
+    policy: str | None = None
 
 
 class Recipe(_Section):
@@ -128,6 +133,8 @@ class Recipe(_Section):
     quantize: QuantizeRecipe = QuantizeRecipe()
     damage: DamageRecipe | None = None
     requirements: RequirementsRecipe = RequirementsRecipe()
+    #: What people say of the variants, for their cards.
+    card: CardConfig = CardConfig()
 
     @field_validator("model")
     @classmethod

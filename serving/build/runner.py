@@ -29,6 +29,7 @@ from serving.build.reference import train_reference
 from serving.build.tokenizer import train_tokenizer
 from serving.build.train import train_teacher
 from serving.clock import SystemClock
+from serving.governance.policy import BUILT_IN, Policy, load_policy
 from serving.registry.files import file_digest
 from serving.registry.manifest import Manifest
 from serving.registry.store import Registry
@@ -87,6 +88,7 @@ def build(recipe_path: Path, registry: Registry, *, cache_dir: Path, console: Co
     clock = SystemClock()
     started = clock.monotonic_ns()
     recipe = load_recipe(recipe_path)
+    policy = _policy(recipe, recipe_path)
     # Progress is ours to show; the tokenizer warns about processes it does not know.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     with _progress(console) as listen:
@@ -94,13 +96,21 @@ def build(recipe_path: Path, registry: Registry, *, cache_dir: Path, console: Co
         with cache.locked():
             steps = _Steps(recipe, recipe_path.parent / recipe.data.file, cache)
             variants = steps.run()
-            outcome = publish.publish(recipe, file_digest(recipe_path), registry, steps.made, variants)
+            outcome = publish.publish(recipe, file_digest(recipe_path), registry, steps.made, variants, policy)
             path = report.write(recipe, registry.root / "reports", steps.made, variants, outcome)
     seconds = (clock.monotonic_ns() - started) / 1e9
     cached = all(made.cached for made in cache.made)
     if "teacher" in outcome.refused:
         raise BuildError(f"the teacher is not good enough: {outcome.refused['teacher']}; see {path}")
     return BuildResult(outcome.manifests, seconds, cached, path, outcome.refused)
+
+
+def _policy(recipe: Recipe, path: Path) -> Policy | None:
+    """The policy that the recipe names, before anything is done. Raises `ConfigError`."""
+    given = recipe.requirements.policy
+    if given is None:
+        return None
+    return load_policy(given if given in BUILT_IN else str(path.parent / given))
 
 
 class _Steps:

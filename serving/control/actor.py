@@ -35,7 +35,9 @@ from serving.control.seed import VariantFacts, specs
 from serving.control.store import ONLY, SqlStore, StoreError
 from serving.control.word import WordLink
 from serving.errors import StartError
+from serving.loading import Loader
 from serving.paths import Paths
+from serving.registry.store import Registry
 
 __all__ = ["ControlActor", "ControlSettings", "VariantFacts"]
 
@@ -154,6 +156,7 @@ class ControlActor:
                 facts=settings.variants,
                 about={"version": settings.version, "instance": settings.instance, "urls": settings.urls},
                 notifier=notifier,
+                refusal=Loader(config, Registry(config.registry.dir)).refusal,
             )
             try:
                 self._differences = await plane.start(models)

@@ -45,7 +45,7 @@ from serving.core.commands import (
 )
 from serving.core.rollout import Rollout
 from serving.core.rollout_decide import Facts as RolloutFacts
-from serving.errors import ErrorKind, RequestError
+from serving.errors import CanariumError, ErrorKind, RequestError
 
 log = logging.getLogger("canarium.control")
 T = TypeVar("T")
@@ -70,6 +70,8 @@ class Plane:
         facts: the variants' manifests, for the views.
         about: what the status says of this deployment (`version`, `instance`, `urls`).
         notifier: told of every change of a rollout, for its webhooks.
+        refusal: why an artifact may not be served as a variant of a model (model, variant, reference); empty if it
+            may. It reads files.
         sleep: how to wait, in seconds; tests bring their own.
     """
 
@@ -83,6 +85,7 @@ class Plane:
         facts: Facts,
         about: Mapping[str, Any],
         notifier: Notifier | None = None,
+        refusal: Callable[[str, str, str], str] = lambda model, variant, artifact: "",
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.monitor = monitor
@@ -91,6 +94,7 @@ class Plane:
         self.audit_lost = 0
         self._store, self._word, self._clock, self._sleep = store, word, clock, sleep
         self._facts, self._about, self._notifier = facts, about, notifier
+        self._refusal = refusal
         self._started_at = iso(clock.wall_ns())
         self._state = ControlState()
         self._encoded = b""
@@ -230,6 +234,18 @@ class Plane:
                 self.events.publish("verdicts", msgspec.json.encode(self.monitor.verdicts(model)))
 
     # ------------------------------------------------------------ changing
+
+    async def require_admission(self, model: str, variant: str) -> None:
+        """Raises `RequestError` CONFLICT if a variant's artifact may not be served; unknown ones are passed over."""
+        table = self._state.tables.get(model)
+        if table is None or variant not in table.variants:
+            return
+        try:
+            why = await asyncio.to_thread(self._refusal, model, variant, table.variants[variant].artifact)
+        except CanariumError as error:
+            why = str(error)
+        if why:
+            raise RequestError(ErrorKind.CONFLICT, why)
 
     def dry_run(self, command: Command) -> Outcome:
         """What a command would come to now; nothing is changed. Raises `RequestError` as `execute` does."""

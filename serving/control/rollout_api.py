@@ -57,8 +57,13 @@ def listed(plane: Plane, model: str | None) -> list[dict[str, Any]]:
 
 
 async def start(plane: Plane, by: By, model: str, variant: str, policy: Any) -> dict[str, Any]:
-    """Start a rollout; its view. Raises `RequestError` (see `start_rollout`)."""
+    """Start a rollout; its view.
+
+    Raises:
+        RequestError: as `start_rollout`; CONFLICT for an artifact that is not approved where that is enforced.
+    """
     name, checked = policy_of(policy)
+    await plane.require_admission(model, variant)
     outcome = await plane.execute(StartRollout(model, variant, checked, name, by))
     return plane.rollout_view(rollout_of(plane.state, str(outcome.audit[0].after["rollout"])))
 

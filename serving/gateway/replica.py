@@ -28,6 +28,7 @@ from serving.gateway.spool import SpoolWriter, latency_buckets_ms
 from serving.gateway.variants import FrameCall, VariantPlane
 from serving.gateway.worker_server import WorkerServer
 from serving.gateway.workers import WorkerFailure
+from serving.loading import Loader
 from serving.paths import Paths, write_private
 from serving.registry.store import Registry
 from serving.runtimes.base import open_session
@@ -80,12 +81,13 @@ class Gateway:
         self._settings = settings
         paths = self._paths = Paths.of(settings.state_dir)
         paths.create()
-        self._registry = Registry(config.registry.dir)
+        registry = Registry(config.registry.dir)
+        self._loader = Loader(config, registry)
         spool = SpoolWriter.create(paths.spool_dir, self._id, self._clock)
         self._recorder = Recorder(spool, self._clock, settings.unit_secret)
         for name, model in config.models.items():
             thresholds = [slo.threshold_ms for slo in model.slo if slo.threshold_ms is not None]
-            manifest = self._registry.resolve(model.variants[model.baseline].artifact)
+            manifest = registry.resolve(model.variants[model.baseline].artifact)
             self._recorder.model(name, list(latency_buckets_ms(thresholds)), list(manifest.postprocess.labels))
         self._routing = LiveRouting(config, ControlWord.open(paths.word_path), self._clock)
         self._plane = DataPlane(config, self._routing, self._recorder, self._clock, self._make_plane)
@@ -134,7 +136,9 @@ class Gateway:
         self._applied.set()
 
     def _make_plane(self, model: str, entry: VariantEntry) -> VariantPlane:
-        manifest, folder = self._registry.open(entry.artifact)
+        manifest, folder = self._loader.open(
+            model, entry.name, entry.artifact, runs_here=entry.placement == "colocated", warn=log.warning
+        )
         configured = self._config.models[model]
         config = configured.variants.get(entry.name) or VariantConfig(artifact=entry.artifact)
         return VariantPlane(
@@ -234,7 +238,8 @@ class VariantReplica:
     ) -> None:
         config = settings.parsed()
         variant = config.models[model].variants[entry.name]
-        manifest, folder = Registry(config.registry.dir).open(entry.artifact)
+        loader = Loader(config, Registry(config.registry.dir))
+        manifest, folder = loader.open(model, entry.name, entry.artifact, warn=log.warning)
         session = open_session(manifest, folder, runtime=entry.runtime, threads=variant.threads)
         paths = Paths.of(settings.state_dir)
         socket_dir = paths.make_worker_dir(model, entry.name, entry.version)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from serving.errors import RegistryError
 from serving.registry import oci
+from serving.registry.approvals import Signed
 from serving.registry.files import copy_atomically, make_folder, sync_folder, write_atomically
 from serving.registry.manifest import Manifest
 from serving.registry.store import Registry
@@ -59,8 +60,16 @@ def _write(registry: Registry, manifests: list[Manifest], folder: Path) -> None:
                 image.mediaType, image.digest, image.size, oci.ARTIFACT_TYPE, annotations={oci.REF_NAME: manifest.ref}
             )
         )
+        entries += [_approval(blobs, signed, image) for signed in registry.approvals.of(manifest)]
     write_atomically(folder / "oci-layout", oci.encode(oci.Layout(oci.LAYOUT_VERSION)))
     write_atomically(folder / "index.json", oci.encode(oci.Index(schemaVersion=2, manifests=entries)))
+
+
+def _approval(blobs: Path, signed: Signed, subject: oci.Descriptor) -> oci.Descriptor:
+    envelope = _put(blobs, oci.ENVELOPE_TYPE, oci.encode(signed.envelope))
+    config = _put(blobs, oci.EMPTY_TYPE, oci.EMPTY)
+    image = _put(blobs, oci.IMAGE_TYPE, oci.encode(oci.approval_of(signed, subject, config, envelope)))
+    return oci.Descriptor(image.mediaType, image.digest, image.size, oci.APPROVAL_TYPE)
 
 
 def _copy(registry: Registry, manifest: Manifest, name: str, target: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serving.errors import RegistryError
+from serving.registry.approvals import faults as approval_faults
+from serving.registry.binding import misbound
 from serving.registry.blobs import is_digest
 from serving.registry.files import file_digest
 from serving.registry.journal import Journal
@@ -60,8 +62,11 @@ def verify(registry: Registry) -> Report:
         for manifest in manifests:
             findings += _files(registry, manifest, blobs)
             findings += _tree(registry, manifest, blobs)
+            if why := misbound(manifest, manifests):
+                findings.append(Finding(f"{manifest.ref}: {why}; build it again", manifest.ref))
         findings += _log(registry, manifests, unusable)
         findings += _aliases(registry, {manifest.ref for manifest in manifests})
+        findings += _approvals(registry, manifests, unusable)
         findings += _left_over(registry, manifests, complete=not unusable)
     refused = {finding.ref for finding in findings if finding.ref}
     refs = {manifest.ref for manifest in manifests} | refused
@@ -183,6 +188,19 @@ def _aliases(registry: Registry, refs: set[str]) -> Iterator[Finding]:
                     f"{model}/{variant}:{alias}: names revision {revision}, which is not there; move it with "
                     f"`canarium registry alias {model}/{variant} {alias} REVISION`"
                 )
+
+
+def _approvals(registry: Registry, manifests: list[Manifest], unusable: Collection[str]) -> Iterator[Finding]:
+    yield from (faults := _journal(registry.approvals.journal))
+    try:
+        signed = registry.approvals.all()
+    except RegistryError as error:
+        yield from [] if faults else [Finding(str(error))]
+        return
+    there = {manifest.ref: manifest for manifest in manifests}
+    for one in signed:
+        if one.ref not in unusable and (what := approval_faults(one, there.get(one.ref))):
+            yield Finding(f"{one.ref}: its approval of {one.at} by {one.by} is void: {what}; approve it again")
 
 
 def _left_over(registry: Registry, manifests: list[Manifest], *, complete: bool) -> Iterator[Finding]:

@@ -7,6 +7,9 @@ from pathlib import Path
 import msgspec
 
 from serving.errors import RegistryError
+from serving.registry.approvals import faults
+from serving.registry.binding import misbound
+from serving.registry.formats import refuse_pickle
 from serving.registry.layout import Found, LayoutFolder
 from serving.registry.manifest import Lineage, Manifest
 from serving.registry.store import Registered, Registry
@@ -23,6 +26,9 @@ def import_layout(registry: Registry, folder: Path) -> list[Registered]:
     """
     layout = LayoutFolder(folder)
     found = _parents_first(layout.artifacts())
+    for one in found:
+        if why := misbound(one.manifest, [other.manifest for other in found]):
+            raise RegistryError(f"{one.manifest.ref}: {why}; nothing was imported")
     with registry.writing():
         for one in found:
             _store(registry, layout, one.manifest)
@@ -32,6 +38,10 @@ def import_layout(registry: Registry, folder: Path) -> list[Registered]:
             made = registry.commit(_renumbered(registry, one.manifest, here), one.digest)
             here[one.digest] = made.manifest.ref
             done.append(made)
+            for signed in one.approvals:
+                signed = msgspec.structs.replace(signed, ref=made.manifest.ref)
+                if not faults(signed, made.manifest):  # what was registered here with the same content is another's
+                    registry.approvals.add(signed)
     return done
 
 
@@ -47,6 +57,7 @@ def _store(registry: Registry, layout: LayoutFolder, manifest: Manifest) -> None
                 ) from error
             except OSError as error:
                 raise RegistryError(f"{manifest.ref}: {name} cannot be stored: {error.strerror}") from error
+        refuse_pickle(manifest.ref, name, registry.blobs.path(file.sha256))
 
 
 def _parents_first(found: list[Found]) -> list[Found]:

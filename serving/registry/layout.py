@@ -11,7 +11,9 @@ from typing import BinaryIO, NamedTuple, TypeVar
 import msgspec
 
 from serving.errors import RegistryError
+from serving.governance.dsse import Envelope
 from serving.registry import oci
+from serving.registry.approvals import Signed, faults
 from serving.registry.blobs import is_digest
 from serving.registry.manifest import Manifest
 from serving.registry.rules import check
@@ -23,10 +25,11 @@ Document = TypeVar("Document")
 
 
 class Found(NamedTuple):
-    """An artifact of a layout: its manifest, and the digest and stored form of that."""
+    """An artifact of a layout: its manifest, the digest of that, and its approvals."""
 
     manifest: Manifest
     digest: str
+    approvals: tuple[Signed, ...] = ()
 
 
 class LayoutFolder:
@@ -54,11 +57,25 @@ class LayoutFolder:
         """
         index = self._decode("index.json", self._small("index.json"), oci.Index)
         found: dict[str, Found] = {}
+        images: dict[str, str] = {}
+        approvals: list[tuple[str, oci.Image]] = []
         for entry in index.manifests:
-            if entry.mediaType == oci.IMAGE_TYPE and (one := self._artifact(entry)):
-                found[one.digest] = one
+            if entry.mediaType != oci.IMAGE_TYPE:
+                continue
+            where, image = self._document(entry, oci.Image)
+            if image.artifactType == oci.ARTIFACT_TYPE:
+                one = self._artifact(where, image)
+                found[one.digest], images[entry.digest] = one, one.digest
+            elif image.artifactType == oci.APPROVAL_TYPE:
+                approvals.append((where, image))
         if not found:
             raise RegistryError(f"{self._folder}: holds no artifact of Canarium ({oci.ARTIFACT_TYPE})")
+        for where, image in approvals:
+            subject = image.subject.digest if isinstance(image.subject, oci.Descriptor) else ""
+            if subject in images:
+                one = found[images[subject]]
+                signed = self._approval(where, image, one.manifest)
+                found[one.digest] = one._replace(approvals=(*one.approvals, signed))
         return list(found.values())
 
     def open_blob(self, sha256: str, size: int) -> BinaryIO:
@@ -67,10 +84,7 @@ class LayoutFolder:
             raise RegistryError(f"{self._folder}: {sha256!r} is not a SHA-256 digest")
         return self._open(f"blobs/sha256/{sha256}", size)
 
-    def _artifact(self, entry: oci.Descriptor) -> Found | None:
-        where, image = self._document(entry, oci.Image)
-        if image.artifactType != oci.ARTIFACT_TYPE:
-            return None
+    def _artifact(self, where: str, image: oci.Image) -> Found:
         if image.config.mediaType != oci.CONFIG_TYPE:
             raise RegistryError(f"{where}: its config is {image.config.mediaType!r} and not {oci.CONFIG_TYPE!r}")
         where, manifest = self._document(image.config, Manifest)
@@ -78,6 +92,17 @@ class LayoutFolder:
         if oci.image_of(manifest, image.config).layers != [_known(layer) for layer in image.layers]:
             raise RegistryError(f"{where}: the files of {manifest.ref} are not the layers that come with it")
         return Found(manifest, _hex(where, image.config))
+
+    def _approval(self, where: str, image: oci.Image, manifest: Manifest) -> Signed:
+        """An approval whose signature is valid and which is of this artifact."""
+        if [layer.mediaType for layer in image.layers] != [oci.ENVELOPE_TYPE]:
+            raise RegistryError(f"{where}: an approval has one layer, of type {oci.ENVELOPE_TYPE!r}")
+        _, envelope = self._document(image.layers[0], Envelope)
+        told = image.annotations
+        signed = Signed(told.get(oci.AT, ""), told.get(oci.BY, ""), manifest.ref, told.get(oci.KEY, ""), envelope)
+        if fault := faults(signed, manifest):
+            raise RegistryError(f"{where}: an approval of {manifest.ref} is void: {fault}; nothing was imported")
+        return signed
 
     def _document(self, entry: oci.Descriptor, kind: type[Document]) -> tuple[str, Document]:
         """Where a document is, and what it says; its digest is verified."""

@@ -112,6 +112,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     build: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
     validated_on: list[dict[str, Any]] = []
+    #: What people say of it (owner, intended use, limitations); left out of the stored form when nothing is.
+    card: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def ref(self) -> str:

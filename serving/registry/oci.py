@@ -3,6 +3,7 @@
 FOLDER/oci-layout, FOLDER/index.json and FOLDER/blobs/sha256/HEX, after version 1.1 of the OCI image specification
 (https://github.com/opencontainers/image-spec/blob/v1.1.0/image-layout.md and manifest.md). Each artifact is an image
 manifest with an `artifactType`: its config is our manifest as it is stored, its layers are the files under their names.
+Each approval is an image manifest of its own whose `subject` is the artifact and whose one layer is the envelope.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from serving.registry.approvals import Signed
 from serving.registry.manifest import Manifest
 
 LAYOUT_VERSION: Final = "1.0.0"
@@ -19,11 +21,18 @@ IMAGE_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE: Final = "application/vnd.canarium.artifact.v1"
 CONFIG_TYPE: Final = "application/vnd.canarium.manifest.v1+json"
 FILE_TYPE: Final = "application/octet-stream"
+APPROVAL_TYPE: Final = "application/vnd.canarium.approval.v1"
+ENVELOPE_TYPE: Final = "application/vnd.dsse.envelope.v1+json"
+#: The config of an image that needs none, as the specification has it.
+EMPTY_TYPE: Final = "application/vnd.oci.empty.v1+json"
+EMPTY: Final = b"{}"
 #: Annotations with a meaning that the specification gives.
 TITLE: Final = "org.opencontainers.image.title"
 CREATED: Final = "org.opencontainers.image.created"
 VERSION: Final = "org.opencontainers.image.version"
 REF_NAME: Final = "org.opencontainers.image.ref.name"
+#: Of an approval: the public key, and by whom and when it was stored first.
+KEY, BY, AT = "canarium.public-key", "canarium.by", "canarium.at"
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -58,6 +67,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     artifactType: str = ""
     config: Descriptor
     layers: list[Descriptor]
+    subject: Descriptor | msgspec.UnsetType = msgspec.UNSET
     annotations: dict[str, str] = {}
 
 
@@ -76,6 +86,18 @@ def image_of(manifest: Manifest, config: Descriptor) -> Image:
             for name, file in sorted(manifest.files.items())
         ],
         annotations={TITLE: manifest.ref, CREATED: manifest.created_at, VERSION: str(manifest.version)},
+    )
+
+
+def approval_of(signed: Signed, subject: Descriptor, config: Descriptor, envelope: Descriptor) -> Image:
+    """The image manifest of an approval of the artifact whose image is `subject`."""
+    return Image(
+        schemaVersion=2,
+        artifactType=APPROVAL_TYPE,
+        config=config,
+        layers=[envelope],
+        subject=subject,
+        annotations={KEY: signed.key, BY: signed.by, AT: signed.at},
     )
 
 

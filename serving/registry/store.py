@@ -5,6 +5,7 @@ ROOT/models/MODEL/VARIANT/N.json  manifest of revision N, mode 0444
 ROOT/trees/DIGEST/NAME            an artifact's files by name: hard links to the blobs
 ROOT/log.jsonl                    one line a registration or removal, only ever appended
 ROOT/aliases.jsonl                one line a change of an alias, only ever appended
+ROOT/approvals.jsonl              one line a signed approval, only ever appended
 ROOT/.lock                        held by writers; readers need none
 
 An artifact is registered when its manifest has its name. Its blobs are there before, its log line and its tree come
@@ -14,7 +15,7 @@ after; the lock is held all the while, so a blob that no manifest names and that
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,9 +25,12 @@ import msgspec
 from serving.clock import Clock, SystemClock
 from serving.errors import RegistryError
 from serving.registry.aliases import Aliases
+from serving.registry.approvals import Approvals
+from serving.registry.binding import misbound
 from serving.registry.blobs import Blobs
 from serving.registry.files import file_digest, locked, make_folder, write_atomically
-from serving.registry.log import RegistryLog
+from serving.registry.formats import refuse_pickle
+from serving.registry.log import REMOVED, RegistryLog
 from serving.registry.manifest import File, Lineage, Manifest, Postprocess, Preprocess, Signature
 from serving.registry.names import is_name, listed, parse_ref, revision_of
 from serving.registry.rules import check
@@ -63,6 +67,7 @@ class Registry:
         self.trees = Trees(self.root, self.blobs)
         self.log = RegistryLog(self.root)
         self.aliases = Aliases(self.root)
+        self.approvals = Approvals(self.root)
         self._clock = clock or SystemClock()
 
     def resolve(self, ref: str) -> Manifest:
@@ -93,14 +98,16 @@ class Registry:
         return self.read(model, variant, revision)
 
     def open(self, ref: str) -> tuple[Manifest, Path]:
-        """Resolve `ref`, verify every file's digest and give the folder that holds them by name.
+        """Resolve `ref`, verify the manifest's and every file's digest and give the folder that holds them by name.
 
         The folder is to be read only: it is shared by all who open the artifact.
 
         Raises:
-            RegistryError: as `resolve`, or a file is missing or differs from its digest.
+            RegistryError: as `resolve`; the manifest or a file is missing or differs from its digest; a file is a
+                pickle; a calibration cache was made for another model.
         """
         manifest = self.resolve(ref)
+        self._check_manifest(manifest)
         folder = self._tree(manifest)
         for name, file in manifest.files.items():
             path = folder / name
@@ -115,6 +122,7 @@ class Registry:
                     f"{manifest.ref}: {name} is damaged: expected sha256 {file.sha256}, got {got} in {path}; "
                     "run `canarium build` again to repair it"
                 )
+            refuse_pickle(manifest.ref, name, path)
         return manifest, folder
 
     def list(self) -> _Manifests:
@@ -170,6 +178,8 @@ class Registry:
             **about,
         )
         check(draft)
+        for name, path in files.items():
+            refuse_pickle(f"{model}/{variant}", name, path)
         with self.writing():
             stored = {name: self.blobs.put(path) for name, path in sorted(files.items())}
             # What is compared must have been through JSON, as what is on disk has.
@@ -184,10 +194,12 @@ class Registry:
             origin: digest of the manifest that it was imported from, if its numbers were others.
 
         Raises:
-            RegistryError: as `trees.lay_out` and `log`.
+            RegistryError: as `trees.lay_out` and `log`; its calibration cache was made for another model.
         """
         model, variant, content = draft.model, draft.variant, draft.content
         others = list(self._of(model))
+        if why := misbound(draft, others):
+            raise RegistryError(f"{model}/{variant}: {why}; nothing was registered")
         for other in others:
             if other.variant == variant and other.content == content:
                 # Whatever damaged it, or ended the process that registered it, is made good.
@@ -279,6 +291,23 @@ class Registry:
         for variant in self.variants(model):
             for revision in self.revisions(model, variant):
                 yield self.read(model, variant, revision)
+
+    def _check_manifest(self, manifest: Manifest) -> None:
+        """Raises `RegistryError` if the manifest is not the one that was registered, or contradicts its source."""
+        path, event = self.manifest_path(manifest), self.log.last().get(manifest.ref)
+        if event is not None and event.event != REMOVED and (got := file_digest(path)) != event.digest:
+            raise RegistryError(
+                f"{manifest.ref}: its manifest is damaged: registered with sha256 {event.digest}, got {got} in {path}; "
+                "restore it from a copy"
+            )
+        if why := misbound(manifest, self._parents(manifest)):
+            raise RegistryError(f"{manifest.ref}: {why}; build it again")
+
+    def _parents(self, manifest: Manifest) -> Iterator[Manifest]:
+        """Those of the artifacts that it was made from that are here."""
+        for parent in manifest.lineage.parents:
+            with suppress(RegistryError):
+                yield self.resolve(parent.ref)
 
     def _tree(self, manifest: Manifest) -> Path:
         """The folder of an artifact's files by name, made when it is registered or, if lost, on use."""

@@ -46,6 +46,23 @@ MEANINGS = {
     "auth.mode": "`tokens` asks every caller for a bearer token",
     "auth.tokens_file": "lines of `name:role:sha256[:expiry]`, changed with `canarium token` and followed within seconds",
     "auth.data_plane": "in mode `tokens`: whether inference needs a token as well, or only the admin API, overrides and feedback",
+    "governance.mode": "`enforce`: only artifacts that are approved are served; `warn`: others are served, and said; see [Governance](#governance)",
+    "governance.policy": "what must be measured and who must approve: `low`, `limited`, `high`, or a policy file",
+    "governance.trusted_keys[].name": "the person whose approvals this key signs",
+    "governance.trusted_keys[].key": "public key, as `canarium key show` prints it",
+    "governance.trusted_keys[].roles": "the roles in which these approvals count",
+    "card.name": "what the deployment is called in its [card](#governance); the name of the file if absent",
+    "card.owner": "who answers for it",
+    "card.contact": "how to reach them",
+    "card.purpose": "what it is for",
+    "card.intended_use": "for whom and for which inputs it was made",
+    "card.limitations": "what it cannot do, or must not be used for",
+    "models.M.policy": "in place of `governance.policy` for this model",
+    "models.M.card.owner": "likewise of one model",
+    "models.M.card.contact": "likewise",
+    "models.M.card.purpose": "likewise",
+    "models.M.card.intended_use": "likewise",
+    "models.M.card.limitations": "likewise",
     "models.M.baseline": "the trusted variant; the kill-switch and every rollback go here",
     "models.M.teacher": "whom candidates are compared with; the baseline if absent",
     "models.M.variants.V.artifact": "`MODEL/VARIANT:REVISION` in the [registry](#registry); `:NAME` is what that alias names, `:latest` or nothing the newest, both taken once at the start",
@@ -91,7 +108,12 @@ MEANINGS = {
     "models.M.guards.dry_run": "guards that only observe: they say what they would do, act on nothing and hold up no rollout",
 }  # fmt: skip
 
-_PLACES = {"models": "models.M", "models.M.variants": "models.M.variants.V", "models.M.slo": "models.M.slo[]"}
+_PLACES = {
+    "models": "models.M",
+    "models.M.variants": "models.M.variants.V",
+    "models.M.slo": "models.M.slo[]",
+    "governance.trusted_keys": "governance.trusted_keys[]",
+}
 
 
 def settings(model: type[BaseModel] = Config, path: str = "") -> Iterator[tuple[str, str, str]]:

@@ -122,6 +122,7 @@ class Rig:
         transport: httpx.AsyncBaseTransport | None = None,
         holder: str = ONLY,
         notifier: Notifier | None = None,
+        refusal: Callable[[str, str, str], str] = lambda model, variant, artifact: "",
     ) -> None:
         self.clock = FakeClock()
         self.store = FlakyStore(open_store(folder, holder))
@@ -142,6 +143,7 @@ class Rig:
             facts=facts,
             about={"version": "0", "instance": "test", "urls": {}},
             notifier=notifier,
+            refusal=refusal,
             sleep=self._sleep,
         )
 

@@ -184,6 +184,22 @@ def test_a_missed_requirement_keeps_a_variant_out(built: Built, tmp_path: Path) 
     assert "refused: its parent teacher was refused" in report.read_text()
 
 
+def test_a_policy_keeps_out_what_was_not_measured_and_a_card_is_kept(built: Built, tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(
+        "apiVersion: canarium/policy/v1\nname: ours\ntier: low\n"
+        "rules: [{evidence: evaluation.accuracy}, {evidence: evaluation.toxicity, applies_to: derived}]\n"
+    )
+    stated = {"requirements": {"policy": "policy.yaml"}, "card": {"owner": "the desk"}}
+    recipe = build_kit.write(tmp_path, build_kit.recipe() | stated, build_kit.rows())
+    result = build(recipe, Registry(tmp_path / "registry"), cache_dir=built.cache)
+    assert [manifest.variant for manifest in result.manifests] == ["teacher"]
+    assert result.manifests[0].card == {"owner": "the desk"}
+    assert result.refused["int8"] == "requirements.policy 'ours': evaluation.toxicity: not measured"
+    (tmp_path / "policy.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"policy\.yaml: No such file"):
+        build(recipe, Registry(tmp_path / "registry"), cache_dir=built.cache)
+
+
 # ---------------------------------------------------------------- the cache of steps
 
 

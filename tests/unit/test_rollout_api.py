@@ -252,3 +252,21 @@ async def test_an_approval_asks_for_the_role_of_its_step(rig: Rig) -> None:
         assert (refused.status_code, "admin is needed" in refused.json()["error"]) == (403, True)
         admin = {"authorization": "Bearer admin"}
         assert (await api.post(f"{ROOT}/{id_}:approve", json=WHY, headers=admin)).json()["weight"] == 50.0
+
+
+async def test_a_rollout_of_what_is_not_approved_is_refused(tmp_path: Path) -> None:
+    asked = []
+
+    def refusal(model: str, variant: str, artifact: str) -> str:
+        asked.append((model, variant, artifact))
+        return "models.moderation.variants.int8: moderation/int8:1 is not approved"
+
+    rig = Rig(tmp_path, refusal=refusal)
+    await rig.start({"moderation": spec(weights={}, shadow={})})
+    async with client(rig) as api:
+        answer = await api.post(ROOT, json={**INT8, "policy": SHORT})
+        assert answer.status_code == 409
+        assert answer.json() == {"error": "models.moderation.variants.int8: moderation/int8:1 is not approved"}
+        assert (await api.get(ROOT)).json() == {"rollouts": []}
+        assert asked == [("moderation", "int8", "moderation/int8:1")]
+        assert (await api.post(ROOT, json={**INT8, "variant": "absent", "policy": SHORT})).status_code == 404

@@ -1,0 +1,122 @@
+"""Cards and bills of materials: `card`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from serving.commands.common import FILE, OK, open_registry, read_config, registry_folder
+
+if TYPE_CHECKING:
+    from serving.config import Config
+    from serving.governance.policy import Policy
+    from serving.registry.approvals import Signed
+    from serving.registry.manifest import Manifest
+    from serving.registry.store import Registry
+
+
+@click.command()
+@click.argument("ref", required=False)
+@click.option(
+    "--system", type=FILE, metavar="FILE", help="In place of REF: the whole deployment of this configuration."
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["markdown", "html", "cyclonedx"]),
+    default="markdown",
+    show_default=True,
+    help="`cyclonedx` is a bill of materials (ML-BOM 1.6, JSON).",
+)
+@click.option("--policy", metavar="POLICY", help="Judge the evidence by this policy in the card of REF.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file, not to the terminal."
+)
+@registry_folder
+def card(
+    ref: str | None, system: Path | None, kind: str, policy: str | None, output: Path | None, registry_dir: Path
+) -> int:
+    """Write the card of an artifact, or with --system of a deployment.
+
+    Made from the manifests, the approvals and the configuration alone. The Markdown of an artifact begins with the
+    metadata of a Hugging Face model card.
+    """
+    if (ref is None) is (system is None):
+        raise click.UsageError("give either REF or --system FILE")
+    if system is not None:
+        if policy is not None:
+            raise click.UsageError("--policy goes with REF; a configuration names its own (governance.policy)")
+        text = _system(read_config(system, ()), system.stem, kind)
+    else:
+        from serving.governance.policy import load_policy
+
+        store = open_registry(registry_dir)
+        text = _model(store, store.resolve(str(ref)), load_policy(policy) if policy else None, kind)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+    return OK
+
+
+def _model(store: Registry, manifest: Manifest, policy: Policy | None, kind: str) -> str:
+    from serving.cards.model import body, model_card
+
+    if kind == "cyclonedx":
+        from serving.cards.bom import bill, encoded
+
+        return encoded(bill([manifest]))
+    approvals = [_said(one, manifest) for one in store.approvals.of(manifest)]
+    if kind == "markdown":
+        return model_card(manifest, policy=policy, approvals=approvals)
+    from serving.cards.html import page
+
+    return page(manifest.ref, body(manifest, policy=policy, approvals=approvals))
+
+
+def _said(signed: Signed, manifest: Manifest) -> str:
+    """A sentence on one approval; whether it counts depends on a configuration."""
+    from serving.registry.approvals import faults
+
+    if fault := faults(signed, manifest):
+        return f"Void: {fault}."
+    approval = signed.opened()[0].predicate
+    return (
+        f"{approval.approver} as {approval.role} on {approval.approved_at} under policy {approval.policy}: "
+        f"{approval.reason} (key {signed.key})"
+    )
+
+
+def _system(config: Config, name: str, kind: str) -> str:
+    from serving.artifacts import pinned
+    from serving.cards.system import Part, system_card
+    from serving.governance.admission import Admission
+    from serving.registry.store import Registry
+
+    store = Registry(config.registry.dir)
+    config = pinned(config, store)
+    manifests = {
+        model: {variant: store.resolve(given.artifact) for variant, given in settings.variants.items()}
+        for model, settings in config.models.items()
+    }
+    title = config.card.name or name
+    if kind == "cyclonedx":
+        from serving.cards.bom import bill, encoded
+
+        return encoded(bill([one for variants in manifests.values() for one in variants.values()], name=title))
+    admission = Admission(config, store)
+    parts = {
+        model: {variant: Part(one, admission.refusal(model, variant, one)) for variant, one in variants.items()}
+        for model, variants in manifests.items()
+    }
+    text = system_card(config, parts, title)
+    if kind == "markdown":
+        return text
+    from serving.cards.html import page
+
+    return page(title, text)
+
+
+COMMANDS = (card,)

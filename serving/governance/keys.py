@@ -1,0 +1,107 @@
+"""Ed25519 keys: private ones in a file that only its owner reads, public ones as a line of text."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from serving.errors import GovernanceError
+
+PREFIX = "ed25519:"
+
+
+class PublicKey:
+    """A public key; `text` is `ed25519:` and the 32 bytes in base64, as a configuration names it.
+
+    Raises:
+        GovernanceError: the text is no such key.
+    """
+
+    def __init__(self, text: str) -> None:
+        try:
+            if not text.startswith(PREFIX):
+                raise ValueError
+            raw = base64.b64decode(text.removeprefix(PREFIX), validate=True)
+            self._key = Ed25519PublicKey.from_public_bytes(raw)
+        except (ValueError, binascii.Error):
+            raise GovernanceError(
+                f"{text!r} is no public key: expected {PREFIX} and 32 bytes in base64, as `canarium key show` prints"
+            ) from None
+        self.text = text
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of the key in DER (SubjectPublicKeyInfo), hexadecimal."""
+        return hashlib.sha256(self._key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+    def verifies(self, signature: bytes, message: bytes) -> bool:
+        try:
+            self._key.verify(signature, message)
+        except InvalidSignature:
+            return False
+        return True
+
+
+class PrivateKey:
+    """A private key and its public one."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        raw = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        self.public = PublicKey(PREFIX + base64.b64encode(raw).decode())
+
+    def sign(self, message: bytes) -> bytes:
+        return self._key.sign(message)
+
+
+def create_key(path: Path) -> PublicKey:
+    """Make a key and write it as PEM (PKCS #8) with mode 0600.
+
+    Raises:
+        GovernanceError: the file is there already, or cannot be written.
+    """
+    key = Ed25519PrivateKey.generate()
+    data = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise GovernanceError(f"{path}: is there already and is not overwritten; name a new file") from None
+    except OSError as error:
+        raise GovernanceError(f"{path}: cannot be written: {error.strerror}") from None
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return PrivateKey(key).public
+
+
+def load_key(path: Path) -> PrivateKey:
+    """Read a private key.
+
+    Raises:
+        GovernanceError: it cannot be read, others may read it, or it holds no unencrypted Ed25519 key.
+    """
+    try:
+        if mode := path.stat().st_mode & 0o077:
+            raise GovernanceError(f"{path}: others may read this private key (mode {mode:03o}): chmod 600 {path}")
+        key = load_pem_private_key(path.read_bytes(), None)
+    except OSError as error:
+        raise GovernanceError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise GovernanceError(f"{path}: holds no private key; make one with `canarium key create FILE`") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise GovernanceError(f"{path}: holds a key of another kind than Ed25519; make one with `canarium key create`")
+    return PrivateKey(key)

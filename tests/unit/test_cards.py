@@ -1,0 +1,229 @@
+"""Cards and bills of materials: other tools read them, and nothing is said that was not measured."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from governance_kit import EVIDENCE, INT8, key_at, put, registry_at
+from huggingface_hub import EvalResult, ModelCard
+from registry_kit import made_from
+
+from serving.cli import main
+from serving.governance.approve import approve
+from serving.governance.policy import BUILT_IN
+from serving.registry.store import Registry
+
+DATA = {"source": "a corpus", "licence": "CC0-1.0", "pii": "names masked", "sha256": "a" * 64}
+CARD = {"owner": "trust and safety", "intended_use": "mail", "limitations": ["English only", "<b>no</b> | *pipes*"]}
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    registry = registry_at(tmp_path)
+    teacher = registry.resolve("m/teacher:1")
+    put(
+        registry,
+        "int8",
+        "with a card",
+        lineage=made_from(teacher),
+        quantization=INT8,
+        data=DATA,
+        card=CARD,
+        build={"versions": {"onnxruntime": "1.30.0"}, "seed": 7},
+    )
+    monkeypatch.setenv("CANARIUM_REGISTRY", str(registry.root))
+    return registry
+
+
+@pytest.fixture
+def run(registry: Registry, capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*arguments: str, code: int = 0) -> str:
+        assert main(["card", *arguments]) == code
+        shown = capsys.readouterr()
+        return shown.err if code else shown.out
+
+    return run
+
+
+def configuration(registry: Registry, governance: str = "") -> Path:
+    path = registry.root.parent / "mail.yaml"
+    path.write_text(
+        f"apiVersion: canarium/v1\nregistry: {{dir: {registry.root}}}\n{governance}"
+        "card: {name: Mail desk, owner: platform, limitations: [no guarantees]}\n"
+        "models:\n  m:\n    baseline: teacher\n    card: {purpose: finds spam}\n"
+        "    variants:\n      teacher: {artifact: 'm/teacher:1'}\n"
+        "      int8: {artifact: m/int8, placement: colocated}\n"
+        "    routing: {weights: {int8: 5}, shadow: {int8: 20}}\n"
+        "    slo: [{name: latency, objective: 0.99, threshold_ms: 100}]\n"
+        "    guards: {dry_run: [harm]}\n"
+    )
+    return path
+
+
+# ---------------------------------------------------------------- of an artifact
+
+
+def test_hugging_face_reads_the_metadata(run: Any) -> None:
+    card = ModelCard(run("m/int8"))
+    assert card.data.model_name == "m-int8"
+    assert card.data.library_name == "onnx"
+    assert card.data.tags == ["canarium", "quantized", "onnx"]
+    results = card.data.eval_results
+    assert results
+    assert all(isinstance(one, EvalResult) for one in results)
+    assert {one.metric_type: one.metric_value for one in results}["accuracy"] == 0.97
+    assert {(one.dataset_name, one.dataset_split) for one in results} == {("a corpus", "test")}
+    card.data.to_yaml()
+    assert "# m/int8:2" in card.text
+
+
+def test_an_artifact_without_measurements_has_a_card_that_says_so(run: Any, registry: Registry) -> None:
+    put(registry, "bare", evaluation={}, calibration={}, validated_on=[])
+    shown = run("m/bare")
+    assert ModelCard(shown).data.eval_results is None
+    for text in ("- **Owner:** not stated", "Nothing was measured.", "Nowhere.", "Nobody has approved it."):
+        assert text in shown
+
+
+def test_the_card_says_what_the_manifest_says(run: Any, registry: Registry, tmp_path: Path) -> None:
+    approve(
+        registry, "m/int8", BUILT_IN["limited"], key_at(tmp_path / "key"), by="alice", role="reviewer", reason="fine"
+    )
+    manifest = registry.resolve("m/int8")
+    shown = run("m/int8", "--policy", "limited")
+    for text in (
+        "- **Owner:** trust and safety",
+        "- English only",
+        manifest.digest,
+        manifest.files["model.onnx"].sha256,
+        "| source | m/teacher:1 |",
+        "| `accuracy` | 0.97 | 0.96 – 0.98 |",
+        "| `recall.spam` | 0.95 | – |",
+        "| `licence` | CC0-1.0 |",
+        "a processor (avx2, avx512f, avx512_vnni)",
+        "- alice as reviewer on 2023-11-14T22:13:20+00:00 under policy limited: fine (key ed25519:",
+        "| `evaluation.accuracy_ci.0 >= 0.8` | pass |",
+        "| `versions.onnxruntime` | 1.30.0 |",
+    ):
+        assert text in shown, text
+
+
+def test_numbers_that_were_inherited_are_not_passed_off_as_measured(run: Any, registry: Registry) -> None:
+    put(registry, "broken", evaluation=EVIDENCE | {"inherited_from": "m/int8:1"})
+    assert "These are the numbers of m/int8:1; this artifact itself was not measured." in run("m/broken")
+
+
+class Page(HTMLParser):
+    """Texts by tag, and tags that are not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.add(tag)
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_html_is_whole_and_shows_markup_as_text(run: Any, tmp_path: Path) -> None:
+    target = tmp_path / "card.html"
+    assert run("m/int8", "--format", "html", "-o", str(target)) == ""
+    page = Page()
+    page.feed(target.read_text(encoding="utf-8"))
+    assert page.open == []
+    assert not page.tags & {"script", "b", "link", "img"}
+    assert "<b>no</b> | *pipes*" in page.text
+    assert "model_name" not in page.text  # metadata is for machines
+
+
+# ---------------------------------------------------------------- of a deployment
+
+
+def test_the_system_card_describes_the_deployment(run: Any, registry: Registry) -> None:
+    shown = run("--system", str(configuration(registry)))
+    for text in (
+        "# Mail desk",
+        "- **Owner:** platform",
+        "- no guarantees",
+        "- **Purpose:** finds spam",
+        "| `m` | teacher | teacher | int8 | platform |",
+        "m/int8:2, version 3",
+        "colocated, 1 × 1 threads, batches of 16",
+        "The variants do not share one placement",
+        "int8 5 %; the rest to teacher",
+        "| copied in shadow | int8 20 % |",
+        "rolled back by mistake with a chance of at most 0.01",
+        "| `agreement` | answers that differ from the teacher's | margin 0.02, limit –, gross_factor 3 |",
+        "| observes only |",
+        "| latency | 99.0000% | 100 ms | 30d |",
+        "Mode `off`: whatever is in the registry is served.",
+    ):
+        assert text in shown, text
+
+
+def test_the_system_card_says_what_is_not_approved(run: Any, registry: Registry, tmp_path: Path) -> None:
+    key = key_at(tmp_path / "key")
+    governance = f"governance: {{mode: warn, trusted_keys: [{{name: alice, key: '{key.public.text}'}}]}}\n"
+    path = configuration(registry, governance)
+    approve(registry, "m/teacher:1", BUILT_IN["low"], key, by="alice", role="approver", reason="fine")
+    shown = run("--system", str(path))
+    assert "- alice (approver)" in shown
+    assert "| m/teacher | approved | – |" in shown
+    assert "| m/int8 | not approved | models.m.variants.int8: m/int8:2 (sha256 " in shown
+
+
+# ---------------------------------------------------------------- bills of materials
+
+
+def valid(text: str) -> dict[str, Any]:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    document: dict[str, Any] = json.loads(text)
+    known = {part["bom-ref"] for part in (*document["components"], document["metadata"]["component"])}
+    for one in document["dependencies"]:
+        assert {one["ref"], *one["dependsOn"]} <= known
+    return document
+
+
+def test_the_bill_of_an_artifact_is_valid_and_names_all_its_parts(run: Any, registry: Registry) -> None:
+    text = run("m/int8", "--format", "cyclonedx")
+    document = valid(text)
+    assert run("m/int8", "--format", "cyclonedx") == text
+    model = document["metadata"]["component"]
+    manifest = registry.resolve("m/int8")
+    assert model["hashes"] == [{"alg": "SHA-256", "content": manifest.files["model.onnx"].sha256}]
+    metrics = {one["type"]: one for one in model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]}
+    assert metrics["accuracy"]["confidenceInterval"] == {"lowerBound": "0.96", "upperBound": "0.98"}
+    assert model["modelCard"]["considerations"]["technicalLimitations"] == CARD["limitations"]
+    kinds = [part["type"] for part in document["components"]]
+    assert sorted(kinds) == ["data", "file", "library", "machine-learning-model"]
+    valid(run("m/teacher:1", "--format", "cyclonedx"))
+
+
+def test_the_bill_of_a_deployment_holds_its_models(run: Any, registry: Registry) -> None:
+    document = valid(run("--system", str(configuration(registry)), "--format", "cyclonedx"))
+    assert document["metadata"]["component"]["name"] == "Mail desk"
+    models = [part for part in document["components"] if part["type"] == "machine-learning-model"]
+    assert [(part["group"], part["name"]) for part in models] == [("m", "teacher"), ("m", "int8")]
+    assert all("modelCard" in part for part in models)
+
+
+def test_wrong_usage_is_2(run: Any, registry: Registry) -> None:
+    assert "give either REF or --system" in run(code=2)
+    assert "give either REF or --system" in run("m/int8", "--system", str(configuration(registry)), code=2)
+    assert "--policy goes with REF" in run("--system", str(configuration(registry)), "--policy", "low", code=2)
