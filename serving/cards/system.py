@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
 
 from serving.cards.facts import UNSTATED, escaped, flat, listed, number, plain, relation_of, table
-from serving.config import CardConfig, Config, ModelConfig
+from serving.config import CardConfig, Config, GuardsConfig, ModelConfig
+from serving.contract import GUARD_ROLES
 from serving.registry.manifest import Manifest
 
 
@@ -19,13 +22,14 @@ class Part(NamedTuple):
 
 Parts = Mapping[str, Mapping[str, Part]]
 
-#: What each guard compares, and what it does when it trips.
-_GUARDS = {
-    "invalid_output": ("invalid answers where the baseline's is valid", "kill"),
-    "errors": ("error events, against the baseline's", "roll back"),
-    "latency": ("the tail of the latency, against the baseline's", "roll back"),
-    "agreement": ("answers that differ from the teacher's", "pause; roll back when gross"),
-    "harm": ("labelled answers that the teacher has right and the candidate wrong", "roll back"),
+#: What each guard watches; one without words here is shown by its name.
+_WATCHES = {
+    "invalid_output": "invalid answers where the baseline's is valid",
+    "errors": "error events, against the baseline's",
+    "latency": "the tail of the latency, against the baseline's",
+    "agreement": "answers that differ from the teacher's",
+    "harm": "labelled answers that the teacher has right and the candidate wrong",
+    "calibration": "confidence, against what it was worth when the variant was built",
 }
 
 
@@ -134,11 +138,11 @@ def _model(model: str, settings: ModelConfig, parts: Mapping[str, Part]) -> list
     guard_rows = [
         (
             f"`{guard}`",
-            what,
-            ", ".join(f"{key} {value}" for key, value in flat(getattr(guards, guard).model_dump())),
-            "observes only" if guard in guards.dry_run else action,
+            _WATCHES.get(guard, guard.replace("_", " ")),
+            ", ".join(f"{key} {value}" for key, value in flat(_settings(guards, guard))) or "–",
+            "observes only" if guard in guards.dry_run else role.action,
         )
-        for guard, (what, action) in _GUARDS.items()
+        for guard, role in GUARD_ROLES.items()
     ]
     lines += table(("guard", "watches", "limits", "action"), guard_rows)
     lines += ["### Objectives"]
@@ -150,6 +154,11 @@ def _model(model: str, settings: ModelConfig, parts: Mapping[str, Part]) -> list
         *lines,
         *(table(("objective", "share of good events", "threshold", "window"), slos) if slos else ["", "None.", ""]),
     ]
+
+
+def _settings(guards: GuardsConfig, guard: str) -> dict[str, Any]:
+    settings = getattr(guards, guard, None)
+    return settings.model_dump() if isinstance(settings, BaseModel) else {}
 
 
 def _governance(config: Config, parts: Parts) -> list[str]:

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard
 from registry_kit import made_from
 
 from serving.cli import main
+from serving.contract import GUARDS
 from serving.governance.approve import approve
 from serving.governance.policy import BUILT_IN
 from serving.registry.store import Registry
@@ -170,6 +171,7 @@ def test_the_system_card_describes_the_deployment(run: Any, registry: Registry) 
         "| observes only |",
         "| latency | 99.0000% | 100 ms | 30d |",
         "Mode `off`: whatever is in the registry is served.",
+        *(f"| `{guard}` |" for guard in GUARDS),
     ):
         assert text in shown, text
 
