@@ -271,7 +271,7 @@ class AdminClient:
 
 
 class InferenceClient:
-    """The inference endpoint for text models, over the Open Inference Protocol's JSON form.
+    """The inference endpoint, over the Open Inference Protocol's JSON form.
 
     Args: as for `AdminClient`; `url` is the HTTP inference address.
     """
@@ -299,9 +299,17 @@ class InferenceClient:
     ) -> Answer:
         """Classify texts: one BYTES input of shape [n]. `headers` may carry the sticky key or an override."""
         tensor = {"name": input_name, "datatype": "BYTES", "shape": [len(texts)], "data": list(texts)}
+        return self.infer(model, [tensor], headers=headers)
+
+    def metadata(self, model: str) -> Json:
+        """What a model takes and gives."""
+        return self._http.json("GET", f"/v2/models/{_part(model)}")
+
+    def infer(self, model: str, inputs: Sequence[Json], *, headers: Mapping[str, str] | None = None) -> Answer:
+        """Ask with tensors of the protocol's JSON form: `name`, `datatype`, `shape`, `data`."""
         path = f"/v2/models/{_part(model)}/infer"
         started = self._clock.monotonic_ns()
-        response = self._http.send("POST", path, body={"inputs": [tensor]}, headers=dict(headers or {}))
+        response = self._http.send("POST", path, body={"inputs": list(inputs)}, headers=dict(headers or {}))
         elapsed_ns = self._clock.monotonic_ns() - started
         body = self._http.decode(response)
         return Answer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy as np
 from serving.build import metrics
 from serving.build.cache import BuildError, Tick, write_json
 from serving.build.cpu import cpu_info
-from serving.build.data import ROWS, Split, read_split
-from serving.build.manifests import draft
+from serving.build.examples import Examples, read_examples
+from serving.build.interface import draft
 from serving.clock import SystemClock
 from serving.registry.manifest import Manifest
 from serving.runtimes.base import Session, open_session
@@ -22,6 +22,12 @@ from serving.runtimes.pipeline import Pipeline
 _BATCH = 16
 _now_ns = SystemClock().monotonic_ns
 _RUNTIMES = {"onnx": "onnxruntime", "torch": "torch"}
+_HERE = Path(__file__).parent
+#: Sources that the steps below depend on beside this file.
+MEASURING = (
+    *(_HERE.parent / "runtimes" / name for name in ("pipeline.py", "onnx.py", "torch.py")),
+    *(_HERE / name for name in ("metrics.py", "interface.py", "examples.py")),
+)
 
 
 def _open(
@@ -31,18 +37,18 @@ def _open(
     manifest = draft(parameters, temperature)
     folder = needs["model"]
     session = open_session(manifest, folder, runtime=_RUNTIMES[manifest.format], threads=1)
-    return manifest, Pipeline(manifest, needs["tokenizer"]), session
+    return manifest, Pipeline(manifest, needs.get("files", folder)), session
 
 
-def _infer(pipeline: Pipeline, session: Session, split: Split) -> np.ndarray:
+def _infer(pipeline: Pipeline, session: Session, examples: Examples) -> np.ndarray:
     """Logits float32 [n, C], in batches; every batch must pass the server's own check."""
-    texts, parts = split.blob, []
-    for at in range(0, len(texts), _BATCH):
-        batch = texts[at : at + _BATCH]
-        outputs = session.run(pipeline.preprocess({"text": batch}))
-        fault = pipeline.check(outputs, len(batch))
+    parts, n = [], len(examples)
+    for at in range(0, n, _BATCH):
+        end = min(at + _BATCH, n)
+        outputs = session.run(pipeline.preprocess(examples.take(at, end)))
+        fault = pipeline.check(outputs, end - at)
         if fault:
-            raise BuildError(f"rows {at} to {at + len(batch) - 1}: {fault}")
+            raise BuildError(f"rows {at} to {end - 1}: {fault}")
         parts.append(outputs["logits"])
     return np.concatenate(parts)
 
@@ -54,9 +60,9 @@ def calibrate(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any
     the reliability map, to which the monitor holds the variant later.
     """
     _, pipeline, session = _open(needs, parameters, 1.0)
-    split = read_split(needs["data"] / ROWS, "calibration", parameters["labels"])
-    logits = _infer(pipeline, session, split)
-    temperature = metrics.fit_temperature(logits, split.classes)
+    examples = read_examples(needs["data"], "calibration", parameters["labels"])
+    logits = _infer(pipeline, session, examples)
+    temperature = metrics.fit_temperature(logits, examples.classes)
     probabilities = metrics.softmax(logits, temperature)
     np.save(out / "probabilities.npy", probabilities)
     answers = logits.argmax(axis=1)
@@ -66,11 +72,11 @@ def calibrate(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any
         out / "calibration.json",
         {
             "split": "calibration",
-            "rows": len(split.texts),
+            "rows": len(examples),
             "temperature": temperature,
-            "nll_before": metrics.negative_log_likelihood(logits, split.classes),
-            "nll_after": metrics.negative_log_likelihood(logits, split.classes, temperature),
-            "reliability": metrics.reliability_map(probabilities[row, answers], answers == split.classes, teacher),
+            "nll_before": metrics.negative_log_likelihood(logits, examples.classes),
+            "nll_after": metrics.negative_log_likelihood(logits, examples.classes, temperature),
+            "reliability": metrics.reliability_map(probabilities[row, answers], answers == examples.classes, teacher),
         },
     )
 
@@ -82,28 +88,55 @@ def evaluate(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any]
     """
     temperature = msgspec.json.decode((needs["calibration"] / "calibration.json").read_bytes())["temperature"]
     manifest, pipeline, session = _open(needs, parameters, temperature)
-    split = read_split(needs["data"] / ROWS, "test", parameters["labels"])
-    logits = _infer(pipeline, session, split)
+    examples = read_examples(needs["data"], "test", parameters["labels"])
+    logits = _infer(pipeline, session, examples)
     tick(1, 4, "latency")
     np.save(out / "logits.npy", logits)
-    probabilities = pipeline.probabilities(logits)
-    answers = logits.argmax(axis=1)
-    right = answers == split.classes
-    confidence = probabilities.max(axis=1)
-    n = len(answers)
-    ece, ece_if_perfect = metrics.ece(confidence, right), metrics.null_ece(confidence)
-    teacher = np.load(needs["teacher"] / "logits.npy").argmax(axis=1) if "teacher" in needs else answers
-    flips = int((answers != teacher).sum())
-    negative = int(((teacher == split.classes) & ~right).sum())
+    probabilities = pipeline.postprocess({"logits": logits})["probabilities"]
+    judge = np.load(needs["teacher"] / "logits.npy").argmax(axis=1) if "teacher" in needs else None
     evaluation = {
         "split": "test",
+        **quality(probabilities, logits.argmax(axis=1), examples.classes, judge, parameters["labels"]),
+        "nll": metrics.negative_log_likelihood(logits, examples.classes, temperature),
+        "batch_neighbour_delta": _neighbour_delta(pipeline, session, examples, logits),
+        "latency_ms": _latency(pipeline, session, examples, tick),
+        "bytes": sum(
+            (needs["model"] / name if name == manifest.entry else needs["files"] / name).stat().st_size
+            for name in manifest.files
+        ),
+        "model_bytes": (needs["model"] / manifest.entry).stat().st_size,
+        "cpu": cpu_info(),
+    }
+    write_json(out / "evaluation.json", evaluation)
+
+
+def quality(
+    probabilities: np.ndarray,
+    answers: np.ndarray,
+    classes: np.ndarray,
+    judge: np.ndarray | None,
+    labels: Sequence[str],
+) -> dict[str, Any]:
+    """What an evaluation says of a classifier's answers.
+
+    Args:
+        probabilities: float32 [n, C].
+        answers: class indices [n].
+        classes: the truth [n].
+        judge: the teacher's answers [n]; None if this is the teacher.
+        labels: class names.
+    """
+    n, right, confidence = len(answers), answers == classes, probabilities.max(axis=1)
+    ece, ece_if_perfect = metrics.ece(confidence, right), metrics.null_ece(confidence)
+    teacher = answers if judge is None else judge
+    flips = int((answers != teacher).sum())
+    negative = int(((teacher == classes) & ~right).sum())
+    return {
         "rows": n,
         "correct": int(right.sum()),
         "accuracy": float(right.mean()),
         "accuracy_ci": metrics.wilson(int(right.sum()), n),
-        "recall": {
-            label: float(right[split.classes == index].mean()) for index, label in enumerate(parameters["labels"])
-        },
+        "recall": {label: float(right[classes == index].mean()) for index, label in enumerate(labels)},
         "teacher_disagreement": flips / n,
         "teacher_disagreement_ci": metrics.wilson(flips, n),
         "teacher_flips": flips,
@@ -112,50 +145,40 @@ def evaluate(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any]
         "ece": ece,
         "ece_if_perfect": ece_if_perfect,
         "ece_debiased": max(0.0, ece - ece_if_perfect),
-        "brier": metrics.brier(probabilities, split.classes),
-        "nll": metrics.negative_log_likelihood(logits, split.classes, temperature),
-        "batch_neighbour_delta": _neighbour_delta(pipeline, session, split, logits),
-        "latency_ms": _latency(pipeline, session, split, tick),
-        "bytes": sum(
-            path.stat().st_size for path in (needs["model"] / manifest.entry, needs["tokenizer"] / "tokenizer.json")
-        ),
-        "model_bytes": (needs["model"] / manifest.entry).stat().st_size,
-        "cpu": cpu_info(),
+        "brier": metrics.brier(probabilities, classes),
     }
-    write_json(out / "evaluation.json", evaluation)
 
 
-def _neighbour_delta(pipeline: Pipeline, session: Session, split: Split, logits: np.ndarray) -> float:
+def _neighbour_delta(pipeline: Pipeline, session: Session, examples: Examples, logits: np.ndarray) -> float:
     """Largest difference of a logit between a row answered alone and in its batch, over 64 rows."""
     alone = [
-        session.run(pipeline.preprocess({"text": split.blob[at : at + 1]}))["logits"]
-        for at in range(min(64, len(logits)))
+        session.run(pipeline.preprocess(examples.take(at, at + 1)))["logits"] for at in range(min(64, len(logits)))
     ]
     return float(np.abs(np.concatenate(alone) - logits[: len(alone)]).max())
 
 
-def _latency(pipeline: Pipeline, session: Session, split: Split, tick: Tick) -> dict[str, Any]:
+def _latency(pipeline: Pipeline, session: Session, examples: Examples, tick: Tick) -> dict[str, Any]:
     """Milliseconds of one thread: the session alone, and with pre- and postprocessing."""
     measured: dict[str, Any] = {"threads": 1}
-    texts = split.blob
     for step, size in enumerate((1, 16)):
-        batches = [texts[at : at + size] for at in range(0, len(texts) - size + 1, size)][:64]
-        ready = [pipeline.preprocess({"text": batch}) for batch in batches]
+        batches = [examples.take(at, at + size) for at in range(0, len(examples) - size + 1, size)][:64]
+        ready = [pipeline.preprocess(batch) for batch in batches]
         runs = 200 if size == 1 else 64
 
-        def whole(index: int, batches: list[np.ndarray] = batches) -> None:
-            pipeline.postprocess(session.run(pipeline.preprocess({"text": batches[index % len(batches)]})))
+        def whole(index: int, batches: list[dict[str, np.ndarray]] = batches) -> None:
+            pipeline.postprocess(session.run(pipeline.preprocess(batches[index % len(batches)])))
 
         def bare(index: int, ready: list[dict[str, np.ndarray]] = ready) -> None:
             session.run(ready[index % len(ready)])
 
-        measured[f"batch_{size}"] = _percentiles(bare, runs)
-        measured[f"batch_{size}_with_text"] = _percentiles(whole, runs)
+        measured[f"batch_{size}"] = percentiles(bare, runs)
+        measured[f"batch_{size}_whole"] = percentiles(whole, runs)
         tick(2 + step, 4, "latency")
     return measured
 
 
-def _percentiles(call: Callable[[int], None], runs: int) -> dict[str, float]:
+def percentiles(call: Callable[[int], None], runs: int) -> dict[str, float]:
+    """Milliseconds of `runs` calls, after eight that do not count."""
     for index in range(8):
         call(index)
     spent = []

@@ -13,23 +13,27 @@ OPSET = 17
 
 
 def export_onnx(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
-    """Write `model.onnx`: input_ids int64 [batch, tokens] -> logits float32 [batch, C], both axes free."""
+    """Write `model.onnx`.
+
+    `parameters`: `weights`, the safetensors file of `needs["module"]`; `example`, one input as nested lists; `inputs`
+    and `outputs`, their names; `free`, for each the axes of any length ({"0": "batch"}).
+    """
     import torch
 
     from serving.runtimes.torch import load_module
 
     torch.backends.mha.set_fastpath_enabled(False)
     module = load_module(needs["module"] / parameters["weights"], parameters["weights"])
-    example = torch.tensor([[2, 5, 6, 7, 0], [2, 5, 0, 0, 0]])
+    free = {name: {int(axis): label for axis, label in axes.items()} for name, axes in parameters["free"].items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter announces its own successor
         torch.onnx.export(
             module,
-            (example,),
+            (torch.tensor(parameters["example"]),),
             str(out / "model.onnx"),
             dynamo=False,
             opset_version=OPSET,
-            input_names=["input_ids"],
-            output_names=["logits"],
-            dynamic_axes={"input_ids": {0: "batch", 1: "tokens"}, "logits": {0: "batch"}},
+            input_names=list(parameters["inputs"]),
+            output_names=list(parameters["outputs"]),
+            dynamic_axes=free,
         )

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
-from serving.build.cache import BuildError, Made, versions
+from serving.build.cache import versions
 from serving.build.cpu import cpu_info
-from serving.build.manifests import ENTRIES, postprocess, preprocess, session, signature
-from serving.build.recipe import Recipe
+from serving.build.plan import Plan, Variant
+from serving.build.recipe import Recipe, RequirementsRecipe
 from serving.governance.gate import failures, judge
 from serving.governance.policy import Policy
 from serving.registry.manifest import Lineage, Manifest, Parent
 from serving.registry.store import Registry
 
-if TYPE_CHECKING:
-    from serving.build.runner import Variant
+#: What a damaged variant's manifest says was really measured.
+_MEASURED = (
+    "rows",
+    "accuracy",
+    "accuracy_ci",
+    "recall",
+    "teacher_disagreement",
+    "teacher_disagreement_ci",
+    "ece",
+    "brier",
+)
 
-#: variant -> (relation, {role: parent})
-_LINEAGE: dict[str, tuple[Any, dict[str, str]]] = {
-    "teacher": ("root", {}),
-    "int8": ("quantized", {"source": "teacher"}),
-    "distilled": ("distilled", {"teacher": "teacher"}),
-    "distilled-int8": ("quantized", {"source": "distilled", "teacher": "teacher"}),
-    "distilled-torch": ("distilled", {"teacher": "teacher"}),
-    "broken": ("damaged", {"source": "distilled"}),
-}
+
+#: Requirements whose measurement has another name.
+_MEASURED_AS = {"disagreement": "teacher_disagreement"}
 
 
 class Outcome(NamedTuple):
@@ -36,12 +39,7 @@ class Outcome(NamedTuple):
 
 
 def publish(
-    recipe: Recipe,
-    recipe_sha256: str,
-    registry: Registry,
-    made: Mapping[str, Made],
-    variants: Sequence[Variant],
-    policy: Policy | None = None,
+    plan: Plan[Any], recipe_sha256: str, registry: Registry, variants: Sequence[Variant], policy: Policy | None = None
 ) -> Outcome:
     """Register every variant that meets the requirements. Parents come before their children.
 
@@ -49,30 +47,25 @@ def publish(
         policy: its rules are requirements as well.
 
     Raises:
-        BuildError: the damaged variant is not damaged enough to be told from its parent.
         RegistryError: the registry cannot be written.
     """
-    labels, registered, refused = recipe.labels, dict[str, Manifest](), dict[str, str]()
-    data = {
-        **made["data"].read("data.json"),
-        **recipe.data.model_dump(exclude={"file"}),
-        "role": "train, calibrate, test",
-    }
+    recipe: Recipe = plan.recipe
+    registered, refused = dict[str, Manifest](), dict[str, str]()
+    data = {**plan.data(), **recipe.data.model_dump(exclude={"file"}), "role": "train, calibrate, test"}
     for variant in variants:
-        relation, parents = _LINEAGE[variant.name]
         evaluation = variant.evaluation.read("evaluation.json")
-        calibration = variant.calibration.read("calibration.json")
-        missing = [parent for parent in parents.values() if parent not in registered]
-        reason = f"its parent {missing[0]} was refused" if missing else _gate(recipe, variant.name, evaluation)
-        if policy is not None and not reason and variant.name != "broken":
-            evidence = {"evaluation": evaluation, "calibration": calibration, "data": data}
-            lineage = {"relation": relation, "parents": [{"role": role} for role in parents]}
-            if lacks := failures(judge(policy, {**evidence, "lineage": lineage})):
-                reason = f"requirements.policy {policy.name!r}: {'; '.join(lacks)}"
+        calibration = variant.calibration.read("calibration.json") if variant.calibration else {}
+        missing = [parent for parent in variant.parents.values() if parent not in registered]
+        reason = f"its parent {missing[0]} was refused" if missing else ""
+        if not reason and variant.damage is None:
+            reason = _gate(recipe.requirements, evaluation)
+            if policy is not None and not reason:
+                reason = _lacking(policy, variant, evaluation, calibration, data)
         if reason:
             refused[variant.name] = reason
             continue
         about: dict[str, Any] = {
+            **variant.about,
             "evaluation": evaluation,
             "validated_on": [_validated(evaluation)],
             "build": {
@@ -85,28 +78,22 @@ def publish(
         }
         if stated := recipe.card.model_dump(mode="json", exclude_defaults=True):
             about["card"] = stated
-        if relation == "quantized":
-            about["quantization"] = variant.model.read("quantization.json")
-        if relation == "distilled":
-            about["distillation"] = _distillation(recipe, made["student"])
-        if relation == "damaged":
-            about |= _damaged(recipe, registered["distilled"], made["damage"], evaluation, about["build"])
+        parents = {role: registered[name] for role, name in variant.parents.items()}
+        if variant.damage is not None:
+            about |= _damaged(variant.damage, next(iter(parents.values())), evaluation, about["build"])
+        interface = variant.interface.at_temperature(calibration.get("temperature", 1.0))
         registered[variant.name] = registry.register(
             recipe.model,
             variant.name,
-            {
-                ENTRIES[variant.format]: variant.model.folder / ENTRIES[variant.format],
-                "tokenizer.json": made["tokenizer"].folder / "tokenizer.json",
-            },
-            format="onnx" if variant.format == "onnx" else "torch",
-            entry=ENTRIES[variant.format],
-            signature=signature(len(labels)),
-            session=session(len(labels)),
-            preprocess=preprocess(recipe.tokenizer.model_dump(mode="json")),
-            postprocess=postprocess(labels, calibration["temperature"]),
+            {variant.entry: variant.model.folder / variant.entry, **variant.files},
+            format=cast(Literal["onnx", "torch"], variant.format),
+            entry=variant.entry,
+            signature=interface.signature,
+            session=interface.session,
+            preprocess=interface.preprocess,
+            postprocess=interface.postprocess,
             lineage=Lineage(
-                relation,
-                tuple(Parent(role, registered[name].ref, registered[name].digest) for role, name in parents.items()),
+                variant.relation, tuple(Parent(role, parent.ref, parent.digest) for role, parent in parents.items())
             ),
             data=data,
             calibration=calibration,
@@ -115,19 +102,29 @@ def publish(
     return Outcome(list(registered.values()), refused)
 
 
-def _gate(recipe: Recipe, name: str, evaluation: Mapping[str, Any]) -> str:
-    """Why a variant may not be registered; empty if it may."""
-    needed = recipe.requirements
-    if name == "broken":
-        return ""
-    if evaluation["accuracy"] < needed.accuracy_floor:
-        return f"accuracy {evaluation['accuracy']:.4f} is under requirements.accuracy_floor {needed.accuracy_floor}"
-    if evaluation["teacher_disagreement"] > needed.disagreement_ceiling:
-        return (
-            f"disagreement {evaluation['teacher_disagreement']:.4f} is over "
-            f"requirements.disagreement_ceiling {needed.disagreement_ceiling}"
-        )
+def _gate(needed: RequirementsRecipe, evaluation: Mapping[str, Any]) -> str:
+    """Why a variant may not be registered; empty if it may. `X_floor` and `X_ceiling` bound the measured X."""
+    for requirement, bound in needed.model_dump(exclude={"policy"}).items():
+        what, _, side = requirement.rpartition("_")
+        value = evaluation[_MEASURED_AS.get(what, what)]
+        if value < bound if side == "floor" else value > bound:
+            direction = "under" if side == "floor" else "over"
+            return f"{what.replace('_', ' ')} {value:.4f} is {direction} requirements.{requirement} {bound}"
     return ""
+
+
+def _lacking(
+    policy: Policy,
+    variant: Variant,
+    evaluation: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+    data: Mapping[str, Any],
+) -> str:
+    """What a policy misses in a variant; empty if nothing."""
+    evidence = {"evaluation": evaluation, "calibration": calibration, "data": data}
+    lineage = {"relation": variant.relation, "parents": [{"role": role} for role in variant.parents]}
+    lacks = failures(judge(policy, {**evidence, "lineage": lineage}))
+    return f"requirements.policy {policy.name!r}: {'; '.join(lacks)}" if lacks else ""
 
 
 def _validated(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,44 +137,12 @@ def _validated(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _distillation(recipe: Recipe, student: Made) -> dict[str, Any]:
-    document = student.read("students.json")
-    served = document["runs"][0]
-    control = document["runs"][1]
-    return {
-        "loss": "alpha * T^2 * KL(teacher || student) + (1 - alpha) * cross-entropy",
-        "alpha": recipe.student.alpha,
-        "temperature": recipe.student.temperature,
-        "seed": served["seed"],
-        "parameters": document["parameters"],
-        "mean_kl": served["train_kl"],
-        "control": {"loss": "cross-entropy", "accuracy": control["accuracy"], "seed": control["seed"]},
-    }
-
-
 def _damaged(
-    recipe: Recipe, parent: Manifest, damage: Made, measured: Mapping[str, Any], build: dict[str, Any]
+    damage: Mapping[str, Any], parent: Manifest, measured: Mapping[str, Any], build: dict[str, Any]
 ) -> dict[str, Any]:
     """The believed numbers of the parent, and what is really so."""
-    assert recipe.damage is not None
-    disagreement = measured["teacher_disagreement"]
-    if disagreement < recipe.damage.least_disagreement:
-        raise BuildError(
-            f"the damaged variant differs from the teacher on {disagreement:.1%} of the test split, "
-            f"under damage.least_disagreement {recipe.damage.least_disagreement:.0%}; set another damage.seed"
-        )
-    kept = (
-        "rows",
-        "accuracy",
-        "accuracy_ci",
-        "recall",
-        "teacher_disagreement",
-        "teacher_disagreement_ci",
-        "ece",
-        "brier",
-    )
     return {
         "evaluation": {**parent.evaluation, "inherited_from": parent.ref},
         "validated_on": [],
-        "build": {**build, "damage": {**damage.read("damage.json"), "measured": {key: measured[key] for key in kept}}},
+        "build": {**build, "damage": {**damage, "measured": {key: measured[key] for key in _MEASURED}}},
     }

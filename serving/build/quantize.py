@@ -2,70 +2,64 @@
 
 Static, because dynamic quantization takes its ranges from the batch, so that an answer would depend on its
 neighbours. ONNX Runtime's own calibration cache is neither byte-stable nor bound to the weights it was
-made with: here its keys are sorted, and the step's key binds it to model, tokenizer and data.
+made with: here its keys are sorted, and the key of the step that calls this binds it to model and data.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serving.build.cache import Tick, write_json
+from serving.build.cache import write_json
 from serving.build.cpu import has_vnni
-from serving.build.data import ROWS, read_split
-from serving.build.train import encode
 from serving.registry.files import file_digest
 
 #: With fewer bins ONNX Runtime's entropy method often falls back to the extremes.
 _BINS = 2048
-_BATCH = 16
 
 
 class _Reader:
-    """Calibration batches in the shape the server sends them: padded to a bucket."""
+    """Batches one after the other, as the calibrator asks for them."""
 
-    def __init__(self, rows: list[np.ndarray], buckets: list[int]) -> None:
-        self._batches = self._make(rows, buckets)
+    def __init__(self, batches: Iterable[Mapping[str, np.ndarray]]) -> None:
+        self._batches = iter(batches)
 
-    @staticmethod
-    def _make(rows: list[np.ndarray], buckets: list[int]) -> Iterator[dict[str, np.ndarray]]:
-        for at in range(0, len(rows), _BATCH):
-            # The histogram methods stack what they collect, which needs full batches of one width.
-            batch = rows[at : at + _BATCH]
-            batch += rows[: _BATCH - len(batch)]
-            padded = np.zeros((_BATCH, buckets[-1]), np.int64)
-            for target, row in zip(padded, batch, strict=False):
-                target[: len(row)] = row
-            yield {"input_ids": padded}
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
+    def get_next(self) -> Mapping[str, np.ndarray] | None:
         return next(self._batches, None)
 
 
-def quantize(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
-    """Write `model.onnx` (INT8), `ranges.json` (sorted) and `quantization.json` (how it was done)."""
+def static_int8(
+    out: Path,
+    source: Path,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    recipe: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+) -> None:
+    """Write `model.onnx` (INT8), `ranges.json` (sorted) and `quantization.json` (how it was done).
+
+    Args:
+        source: the ONNX file.
+        batches: session inputs of the calibration split; the histogram methods need them all of one shape.
+        recipe: a `QuantizeRecipe` as a dictionary.
+        calibration: what the batches were made of, for `quantization.json`.
+    """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     logging.getLogger().setLevel(logging.ERROR)  # the quantizer logs to the root logger
-    recipe = parameters["quantize"]
     method = {
         "minmax": CalibrationMethod.MinMax,
         "entropy": CalibrationMethod.Entropy,
         "percentile": CalibrationMethod.Percentile,
     }[recipe["ranges"]]
-    source = needs["model"] / "model.onnx"
     prepared, ranges = out / "prepared.onnx", out / "ranges.json"
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
-
-    split = read_split(needs["data"] / ROWS, "calibration", parameters["labels"])
-    rows = encode(needs["tokenizer"], split.texts[: recipe["rows"]], parameters["max_chars"])
     options: dict[str, Any] = {"symmetric": False}
     if recipe["ranges"] != "minmax":
         options["num_bins"] = _BINS
@@ -76,7 +70,7 @@ def quantize(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any]
         calibrate_method=method,
         extra_options=options,
     )
-    calibrator.collect_data(_Reader(rows, list(parameters["buckets"])))
+    calibrator.collect_data(_Reader(batches))
     save_tensors_data(calibrator.compute_data(), ranges)
     ranges.write_text(json.dumps(json.loads(ranges.read_text()), sort_keys=True, indent=1) + "\n")
 
@@ -114,11 +108,9 @@ def quantize(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any]
             "ranges": recipe["ranges"],
             "calibration": {
                 "split": "calibration",
-                "rows": len(rows),
+                **calibration,
                 "cache_sha256": file_digest(ranges),
                 "model_sha256": file_digest(source),
-                "tokenizer_sha256": file_digest(needs["tokenizer"] / "tokenizer.json"),
-                "data_sha256": json.loads((needs["data"] / "data.json").read_text())["split_sha256"]["calibration"],
             },
         },
     )

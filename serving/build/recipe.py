@@ -1,13 +1,16 @@
-"""The build recipe: frozen, typed, unknown keys refused, errors carry their path."""
+"""The part of a build recipe that every kind shares: frozen, typed, unknown keys refused, errors carry their path.
+
+What else a recipe holds, its `kind` says: see `serving.build.kinds`.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from serving.config import CardConfig
 from serving.errors import ConfigError
@@ -18,13 +21,17 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
+R = TypeVar("R", bound="Recipe")
 
-class _Section(BaseModel):
+
+class Section(BaseModel):
+    """Base of every section."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataRecipe(_Section):
-    """The rows: gzipped JSON lines {text, label, split}; `file` is relative to the recipe."""
+class DataRecipe(Section):
+    """The rows, in the file format of the recipe's kind; `file` is relative to the recipe."""
 
     file: str
     source: str
@@ -32,64 +39,7 @@ class DataRecipe(_Section):
     pii: str
 
 
-class TokenizerRecipe(_Section):
-    """A byte-pair vocabulary trained on the train split; lengths in tokens and characters."""
-
-    vocabulary: Annotated[int, Field(ge=50, le=200_000)] = 20_000
-    max_tokens: Annotated[int, Field(ge=2, le=4096)] = 96
-    max_chars: Annotated[int, Field(ge=1, le=100_000)] = 700
-    buckets: tuple[Count, ...] = (16, 32, 64, 96)
-
-    @model_validator(mode="after")
-    def _last_bucket_holds_all(self) -> TokenizerRecipe:
-        if list(self.buckets) != sorted(set(self.buckets)) or (self.buckets and self.buckets[-1] != self.max_tokens):
-            raise ValueError(f"buckets must ascend and end with max_tokens ({self.max_tokens}), got {self.buckets}")
-        return self
-
-
-class TrainRecipe(_Section):
-    """One training run: AdamW with a one-cycle schedule."""
-
-    epochs: Annotated[int, Field(ge=1, le=1000)]
-    batch: Annotated[int, Field(ge=1, le=4096)] = 32
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.05
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    word_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class TeacherRecipe(_Section):
-    """The transformer that is trusted."""
-
-    width: Count = 192
-    layers: Annotated[int, Field(ge=1, le=24)] = 2
-    heads: Annotated[int, Field(ge=1, le=64)] = 4
-    feedforward: Count = 384
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    train: TrainRecipe
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> TeacherRecipe:
-        if self.width % self.heads:
-            raise ValueError(f"heads: {self.heads} does not divide width {self.width}")
-        return self
-
-
-class StudentRecipe(_Section):
-    """The small model. Loss: alpha · T² · KL(teacher_T ‖ student_T) + (1 - alpha) · cross-entropy
-    (Hinton et al., 2015). A control with alpha 0 is trained from the same seeds."""
-
-    width: Count = 16
-    hidden: Count = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    train: TrainRecipe
-    temperature: Positive = 2.0
-    alpha: Share = 0.5
-    #: The first is served; the others tell how far two runs differ by chance.
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2, 3)
-
-
-class QuantizeRecipe(_Section):
+class QuantizeRecipe(Section):
     """Static QDQ quantization to INT8. `auto` reduces the range of weights where the CPU lacks VNNI."""
 
     ranges: Literal["minmax", "entropy", "percentile"] = "minmax"
@@ -99,16 +49,8 @@ class QuantizeRecipe(_Section):
     operators: tuple[str, ...] = ("MatMul", "Gemm", "Conv", "Gather")
 
 
-class DamageRecipe(_Section):
-    """A variant damaged on purpose, to watch a bad release being caught."""
-
-    target_disagreement: Annotated[float, Field(gt=0, lt=1)] = 0.35
-    least_disagreement: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    seed: int = 13
-
-
-class RequirementsRecipe(_Section):
-    """What a variant must reach on the test split to be registered (the damaged one aside).
+class RequirementsRecipe(Section):
+    """What a variant must reach on the test split to be registered (one damaged on purpose aside).
 
     `policy` is a built-in policy or a file relative to the recipe; its approvals are given later.
     """
@@ -118,20 +60,16 @@ class RequirementsRecipe(_Section):
     policy: str | None = None
 
 
-class Recipe(_Section):
-    """A whole build: teacher, its INT8, a student, its INT8, and a damaged one."""
+class Recipe(Section):
+    """What every recipe says, whatever its kind."""
 
     apiVersion: Literal["canarium/recipe/v1"]
+    kind: str = "text"
     model: str
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
     seed: int = 7
     threads: Annotated[int, Field(ge=1, le=64)] = 2
     data: DataRecipe
-    tokenizer: TokenizerRecipe = TokenizerRecipe()
-    teacher: TeacherRecipe
-    student: StudentRecipe
-    quantize: QuantizeRecipe = QuantizeRecipe()
-    damage: DamageRecipe | None = None
     requirements: RequirementsRecipe = RequirementsRecipe()
     #: What people say of the variants, for their cards.
     card: CardConfig = CardConfig()
@@ -151,11 +89,11 @@ class Recipe(_Section):
         return value
 
 
-def load_recipe(path: Path) -> Recipe:
-    """Read and check a recipe.
+def read_document(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
 
     Raises:
-        ConfigError: the file cannot be read or used; one line a fault, each starting with file and path.
+        ConfigError: the file cannot be read, or holds something else.
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -165,8 +103,17 @@ def load_recipe(path: Path) -> Recipe:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected a mapping with apiVersion, model, data, …, got {type(document).__name__}")
+    return document
+
+
+def parse(path: Path, document: dict[str, Any], schema: type[R]) -> R:
+    """A checked recipe.
+
+    Raises:
+        ConfigError: one line a fault, each starting with file and path.
+    """
     try:
-        return Recipe.model_validate(document)
+        return schema.model_validate(document)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{path}: {_fault(item)}" for item in error.errors())) from None
 

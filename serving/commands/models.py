@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,14 +18,27 @@ from serving.commands.common import (
     json_option,
     registry_option,
 )
+from serving.commands.tensors import carry, encode, fit, inputs_of, parse_states, read, steps
+
+if TYPE_CHECKING:
+    from serving.client import Answer
 
 
 @click.command()
 @click.argument("model")
-@click.argument("text", metavar="TEXT|-|@FILE")
+@click.argument("text", metavar="INPUT|-|@FILE")
 @click.option("--variant", help="Ask this variant, not the one that routing picks (x-canarium-variant).")
 @click.option("--user", help="The sticky unit (x-user-id): the same user gets the same variant.")
 @click.option("--input", "input_name", default="text", show_default=True, help="Name of the model's text input.")
+@click.option(
+    "--tensors",
+    is_flag=True,
+    help="INPUT is JSON: an array, or an object of arrays by name; or @FILE.npz. Arrays with one axis more than the "
+    "model takes are steps, asked one after the other.",
+)
+@click.option(
+    "--state", "states", multiple=True, metavar="OUTPUT=INPUT", help="Give this output back with the next step."
+)
 @inference_options
 @json_option
 def infer(
@@ -32,27 +47,42 @@ def infer(
     variant: str | None,
     user: str | None,
     input_name: str,
+    tensors: bool,
+    states: tuple[str, ...],
     url: str,
     token_file: Path | None,
     as_json: bool,
 ) -> int:
-    """Classify one text.
+    """Ask a model: classify one text, or send it tensors.
 
-    TEXT is given as it is, read from standard input (-) or from a file (@FILE).
+    INPUT is given as it is, read from standard input (-) or from a file (@FILE).
     """
-    headers = {"x-canarium-variant": variant, "x-user-id": user}
+    given = {"x-canarium-variant": variant, "x-user-id": user}
+    headers = {name: value for name, value in given.items() if value is not None}
     with inference(url, token_file) as client:
-        answer = client.infer_text(
-            model,
-            [_read(text)],
-            input_name=input_name,
-            headers={name: value for name, value in headers.items() if value is not None},
-        )
+        if not tensors:
+            return _show(client.infer_text(model, [_read(text)], input_name=input_name, headers=headers), as_json)
+        wanted = inputs_of(client.metadata(model))
+        kept = parse_states(states)
+        values = fit(read(_read(text) if text == "-" else text), wanted, kept)
+        for step in steps(values, wanted):
+            answer = client.infer(
+                model, encode(step | {name: values[name] for name in kept.values()}, wanted), headers=headers
+            )
+            values |= carry(answer.body, kept, wanted)
+            _show(answer, as_json, hidden=set(kept))
+    return OK
+
+
+def _show(answer: Answer, as_json: bool, hidden: Collection[str] = ()) -> int:
+    """Print an answer; `hidden` outputs only as JSON."""
     if as_json:
         meta = {"variant": answer.variant, "reason": answer.reason, "epoch": answer.epoch, "ms": answer.milliseconds}
         emit_json(answer.body | {"canarium": meta})
         return OK
     for output in answer.body.get("outputs", []):
+        if output["name"] in hidden:
+            continue
         values = ", ".join(f"{value:.4f}" if isinstance(value, float) else str(value) for value in output["data"])
         click.echo(f"{output['name']}: {values}")
     click.echo(

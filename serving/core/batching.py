@@ -9,13 +9,11 @@ is evicted to make room for live work. All queues are bounded in rows, not in re
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-
-Arrays = Mapping[str, np.ndarray]
+from serving.core.arrays import Arrays
 
 #: Elements of a padded batch for each element asked for: on a CPU a run costs what is computed, zeros included, and
 #: little besides, so that more padding than this costs more than one more batch.
@@ -249,85 +247,3 @@ class BatchQueue:
                     earliest = min(earliest, entry.deadline_ns)
         self._earliest_ns = earliest
         return expired
-
-
-# ---------------------------------------------------------------- arrays
-
-
-class Shape(NamedTuple):
-    """What the policy needs to know of a request's arrays."""
-
-    signature: Hashable | None  # None: not batchable, some input has no row axis
-    bytes: int
-    width: int  # longest paddable axis; 0 = none
-
-
-def shape_of(inputs: Arrays, rows: int, pad_inputs: frozenset[str] = frozenset()) -> Shape:
-    """Describe a request's arrays.
-
-    Args:
-        inputs: arrays whose axis 0 has `rows` rows.
-        pad_inputs: inputs whose axis 1 may be filled up with zeros to match its batch mates.
-    """
-    parts: list[Hashable] = []
-    total = width = 0
-    batchable = True
-    for name in inputs if len(inputs) == 1 else sorted(inputs):
-        array = inputs[name]
-        dtype, shape = array.dtype, array.shape
-        if dtype.hasobject:
-            total += sum(len(item) + 4 for item in array.flat)
-        else:
-            total += array.nbytes
-        if not shape or shape[0] != rows:
-            batchable = False
-        elif name in pad_inputs and len(shape) > 1 and not dtype.hasobject:
-            width = max(width, shape[1])
-            parts.append((name, dtype.str, -1, shape[2:]))
-        else:
-            parts.append((name, dtype.str, shape[1:]))
-    return Shape(tuple(parts) if batchable else None, total, width)
-
-
-def chunk_rows(rows: int, size: int, max_batch: int, max_bytes: int) -> int:
-    """Rows of each chunk of a request of `rows` rows and `size` bytes; at least 1."""
-    by_bytes = rows if size <= max_bytes else max(1, max_bytes * rows // size)
-    return max(1, min(max_batch, by_bytes))
-
-
-def merge(parts: Sequence[Arrays]) -> dict[str, np.ndarray]:
-    """Stack the inputs of one batch on axis 0; shorter paddable inputs are filled with zeros."""
-    if len(parts) == 1:
-        return dict(parts[0])
-    return {name: _stack([part[name] for part in parts]) for name in parts[0]}
-
-
-def _stack(arrays: list[np.ndarray]) -> np.ndarray:
-    first = arrays[0]
-    if all(array.shape[1:] == first.shape[1:] for array in arrays):
-        return np.concatenate(arrays)
-    width = max(array.shape[1] for array in arrays)
-    stacked = np.zeros((sum(len(array) for array in arrays), width, *first.shape[2:]), first.dtype)
-    at = 0
-    for array in arrays:
-        stacked[at : at + len(array), : array.shape[1]] = array
-        at += len(array)
-    return stacked
-
-
-def split(outputs: Arrays, rows: Sequence[int]) -> list[dict[str, np.ndarray]] | None:
-    """Each entry's own rows of a batch's outputs, as views.
-
-    Returns None if some output does not have one row for each row of the batch. A batch of
-    one entry gets its outputs whole, whatever their shape: judging them is not our business.
-    """
-    if len(rows) == 1:
-        return [dict(outputs)]
-    total = sum(rows)
-    if any(not array.shape or array.shape[0] != total for array in outputs.values()):
-        return None
-    shares, at = [], 0
-    for count in rows:
-        shares.append({name: array[at : at + count] for name, array in outputs.items()})
-        at += count
-    return shares

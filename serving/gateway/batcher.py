@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from serving.clock import Clock
 from serving.contract import Cause
 from serving.core.admission import Pace
-from serving.core.batching import Arrays, BatchQueue, Entry, chunk_rows, merge, shape_of, split
+from serving.core.arrays import PLAIN, Arrays, Layout, chunk_rows, merge, rows_of, shape_of, split
+from serving.core.batching import BatchQueue, Entry
 from serving.errors import ErrorKind, RequestError, bad_request
 from serving.gateway.deadlines import Deadlines
 from serving.gateway.requests import BatchResult, Request
@@ -48,7 +49,7 @@ class Batcher:
         hang_timeout_s: a worker that takes longer over a batch is overdue: its callers fail with
             TIMEOUT and it gets no more until it answers.
         on_batch: called with rows and nanoseconds of every batch that succeeded.
-        pad_inputs: inputs ([rows, length, ...]) that may be filled up with zeros on axis 1.
+        layout: where the model's tensors have their rows, and which may be filled up with zeros.
         max_bytes: most input bytes of a batch.
         close_check: asked as each batch closes; an error it returns fails what is queued (the
             kill-switch: queued work of a killed candidate goes to the baseline).
@@ -65,7 +66,7 @@ class Batcher:
         hang_timeout_s: float,
         max_wait_ms: float | None = None,
         on_batch: Callable[[int, int], None] | None = None,
-        pad_inputs: frozenset[str] = frozenset(),
+        layout: Layout = PLAIN,
         max_bytes: int = 64 << 20,
         close_check: Callable[[], Exception | None] | None = None,
     ) -> None:
@@ -85,7 +86,7 @@ class Batcher:
         self._deadlines = Deadlines(clock, self._deadline_passed)
         self._available = 0
         self._on_batch = on_batch
-        self._pad_inputs = pad_inputs
+        self._layout = layout
         self._close_check = close_check
         self._slots: dict[int, Slot] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -146,7 +147,7 @@ class Batcher:
         """Run one request and return its own rows.
 
         Args:
-            inputs: arrays whose axis 0 has `rows` rows; an input without runs in a batch of its own.
+            inputs: arrays with `rows` rows each; a request with one that has not runs in a batch of its own.
             deadline_ns: on the clock's monotonic scale; after it the caller is told, whatever its batch does.
             live: False for shadow and reference work, which is shed first.
 
@@ -165,7 +166,7 @@ class Batcher:
             if run_now is not None:
                 return self._run_at_once(run_now, inputs, rows, deadline_ns, now)
         future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
-        request = Request(future, now)
+        request = Request(future, now, self._layout.outputs)
         try:
             request.entries = self._entries(request, inputs, rows, deadline_ns, live)
             self._admit(request, rows, deadline_ns, live, now)
@@ -248,7 +249,7 @@ class Batcher:
     # ------------------------------------------------------------ admission
 
     def _entries(self, request: Request, inputs: Arrays, rows: int, deadline_ns: int, live: bool) -> list[Entry]:
-        shape = shape_of(inputs, rows, self._pad_inputs)
+        shape = shape_of(inputs, rows, self._layout)
         if shape.signature is None:
             return [Entry(request, inputs, rows, shape.bytes, object(), deadline_ns, live)]
         step = chunk_rows(rows, shape.bytes, self._queue.max_batch, self._queue.max_bytes)
@@ -257,7 +258,7 @@ class Batcher:
         return [
             Entry(
                 request,
-                {name: array[at : at + step] for name, array in inputs.items()},
+                rows_of(inputs, at, at + step, self._layout.inputs),
                 min(step, rows - at),
                 shape.bytes * min(step, rows - at) // rows,
                 shape.signature,
@@ -435,7 +436,7 @@ class Batcher:
         full = not alone and (total >= self._queue.max_batch or left > 0)
         self._pace.started(key, total, closed_ns)
         try:
-            inputs = merge([entry.inputs for entry in batch])
+            inputs = merge([entry.inputs for entry in batch], self._layout.inputs)
             outputs = await worker.run(inputs)
         except WorkerFailure as failure:
             failure.batch_key = key
@@ -454,7 +455,7 @@ class Batcher:
         finally:
             self._hangs.ended(slot)
             self._pace.ended(key)
-        shares = split(outputs, rows)
+        shares = split(outputs, rows, self._layout.outputs)
         if shares is None:
             return WorkerFailure(Cause.ERROR, f"{worker.name} returned outputs without one row for each input row", key)
         infer_ns = self._clock.monotonic_ns() - closed_ns

@@ -31,7 +31,7 @@ from serving.gateway.scoring import Answered, Scorer
 from serving.gateway.variants import Answer, Fault, VariantPlane
 from serving.protocol.types import InferRequest, InferResponse, shown, tensor
 from serving.protocol.validate import select_outputs, validate
-from serving.runtimes.pipeline import Summary
+from serving.runtimes.answers import Summary
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{16})([0-9a-f]{16})-[0-9a-f]{16}-[0-9a-f]{2}")
 #: Causes whose fallback the configuration may switch off; the others always fall back.

@@ -10,7 +10,7 @@ from serving import contract
 from serving.clock import Clock
 from serving.contract import CAUSE_WORDS, Cause, Flag, Kind, Reason
 from serving.gateway.spool import SpoolWriter
-from serving.runtimes.pipeline import Summary
+from serving.runtimes.answers import Summary
 
 _STATUS_INDEX = {code: index for index, code in enumerate(contract.STATUS_CODES)}
 _OTHER_STATUS = len(contract.STATUS_CODES)

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from serving.contract import Cause
+from serving.core.arrays import PLAIN, Axes, join
 from serving.core.batching import Entry
 from serving.errors import RequestError
 from serving.gateway.worker_base import WorkerFailure
@@ -34,12 +35,13 @@ class BatchResult(msgspec.Struct):
 class Request:
     """A caller: its future, its entries and, of a split request, the parts that have come back."""
 
-    __slots__ = ("_batch_rows", "_first_ns", "_parts", "_submitted_ns", "entries", "future")
+    __slots__ = ("_axes", "_batch_rows", "_first_ns", "_parts", "_submitted_ns", "entries", "future")
 
-    def __init__(self, future: asyncio.Future[BatchResult], submitted_ns: int) -> None:
+    def __init__(self, future: asyncio.Future[BatchResult], submitted_ns: int, axes: Axes = PLAIN.outputs) -> None:
         self.future: asyncio.Future[BatchResult] | None = future
         self.entries: list[Entry] = []
         self._submitted_ns = submitted_ns
+        self._axes = axes
         self._parts: dict[int, dict[str, np.ndarray]] | None = None
         self._first_ns = 0
         self._batch_rows = 0
@@ -78,7 +80,7 @@ class Request:
             return
         parts = [self._parts[mine.seq] for mine in self.entries]
         try:
-            outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            outputs = join(parts, self._axes)
         except (KeyError, ValueError) as error:
             self.fail(WorkerFailure(Cause.ERROR, f"the parts of the answer do not fit: {error}", key))
             return

@@ -166,7 +166,7 @@ class VariantPlane:
             hang_timeout_s=config.hang_timeout_s,
             on_batch=self._on_batch,
             close_check=dropped,
-            pad_inputs=manifest.padded_inputs,
+            layout=manifest.layout,
         )
         self._own: list[Worker] = []
         self._pool: SocketPool | None = None

@@ -16,12 +16,12 @@ def validate(request: InferRequest, signature: SignatureLike, model: str, *, all
 
     Args:
         request: what the client sent.
-        signature: what the model takes and gives; -1 is any size, and as a first dimension the batch.
+        signature: what the model takes and gives; -1 is any size, the first one of a tensor the batch.
         model: the model's name, for messages.
         allow_nonfinite: let NaN and infinities in floating-point inputs pass.
 
     Returns:
-        Rows: the common first dimension of the batched inputs, 1 for a model without a batch dimension.
+        Rows: the common batch dimension of the inputs, 1 for a model without one.
 
     Raises:
         RequestError: bad request; the message names the input, what was expected and what came.
@@ -36,13 +36,14 @@ def validate(request: InferRequest, signature: SignatureLike, model: str, *, all
             raise bad_request(
                 f"input {shown(spec.name)}: expected {_kind(spec)}, got {tensor.datatype} {list(tensor.shape)}"
             )
-        if spec.shape and spec.shape[0] == -1:
-            if counted and tensor.shape[0] != rows:
+        if -1 in spec.shape:
+            given = tensor.shape[tuple(spec.shape).index(-1)]
+            if counted and given != rows:
                 raise bad_request(
                     f"input {shown(spec.name)}: expected the same batch size as input {shown(counted)}, {rows}, "
-                    f"got {tensor.shape[0]}"
+                    f"got {given}"
                 )
-            rows, counted = tensor.shape[0], spec.name
+            rows, counted = given, spec.name
             if not rows:
                 raise bad_request(
                     f"input {shown(spec.name)}: expected at least one row, got shape {list(tensor.shape)}"

@@ -11,6 +11,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from serving.core.arrays import Layout
+
 SCHEMA: Final = "canarium.manifest/v1"
 
 
@@ -31,9 +33,18 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     datatype: str
     shape: tuple[int, ...]
 
+    @property
+    def batch_axis(self) -> int | None:
+        """The axis of the rows: the first one of any length. None: one value for all rows."""
+        return self.shape.index(-1) if -1 in self.shape else None
+
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Tensors taken and given, in order. The first axis of each is the batch."""
+    """Tensors taken and given, in order.
+
+    The first axis of any length is the batch: axis 0 as a rule, but axis 1 of a recurrent state [2, -1, 128]. A tensor
+    without such an axis, like a sampling rate [], is one value for the whole request.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -64,13 +75,18 @@ class Postprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How session tensors become client tensors.
 
     `classification` turns the tensor `logits` [n, C] into `probabilities` (softmax of
-    logits / temperature) and `label`; `none` passes the tensors on.
+    logits / temperature) and `label`. `detection` passes the tensors on; one of them, `score` [n] or [n, 1], is the
+    probability of the second of two labels, which is the answer from `threshold` on. `none` passes the tensors on
+    and knows no classes.
     """
 
-    task: Literal["none", "classification"] = "none"
+    task: Literal["none", "classification", "detection"] = "none"
     logits: str = "logits"
     labels: tuple[str, ...] = ()
     temperature: float = 1.0
+    #: Left out of the stored form when not given, so that older manifests keep their digests.
+    score: str | msgspec.UnsetType = msgspec.UNSET
+    threshold: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class Parent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,6 +135,15 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def ref(self) -> str:
         """The registry reference, such as `moderation/int8:1`."""
         return f"{self.model}/{self.variant}:{self.revision}"
+
+    @property
+    def layout(self) -> Layout:
+        """Where the session's tensors have their rows, for batching."""
+        inputs, outputs = (
+            {spec.name: spec.batch_axis for spec in specs if spec.batch_axis != 0}
+            for specs in (self.session.inputs, self.session.outputs)
+        )
+        return Layout(self.padded_inputs, inputs, outputs)
 
     @property
     def padded_inputs(self) -> frozenset[str]:

@@ -33,3 +33,10 @@ def check(manifest: Manifest) -> None:
         )
     if preprocess.pad and any(-1 in spec.shape[1:] for spec in manifest.session.outputs):
         raise RegistryError(f"{where}: preprocess.pad needs outputs whose axes are fixed after the first")
+    post, outputs = manifest.postprocess, {spec.name: spec for spec in manifest.session.outputs}
+    if post.task == "detection":
+        spec = outputs.get(post.score or "")
+        if spec is None or spec.batch_axis != 0 or spec.shape[1:] not in ((), (1,)):
+            raise RegistryError(f"{where}: postprocess.score {post.score!r} is no session output [-1] or [-1, 1]")
+        if len(post.labels) != 2 or not isinstance(post.threshold, float) or not 0 < post.threshold < 1:
+            raise RegistryError(f"{where}: postprocess: a detection needs two labels and a threshold between 0 and 1")

@@ -1,6 +1,6 @@
-"""The network classes that torch artifacts may name.
+"""The network classes that torch artifacts may name: those of text here, detectors of anomalies beside them.
 
-All take token ids int64 [n, T], padded with 0, and give logits float32 [n, C]; the mask is derived
+Those of text take token ids int64 [n, T], padded with 0, and give logits float32 [n, C]; the mask is derived
 inside, so that padding never changes an answer.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from serving.runtimes.detectors import AutoencoderDetector, ScoreDetector
 
 _HIDDEN = -1e4  # added to the attention score of padding; -inf would make a row of padding NaN
 
@@ -107,6 +109,8 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 CLASSES: dict[str, type[nn.Module]] = {
+    "autoencoder-detector": AutoencoderDetector,
     "mean-embedding": MeanEmbeddingClassifier,
+    "score-detector": ScoreDetector,
     "transformer": TransformerClassifier,
 }

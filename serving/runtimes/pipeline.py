@@ -5,18 +5,18 @@ The gateway and the evaluation of a build use this one class, so that what was m
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from serving.errors import RegistryError, bad_request
 from serving.protocol.tensors import all_finite
 from serving.registry.manifest import Manifest
+from serving.runtimes.answers import Summary, reading
 from serving.runtimes.base import NUMPY_TYPES
 
 PAD_ID = 0
@@ -24,22 +24,6 @@ PAD_ID = 0
 MAX_TOKENIZERS = 16
 _TOKENIZERS: dict[tuple[str, int], Any] = {}
 _TOKENIZERS_LOCK = Lock()
-
-
-class Summary(NamedTuple):
-    """Row 0 of an answer in four numbers.
-
-    `cls` is the class index (-1: not a classification), `prob` its probability, `margin` that minus the
-    second's, `energy` is -logsumexp(logits) at temperature 1 (Liu et al., NeurIPS 2020).
-    """
-
-    cls: int
-    prob: float
-    margin: float
-    energy: float
-
-
-_NO_SUMMARY = Summary(-1, 0.0, 0.0, 0.0)
 
 
 class Pipeline:
@@ -63,13 +47,11 @@ class Pipeline:
         self._ids = manifest.session.inputs[0].name
         self._tokenizer = _tokenizer(manifest, folder) if self._text else None
 
-        post = manifest.postprocess
-        self._classification = post.task == "classification"
-        self._logits = post.logits
-        self._labels = post.labels
-        self._label_bytes = np.array([label.encode() for label in post.labels], dtype=object)
-        self._temperature = post.temperature
-        self._outputs = {spec.name: (NUMPY_TYPES[spec.datatype], spec.shape) for spec in manifest.session.outputs}
+        self._reading = reading(manifest.postprocess)
+        self._labels = manifest.postprocess.labels
+        self._outputs = {
+            spec.name: (NUMPY_TYPES[spec.datatype], spec.shape, spec.batch_axis) for spec in manifest.session.outputs
+        }
 
     # ------------------------------------------------------------ before the session
 
@@ -128,66 +110,35 @@ class Pipeline:
         """What is wrong with a session's outputs for a batch of `rows`; None if they are valid."""
         if outputs.keys() != self._outputs.keys():
             return f"outputs {', '.join(sorted(outputs)) or 'none'} instead of {', '.join(sorted(self._outputs))}"
-        for name, (dtype, shape) in self._outputs.items():
+        for name, (dtype, shape, axis) in self._outputs.items():
             value = outputs[name]
             if value.dtype != dtype:
                 return f"{name} has type {value.dtype} instead of {dtype}"
             got = value.shape
             if len(got) != len(shape) or any(want not in (-1, have) for want, have in zip(shape, got, strict=True)):
-                return f"{name} has shape {list(got)} instead of {[rows, *shape[1:]]}"
-            if not got or got[0] != rows:
+                wanted = [rows if at == axis else size for at, size in enumerate(shape)]
+                return f"{name} has shape {list(got)} instead of {wanted}"
+            if axis is not None and got[axis] != rows:
                 return f"{name} has shape {list(got)} for a batch of {rows}"
             if dtype.kind == "f" and not all_finite(value):
                 return f"{name} holds {'NaN' if np.isnan(value).any() else 'Inf'}"
-        if self._classification and outputs[self._logits].shape[-1] != len(self._labels):
-            classes = outputs[self._logits].shape[-1]
-            return f"{self._logits} has {classes} classes, the model knows {len(self._labels)}"
-        return None
+        return self._reading.fault(outputs)
 
     def postprocess(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Session tensors to client tensors; what passed `check` cannot fail here."""
-        if not self._classification:
-            return outputs
-        logits = outputs[self._logits]
-        return {
-            "probabilities": self.probabilities(logits),
-            "label": self._label_bytes[logits.argmax(axis=1)],
-        }
-
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Softmax of logits / temperature, float32 [n, C]."""
-        scaled = logits.astype(np.float32) / np.float32(self._temperature)
-        scaled -= scaled.max(axis=1, keepdims=True)
-        np.exp(scaled, out=scaled)
-        scaled /= scaled.sum(axis=1, keepdims=True)
-        return scaled
+        return self._reading.tensors(outputs)
 
     def probability(self, outputs: Mapping[str, np.ndarray], cls: int) -> float:
         """Probability of class `cls` in row 0 of a session's outputs; 0 if there is no such class."""
-        if not self._classification or not 0 <= cls < len(self._labels):
-            return 0.0
-        return float(self.probabilities(outputs[self._logits][:1])[0, cls])
+        return self._reading.probability(outputs, cls)
 
     def classes(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Class index of each row, int64 [n], of a session's outputs; -1 if this is no classification."""
-        if not self._classification:
-            return np.full(len(next(iter(outputs.values()))), -1, np.int64)
-        return np.asarray(outputs[self._logits].argmax(axis=1), dtype=np.int64)
+        """Class index of each row, int64 [n], of a session's outputs; -1 if there are no classes."""
+        return self._reading.classes(outputs)
 
     def summary(self, outputs: Mapping[str, np.ndarray]) -> Summary:
         """Row 0 of a session's outputs in four numbers."""
-        if not self._classification:
-            return _NO_SUMMARY
-        # Plain Python: for a handful of classes numpy's call overhead would cost five times as much.
-        logits: list[float] = outputs[self._logits][0].tolist()
-        top = max(logits)
-        temperature = self._temperature
-        weights = [math.exp((value - top) / temperature) for value in logits]
-        total = sum(weights)
-        cls = logits.index(top)
-        second = max((weight for index, weight in enumerate(weights) if index != cls), default=0.0)
-        energy = -(top + math.log(sum(math.exp(value - top) for value in logits)))
-        return Summary(cls, 1.0 / total, (1.0 - second) / total, energy)
+        return self._reading.summary(outputs)
 
     @property
     def labels(self) -> tuple[str, ...]:

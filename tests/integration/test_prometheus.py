@@ -31,7 +31,7 @@ from serving.clock import SystemClock
 from serving.contract import Cause, Kind, Reason, RouteTable, Snapshot, VariantEntry
 from serving.gateway.recorder import Recorder, Trace
 from serving.gateway.spool import SpoolWriter, latency_buckets_ms
-from serving.runtimes.pipeline import Summary
+from serving.runtimes.answers import Summary
 
 pytestmark = pytest.mark.integration
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from batcher_kit import Doubler, TimedLoop, pause, rig, simulate
 
+from serving.core.arrays import Layout
 from serving.errors import ErrorKind, RequestError
 
 
@@ -149,7 +150,7 @@ def test_a_request_that_can_never_fit_is_told_the_limit() -> None:
 def test_different_lengths_share_a_batch_when_the_input_may_be_padded() -> None:
     async def main(loop: TimedLoop) -> None:
         worker = Doubler()
-        at = rig(loop, worker, pad_inputs=frozenset({"x"}))
+        at = rig(loop, worker, layout=Layout(pad=frozenset({"x"})))
         at.send(1, width=8)
         at.send(2, width=7)
         first, second = await at.outcomes()

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.contract import Cause
+from serving.core.arrays import PLAIN, Layout
 from serving.gateway.worker_base import WorkerFailure
 
 MAX_BATCH, MAX_ROWS = 4, 12
@@ -110,7 +111,7 @@ def test_every_caller_gets_its_own_rows_or_a_reason_once_and_the_counters_add_up
             workers,
             max_queue_delay_ms=delay_ms,
             max_wait_ms=max_wait_ms,
-            pad_inputs=frozenset({"x"}) if padded else frozenset(),
+            layout=Layout(pad=frozenset({"x"})) if padded else PLAIN,
             hang_timeout_s=0.05,
             apart=apart,
         )
@@ -136,7 +137,7 @@ def test_every_caller_gets_its_own_rows_or_a_reason_once_and_the_counters_add_up
 def test_without_faults_everybody_who_stays_is_answered_but_poison(traffic: list[Call], padded: bool) -> None:
     async def main(loop: TimedLoop) -> None:
         patient = [replace(call, rows=min(call.rows, 2), timeout_ms=60_000, cancel_ms=None) for call in traffic]
-        at, ledger = kept(loop, [(0.01, [])], pad_inputs=frozenset({"x"}) if padded else frozenset())
+        at, ledger = kept(loop, [(0.01, [])], layout=Layout(pad=frozenset({"x"})) if padded else PLAIN)
         at.batcher._queue.max_rows = ledger.max_rows = 1000
         await asyncio.gather(*map(ledger.call, patient))
         ledger.check_end()

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.core.batching import BatchQueue, Entry, chunk_rows, merge, shape_of, split
+from serving.core.arrays import Layout, chunk_rows, merge, shape_of, split
+from serving.core.batching import BatchQueue, Entry
 
 SOON = 10**12
 
@@ -237,7 +238,7 @@ def test_only_equal_dtypes_and_trailing_shapes_match_and_input_order_does_not_ma
 
 def test_paddable_inputs_match_over_different_lengths_only_on_axis_one() -> None:
     def of(*shape: int) -> object:
-        return shape_of({"ids": np.zeros(shape, np.int64)}, 2, frozenset({"ids"})).signature
+        return shape_of({"ids": np.zeros(shape, np.int64)}, 2, Layout(pad=frozenset({"ids"}))).signature
 
     assert of(2, 3) == of(2, 9)
     assert of(2, 3) != of(2, 3, 1)

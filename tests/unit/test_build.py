@@ -19,9 +19,9 @@ import pytest
 
 from serving.build import metrics
 from serving.build.cache import BuildError, Cache
-from serving.build.data import near_key, read_rows
-from serving.build.recipe import load_recipe
+from serving.build.kinds import load_recipe
 from serving.build.runner import BuildResult, build
+from serving.build.text.data import near_key, read_rows
 from serving.errors import ConfigError
 from serving.registry.store import Registry
 from serving.runtimes.base import open_session

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.build.cache import Tick
-from serving.build.data import ROWS, read_split
+from serving.build.text.data import ROWS, read_split
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]")
 UNKNOWN_ID, CLASS_ID = 1, 2

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from serving.build.cache import BuildError, Tick, write_json
-from serving.build.data import ROWS, read_split
-from serving.build.train import encode, logits_of, prepare_torch
+from serving.build.text.data import ROWS, read_split
+from serving.build.text.train import encode, logits_of
+from serving.build.training import prepare_torch
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serving.build.cache import Tick, write_json
-from serving.build.data import ROWS, read_split
-from serving.build.tokenizer import CLASS_ID, UNKNOWN_ID
+from serving.build.text.data import ROWS, read_split
+from serving.build.text.tokenizer import CLASS_ID, UNKNOWN_ID
+from serving.build.training import prepare_torch, save_module
 
 if TYPE_CHECKING:
     import torch
@@ -34,16 +35,6 @@ def pad(rows: Sequence[np.ndarray]) -> torch.Tensor:
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
     return torch.from_numpy(padded)
-
-
-def prepare_torch(seed: int, threads: int) -> None:
-    """Make what follows repeatable on this machine."""
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.backends.mha.set_fastpath_enabled(False)
-    torch.use_deterministic_algorithms(True)
-    torch.manual_seed(seed)
 
 
 def logits_of(module: torch.nn.Module, rows: Sequence[np.ndarray], batch: int = 64) -> np.ndarray:
@@ -125,15 +116,6 @@ def fit(
         losses.append(round(total / len(order), 5))
     module.eval()
     return losses
-
-
-def save_module(path: Path, module: torch.nn.Module, name: str, arguments: Mapping[str, Any]) -> None:
-    """Write weights as safetensors whose metadata names the registered class and its arguments."""
-    from safetensors.torch import save_file
-
-    metadata = {"class": name, "arguments": json.dumps(dict(arguments), sort_keys=True)}
-    weights = {key: value.contiguous() for key, value in module.state_dict().items()}
-    save_file(weights, path, metadata=metadata)
 
 
 def vocabulary_size(folder: Path) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from serving.build import metrics
 from serving.build.cache import Tick, write_json
-from serving.build.data import ROWS, read_split
+from serving.build.text.data import ROWS, read_split
 
 
 def train_reference(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from serving.build.cache import Tick, write_json
-from serving.build.data import ROWS, read_split
-from serving.build.train import encode, fit, logits_of, prepare_torch, save_module, vocabulary_size
+from serving.build.text.data import ROWS, read_split
+from serving.build.text.train import encode, fit, logits_of, vocabulary_size
+from serving.build.training import prepare_torch, save_module
 
 
 def train_students(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:

@@ -1,0 +1,39 @@
+"""The kinds of recipes: what each may hold, and which steps it means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from serving.build.anomaly.plan import AnomalyPlan
+from serving.build.anomaly.recipe import AnomalyRecipe
+from serving.build.plan import Plan
+from serving.build.recipe import Recipe, parse, read_document
+from serving.build.text.plan import TextPlan
+from serving.build.text.recipe import TextRecipe
+from serving.errors import ConfigError
+
+DEFAULT = "text"
+KINDS: dict[str, tuple[type[Recipe], type[Plan[Any]]]] = {
+    "text": (TextRecipe, TextPlan),
+    "anomaly": (AnomalyRecipe, AnomalyPlan),
+}
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe of any kind.
+
+    Raises:
+        ConfigError: the file cannot be read or used; one line a fault, each starting with file and path.
+    """
+    document = read_document(path)
+    kind = document.get("kind", DEFAULT)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ConfigError(f"{path}: kind: {kind!r} is not one of {', '.join(KINDS)}")
+    schema, _ = KINDS[kind]
+    return parse(path, document, schema)
+
+
+def plan_of(recipe: Recipe) -> type[Plan[Any]]:
+    """The steps that a recipe means."""
+    return KINDS[recipe.kind][1]

@@ -1,0 +1,118 @@
+"""What a kind of recipe adds to a build: its steps, what they found, and how its variants are made known.
+
+The runner, the cache, the gate, the registration and the report know nothing else of a kind.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from serving.build.cache import Cache, Made, StepFunction
+from serving.build.interface import ENTRIES, Interface
+from serving.build.recipe import Recipe
+from serving.registry.manifest import Relation
+
+R = TypeVar("R", bound=Recipe)
+
+
+class Variant(NamedTuple):
+    """One artifact on its way: its files, where it comes from, how its answers are read, what was measured.
+
+    Attributes:
+        name: of the variant.
+        format: a key of `ENTRIES`.
+        model: the step that made the entry.
+        evaluation: the step that measured it: `evaluation.json`.
+        interface: what it takes and gives.
+        relation: to its parents.
+        parents: role -> name of an earlier variant.
+        calibration: the step that fitted its temperature: `calibration.json`; None keeps 1.
+        files: further files by name.
+        about: the manifest's dictionaries that only this kind of artifact has (`quantization`, `distillation`, …).
+        damage: for one damaged on purpose, what was done. It passes no gate, and is published with the evaluation
+            of its one parent, as a bad release would be whose numbers were believed.
+    """
+
+    name: str
+    format: str
+    model: Made
+    evaluation: Made
+    interface: Interface
+    relation: Relation = "root"
+    parents: Mapping[str, str] = {}
+    calibration: Made | None = None
+    files: Mapping[str, Path] = {}
+    about: Mapping[str, Any] = {}
+    damage: Mapping[str, Any] | None = None
+
+    @property
+    def entry(self) -> str:
+        """Name of the file that a runtime loads."""
+        return ENTRIES[self.format]
+
+
+class Part(NamedTuple):
+    """A section of the report: its heading and its Markdown lines."""
+
+    title: str
+    lines: Sequence[str]
+
+
+class Plan(ABC, Generic[R]):
+    """The steps of one recipe.
+
+    Args:
+        recipe: checked.
+        folder: to which the recipe's files are relative.
+        cache: of finished steps.
+    """
+
+    #: How the report says what each split was used for.
+    splits: str = ""
+
+    def __init__(self, recipe: R, folder: Path, cache: Cache) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.made: dict[str, Made] = {}
+        self._cache = cache
+
+    @abstractmethod
+    def run(self) -> list[Variant]:
+        """Do every step. The first variant is the trusted one; parents come before their children.
+
+        Raises:
+            BuildError: a step failed.
+        """
+
+    @abstractmethod
+    def data(self) -> dict[str, Any]:
+        """What is known of the data: `rows`, `splits` (name -> label -> rows) and digests."""
+
+    def findings(self, variants: Sequence[Variant]) -> dict[str, Any]:
+        """What the report holds beside the evaluations of the variants, by key."""
+        return {}
+
+    def parts(self, document: Mapping[str, Any]) -> list[Part]:
+        """This kind's sections of the report, from its JSON form."""
+        return []
+
+    def notes(self, document: Mapping[str, Any]) -> list[str]:
+        """Lines for the end of the report."""
+        return []
+
+    def step(
+        self,
+        name: str,
+        function: StepFunction,
+        parameters: Mapping[str, Any],
+        needs: Mapping[str, Made],
+        sources: Sequence[Path] = (),
+        files: Mapping[str, Path] | None = None,
+    ) -> Made:
+        """Do a step, or find that it has been done (see `Cache.step`)."""
+        made = self._cache.step(name, function, parameters=parameters, needs=needs, sources=sources, files=files)
+        self.made[name] = made
+        return made

@@ -1,0 +1,238 @@
+"""The steps of a text classifier, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.build import metrics
+from serving.build.cache import BuildError, Made
+from serving.build.cpu import cpu_info
+from serving.build.evaluate import MEASURING, calibrate, evaluate
+from serving.build.export import export_onnx
+from serving.build.plan import Part, Plan, Variant
+from serving.build.text import report
+from serving.build.text.damage import damage
+from serving.build.text.data import ROWS, check_data, read_split
+from serving.build.text.distill import train_students
+from serving.build.text.interface import GRAPH, TOKENIZER, text_interface
+from serving.build.text.quantize import quantize
+from serving.build.text.recipe import TextRecipe
+from serving.build.text.reference import train_reference
+from serving.build.text.tokenizer import train_tokenizer
+from serving.build.text.train import train_teacher
+
+_HERE = Path(__file__).parent
+_RUNTIMES = _HERE.parents[1] / "runtimes"
+_DATA = (_HERE / "data.py",)
+_NETWORKS = (
+    _RUNTIMES / "modules.py",
+    _HERE.parent / "training.py",
+    *(_HERE / name for name in ("train.py", "data.py", "tokenizer.py")),
+)
+
+#: variant -> (relation, {role: parent})
+_LINEAGE: dict[str, tuple[Any, dict[str, str]]] = {
+    "teacher": ("root", {}),
+    "int8": ("quantized", {"source": "teacher"}),
+    "distilled": ("distilled", {"teacher": "teacher"}),
+    "distilled-int8": ("quantized", {"source": "distilled", "teacher": "teacher"}),
+    "distilled-torch": ("distilled", {"teacher": "teacher"}),
+    "broken": ("damaged", {"source": "distilled"}),
+}
+
+
+class TextPlan(Plan[TextRecipe]):
+    """Teacher and INT8, student and INT8, a TF-IDF yardstick, and a damaged student."""
+
+    splits = (
+        "weights come from train, INT8 ranges and temperatures from calibration, the strength of the damage from "
+        "validation"
+    )
+
+    def run(self) -> list[Variant]:
+        recipe, labels = self.recipe, list(self.recipe.labels)
+        common = {"labels": labels, "max_chars": recipe.tokenizer.max_chars}
+        file = {"file": self.folder / recipe.data.file}
+        data = self.step("data", check_data, {"labels": labels}, {}, _DATA, file)
+        tokenizer = self.step(
+            "tokenizer",
+            train_tokenizer,
+            {
+                "labels": labels,
+                "vocabulary": recipe.tokenizer.vocabulary,
+                "max_tokens": recipe.tokenizer.max_tokens,
+            },
+            {"data": data},
+            _DATA,
+        )
+        base = {"data": data, "tokenizer": tokenizer}
+        teacher = self.step(
+            "teacher",
+            train_teacher,
+            {
+                **common,
+                "teacher": recipe.teacher.model_dump(mode="json"),
+                "max_tokens": recipe.tokenizer.max_tokens,
+                "seed": recipe.seed,
+                "threads": recipe.threads,
+            },
+            base,
+            _NETWORKS,
+        )
+        teacher_onnx = self._export("teacher-onnx", teacher)
+        variants = [self._variant("teacher", "onnx", teacher_onnx, None)]
+        judge = variants[0]
+        variants.append(self._variant("int8", "onnx", self._quantize("int8-onnx", teacher_onnx, base), judge))
+
+        student = self.step(
+            "student",
+            train_students,
+            {**common, "student": recipe.student.model_dump(mode="json"), "threads": recipe.threads},
+            {**base, "teacher": teacher},
+            (*_NETWORKS, _RUNTIMES / "torch.py"),
+        )
+        student_onnx = self._export("student-onnx", student)
+        variants.append(self._variant("distilled", "onnx", student_onnx, judge))
+        small = self._quantize("student-int8-onnx", student_onnx, base)
+        variants.append(self._variant("distilled-int8", "onnx", small, judge))
+        variants.append(self._variant("distilled-torch", "torch", student, judge))
+        self.step("reference", train_reference, {"labels": labels, "min_df": 2}, {"data": data}, _DATA)
+        if recipe.damage is not None:
+            damaged = self.step(
+                "damage",
+                damage,
+                {**common, "damage": recipe.damage.model_dump(mode="json"), "threads": recipe.threads},
+                {**base, "student": student, "teacher": teacher},
+                _NETWORKS,
+            )
+            broken = self._export("broken-onnx", damaged)
+            # Nobody recalibrated it: it is served with the temperature of its parent.
+            variants.append(self._variant("broken", "onnx", broken, judge, calibration=variants[2].calibration))
+            self._check_damage(variants[-1].evaluation)
+        return variants
+
+    def data(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.made["data"].read("data.json")
+        return found
+
+    def findings(self, variants: Sequence[Variant]) -> dict[str, Any]:
+        made = self.made
+        return {
+            "reference": made["reference"].read("reference.json"),
+            "against_reference": self._against_reference(variants),
+            "students": made["student"].read("students.json"),
+            "teacher": made["teacher"].read("history.json"),
+            "damage": made["damage"].read("damage.json") if "damage" in made else None,
+        }
+
+    def parts(self, document: Mapping[str, Any]) -> list[Part]:
+        return report.parts(document)
+
+    def notes(self, document: Mapping[str, Any]) -> list[str]:
+        return report.notes(document)
+
+    # ------------------------------------------------------------ helpers
+
+    def _export(self, name: str, module: Made) -> Made:
+        return self.step(
+            name,
+            export_onnx,
+            {"weights": "model.safetensors", **GRAPH},
+            {"module": module},
+            (*_NETWORKS[:1], *_DATA),
+        )
+
+    def _quantize(self, name: str, model: Made, base: dict[str, Made]) -> Made:
+        parameters = {
+            "labels": list(self.recipe.labels),
+            "max_chars": self.recipe.tokenizer.max_chars,
+            "buckets": list(self.recipe.tokenizer.buckets),
+            "quantize": self.recipe.quantize.model_dump(mode="json"),
+            "cpu": cpu_info()["flags"],
+        }
+        sources = (_HERE / "train.py", _HERE.parent / "quantize.py", _HERE.parent / "cpu.py")
+        return self.step(name, quantize, parameters, {**base, "model": model}, sources)
+
+    def _variant(
+        self, name: str, format: str, model: Made, judge: Variant | None, calibration: Made | None = None
+    ) -> Variant:
+        interface = text_interface(self.recipe.labels, self.recipe.tokenizer)
+        tokenizer = self.made["tokenizer"]
+        parameters = {
+            "labels": list(self.recipe.labels),
+            "variant": name,
+            "format": format,
+            "interface": interface.as_json(),
+            "files": [TOKENIZER],
+            "cpu": cpu_info(),
+        }
+        needs = {"data": self.made["data"], "files": tokenizer, "model": model}
+        sources = (*MEASURING, *_DATA)
+        if calibration is None:
+            seen = {"teacher": judge.calibration} if judge is not None and judge.calibration is not None else {}
+            calibration = self.step(f"{name}-temperature", calibrate, parameters, {**needs, **seen}, sources)
+        needs["calibration"] = calibration
+        if judge is not None:
+            needs["teacher"] = judge.evaluation
+        evaluation = self.step(f"{name}-evaluation", evaluate, parameters, needs, sources)
+        relation, parents = _LINEAGE[name]
+        about: dict[str, Any] = {}
+        if relation == "quantized":
+            about["quantization"] = model.read("quantization.json")
+        if relation == "distilled":
+            about["distillation"] = self._distillation()
+        return Variant(
+            name,
+            format,
+            model,
+            evaluation,
+            interface,
+            relation,
+            parents,
+            calibration,
+            {TOKENIZER: tokenizer.folder / TOKENIZER},
+            about,
+            self.made["damage"].read("damage.json") if relation == "damaged" else None,
+        )
+
+    def _distillation(self) -> dict[str, Any]:
+        document = self.made["student"].read("students.json")
+        served, control = document["runs"][:2]
+        return {
+            "loss": "alpha * T^2 * KL(teacher || student) + (1 - alpha) * cross-entropy",
+            "alpha": self.recipe.student.alpha,
+            "temperature": self.recipe.student.temperature,
+            "seed": served["seed"],
+            "parameters": document["parameters"],
+            "mean_kl": served["train_kl"],
+            "control": {"loss": "cross-entropy", "accuracy": control["accuracy"], "seed": control["seed"]},
+        }
+
+    def _check_damage(self, evaluation: Made) -> None:
+        recipe = self.recipe.damage
+        disagreement = evaluation.read("evaluation.json")["teacher_disagreement"]
+        if recipe is not None and disagreement < recipe.least_disagreement:
+            raise BuildError(
+                f"the damaged variant differs from the teacher on {disagreement:.1%} of the test split, "
+                f"under damage.least_disagreement {recipe.least_disagreement:.0%}; set another damage.seed"
+            )
+
+    def _against_reference(self, variants: Sequence[Variant]) -> dict[str, Any]:
+        """For each variant: rows that only it, and only the reference, gets right, and the exact sign test."""
+        answers = np.load(self.made["reference"].folder / "answers.npy")
+        truth = read_split(self.made["data"].folder / ROWS, "test", self.recipe.labels).classes
+        compared = {}
+        for variant in variants:
+            right = np.load(variant.evaluation.folder / "logits.npy").argmax(axis=1) == truth
+            ours = int((right & (answers != truth)).sum())
+            theirs = int((~right & (answers == truth)).sum())
+            compared[variant.name] = {
+                "only_this": ours,
+                "only_reference": theirs,
+                "p_value": metrics.sign_test(ours, theirs),
+            }
+        return compared

@@ -1,0 +1,86 @@
+"""A text classifier's own sections of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from serving.build.plan import Part
+
+
+def parts(document: Mapping[str, Any]) -> list[Part]:
+    return [
+        Part("Against the reference", _reference_lines(document)),
+        Part("Distillation", _distillation_lines(document)),
+    ]
+
+
+def notes(document: Mapping[str, Any]) -> list[str]:
+    """On the models and the damaged variant."""
+    lines = [
+        f"- Teacher: {document['teacher']['parameters']:,} parameters.",
+        f"- Seeds: {document['recipe']['seed']} (teacher), {document['recipe']['student']['seeds']} (students).",
+    ]
+    damage = document["damage"]
+    if damage:
+        measured = document["variants"]["broken"]["measured"]
+        lines.append(
+            f"- `broken` is the student with {damage['method']} (strength "
+            f"{damage['strength']:g}, seed {damage['seed']}); its line above is measured, its manifest repeats its "
+            f"parent's numbers. It differs from the teacher on {measured['teacher_disagreement']:.1%} of the test rows."
+        )
+    return lines
+
+
+def _reference_lines(document: Mapping[str, Any]) -> list[str]:
+    reference = document["reference"]
+    low, high = reference["accuracy_ci"]
+    lines = [
+        f"TF-IDF with logistic regression: accuracy {reference['accuracy']:.4f} ({low:.4f}–{high:.4f}).",
+        "",
+    ]
+    for name, pair in document["against_reference"].items():
+        if name == "broken":
+            continue
+        ahead = "ahead of" if pair["only_this"] > pair["only_reference"] else "behind"
+        verdict = f"{ahead} it" if pair["p_value"] < 0.05 else "not distinguishable from it at the 5 % level"
+        lines.append(
+            f"- {name}: right alone on {pair['only_this']} rows, TF-IDF alone on {pair['only_reference']} "
+            f"(exact sign test p = {pair['p_value']:.3f}): {verdict}."
+        )
+    return lines
+
+
+def _distillation_lines(document: Mapping[str, Any]) -> list[str]:
+    runs = document["students"]["runs"]
+    lines = ["| seed | distilled | control (cross-entropy only) |", "|---|---|---|"]
+    accuracies: dict[str, list[float]] = {"distilled": [], "control": []}
+    by_seed: dict[int, dict[str, Any]] = {}
+    for run in runs:
+        by_seed.setdefault(run["seed"], {})[run["kind"]] = run
+        accuracies[run["kind"]].append(run["accuracy"])
+    for seed, pair in by_seed.items():
+        cells = [
+            f"{pair[kind]['accuracy']:.4f}, differs from the teacher on {pair[kind]['teacher_disagreement']:.2%}"
+            for kind in ("distilled", "control")
+        ]
+        lines.append(f"| {seed} | " + " | ".join(cells) + " |")
+    gap = float(np.mean(accuracies["distilled"]) - np.mean(accuracies["control"]))
+    rows = sum(document["data"]["splits"]["test"].values())
+    spread = max(float(np.std(values)) for values in accuracies.values())
+    # The standard error of an accuracy on this many rows bounds what a difference can mean.
+    p = float(np.mean(accuracies["control"]))
+    noise = max(2 * spread, 2 * float(np.sqrt(p * (1 - p) / rows)))
+    verdict = (
+        "within noise: no gain of distillation is claimed"
+        if abs(gap) <= noise
+        else ("beyond noise, in favour of distillation" if gap > 0 else "beyond noise, against distillation")
+    )
+    lines += [
+        "",
+        f"{document['students']['parameters']:,} parameters. The first seed is served, whichever is best. "
+        f"Mean difference {gap:+.4f}, against a noise of about ±{noise:.4f}: {verdict}.",
+    ]
+    return lines

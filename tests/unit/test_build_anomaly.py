@@ -1,0 +1,134 @@
+"""A build of an anomaly detector: what it makes, what its report says, what data it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anomaly_kit
+import numpy as np
+import pytest
+
+from serving.build.cache import BuildError
+from serving.build.kinds import load_recipe
+from serving.build.runner import BuildResult, build
+from serving.errors import ConfigError
+from serving.registry.store import Registry
+from serving.runtimes.base import open_session
+from serving.runtimes.pipeline import Pipeline
+
+
+class Built(NamedTuple):
+    recipe: Path
+    registry: Registry
+    cache: Path
+    result: BuildResult
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("anomaly")
+    recipe = anomaly_kit.write(folder, anomaly_kit.recipe(), anomaly_kit.rows())
+    registry = Registry(folder / "registry")
+    return Built(recipe, registry, folder / "cache", build(recipe, registry, cache_dir=folder / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "weather"}, "kind: 'weather' is not one of text, anomaly"),
+        ({"labels": ["a", "b", "c"]}, "labels: an anomaly detector has two, the normal one first"),
+        ({"tokenizer": {}}, "tokenizer: unknown key"),
+        ({"student": {"train": {"epochs": 0}}}, "student.train.epochs: 0: input should be greater than or equal to 1"),
+        ({"requirements": {"average_precision_floor": 2}}, "requirements.average_precision_floor: 2: input should be"),
+    ],
+)
+def test_recipe_errors_carry_file_and_path(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = anomaly_kit.write(tmp_path, anomaly_kit.recipe() | change, [])
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert f"{path}: {message}" in str(caught.value)
+
+
+def test_every_variant_is_registered_with_its_lineage(built: Built) -> None:
+    found = {m.variant: m for m in built.registry.list()}
+    assert {name: m.lineage.relation for name, m in found.items()} == {
+        "teacher": "root",
+        "int8": "quantized",
+        "distilled": "distilled",
+        "control": "root",
+    }
+    assert found["distilled"].distillation["parameters"] == 3 * 4 + 4 + 4 + 1
+    assert found["int8"].quantization["method"] == "static QDQ"
+    assert not built.result.refused
+
+
+def test_raw_rows_go_in_and_a_calibrated_answer_comes_out(built: Built) -> None:
+    manifest, folder = built.registry.open("pump/distilled")
+    assert [(spec.name, spec.datatype, spec.shape) for spec in manifest.signature.inputs] == [
+        ("features", "FP32", (-1, 3))
+    ]
+    pipeline, session = Pipeline(manifest, folder), open_session(manifest, folder, runtime="onnxruntime", threads=1)
+    on_the_line, off_it = [1.0, 2.0, -1.0], [1.0, -3.0, 3.0]
+    outputs = session.run({"features": np.array([on_the_line, off_it], np.float32)})
+    assert pipeline.check(outputs, 2) is None
+    answer = pipeline.postprocess(outputs)
+    assert answer["label"].tolist() == [b"normal", b"anomaly"]
+    assert answer["probabilities"].sum(axis=1) == pytest.approx(1)
+
+
+def test_the_evaluation_ranks_with_intervals(built: Built) -> None:
+    for name in ("teacher", "int8", "distilled", "control"):
+        evaluation = built.registry.resolve(f"pump/{name}").evaluation
+        low, high = evaluation["average_precision_ci"]
+        assert 0.1 < low <= evaluation["average_precision"] <= high <= 1
+    assert built.registry.resolve("pump/teacher").evaluation["average_precision"] > 0.9
+
+
+def test_the_report_shows_every_seed_and_judges_by_intervals(built: Built) -> None:
+    text = built.result.report_path.read_text()
+    document = json.loads(built.result.report_path.with_suffix(".json").read_text())
+    assert {(run["kind"], run["seed"]) for run in document["comparison"]["runs"]} == {
+        (kind, seed) for kind in ("distilled", "control") for seed in (1, 2)
+    }
+    low, high = document["comparison"]["pairs"]["distilled_minus_control"]["ci"]
+    verdict = next(line for line in text.splitlines() if line.startswith("- distilled minus control"))
+    assert ("no difference is claimed" in verdict) == (low <= 0 <= high)
+
+
+def test_a_second_build_does_nothing(built: Built) -> None:
+    again = build(built.recipe, built.registry, cache_dir=built.cache)
+    assert again.cached
+    assert again.manifests == built.result.manifests
+    assert again.report_path == built.result.report_path
+
+
+def test_a_missed_floor_keeps_a_variant_out(built: Built, tmp_path: Path) -> None:
+    document = anomaly_kit.recipe() | {"requirements": {"average_precision_floor": 1.0}}
+    recipe = anomaly_kit.write(tmp_path, document, anomaly_kit.rows())
+    with pytest.raises(BuildError, match=r"average precision 0\.\d+ is under requirements\.average_precision_floor 1"):
+        build(recipe, Registry(tmp_path / "registry"), cache_dir=built.cache)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (["1", "2", "x", "normal", "train"], "line 712: could not convert string to float: 'x'"),
+        (["1", "2", "nan", "normal", "train"], "line 712: expected finite numbers, got 1, 2, nan"),
+        (["1", "2", "normal", "train"], "line 712: expected 5 values, got 4"),
+        (["1", "2", "3", "odd", "train"], "line 712: label 'odd' is not one of normal, anomaly"),
+        (["1", "2", "3", "normal", "dev"], "line 712: split 'dev' is not one of"),
+    ],
+)
+def test_unusable_data_is_refused_by_line(tmp_path: Path, row: list[str], message: str) -> None:
+    recipe = anomaly_kit.write(tmp_path, anomaly_kit.recipe(), [*anomaly_kit.rows(), row])
+    with pytest.raises(BuildError, match=message):
+        build(recipe, Registry(tmp_path / "registry"), cache_dir=tmp_path / "cache")
+
+
+def test_a_row_in_two_splits_is_refused(tmp_path: Path) -> None:
+    data = anomaly_kit.rows()
+    recipe = anomaly_kit.write(tmp_path, anomaly_kit.recipe(), [*data, [*data[0][:-1], "test"]])
+    with pytest.raises(BuildError, match="line 712: the same row is in another split"):
+        build(recipe, Registry(tmp_path / "registry"), cache_dir=tmp_path / "cache")

@@ -1,0 +1,66 @@
+"""Average precision and ROC AUC agree with scikit-learn's, and their intervals cover what they should."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from serving.build.anomaly.ranking import interval, mean_difference, rank, resamples, summary
+
+
+@pytest.mark.parametrize("digits", [6, 1, 0])
+def test_ranking_agrees_with_scikit_learn_with_and_without_ties(digits: int) -> None:
+    chance = np.random.default_rng(3)
+    classes = (chance.random(400) < 0.2).astype(np.int64)
+    scores = np.round(chance.normal(classes, 1.0), digits)
+    found = rank(scores, classes, np.ones((1, 400), np.int16))
+    assert found.average_precision[0] == pytest.approx(average_precision_score(classes, scores))
+    assert found.roc_auc[0] == pytest.approx(roc_auc_score(classes, scores))
+
+
+def test_a_weight_counts_a_row_as_often() -> None:
+    chance = np.random.default_rng(4)
+    classes = np.array([0, 1, 0, 1, 1, 0])
+    scores = chance.normal(classes, 1.0)
+    weights = np.array([[2, 1, 0, 3, 1, 1]], np.int16)
+    many = rank(scores, classes, weights)
+    rows = np.repeat(np.arange(6), weights[0])
+    once = rank(scores[rows], classes[rows], np.ones((1, len(rows)), np.int16))
+    assert many.average_precision == pytest.approx(once.average_precision)
+    assert many.roc_auc == pytest.approx(once.roc_auc)
+
+
+def test_resamples_keep_the_size_of_each_class() -> None:
+    classes = np.array([0] * 90 + [1] * 10)
+    weights = resamples(classes, 50, seed=1)
+    assert weights.shape == (50, 100)
+    assert (weights[:, :90].sum(axis=1) == 90).all()
+    assert (weights[:, 90:].sum(axis=1) == 10).all()
+    assert np.array_equal(weights, resamples(classes, 50, seed=1))
+    assert not np.array_equal(weights, resamples(classes, 50, seed=2))
+
+
+def test_the_interval_holds_the_value_and_a_perfect_ranking_has_none() -> None:
+    chance = np.random.default_rng(5)
+    classes = (chance.random(600) < 0.3).astype(np.int64)
+    weights = resamples(classes, 400, seed=1)
+    low, high = summary(chance.normal(classes, 1.0), classes, weights)["average_precision_ci"]  # type: ignore[misc]
+    assert 0.3 < low < high < 1
+    perfect = summary(classes.astype(float), classes, weights)
+    assert perfect["average_precision"] == 1
+    assert perfect["average_precision_ci"] == (1.0, 1.0)
+
+
+def test_the_difference_of_equal_scores_is_nothing_and_of_better_ones_clear() -> None:
+    chance = np.random.default_rng(6)
+    classes = (chance.random(600) < 0.3).astype(np.int64)
+    weights = resamples(classes, 400, seed=1)
+    good, bad = chance.normal(classes * 3, 1.0), chance.normal(classes * 0.5, 1.0)
+    assert mean_difference([good], [good], classes, weights) == {"difference": 0.0, "ci": (0.0, 0.0)}
+    better = mean_difference([good, good], [bad, bad], classes, weights)
+    assert better["ci"][0] > 0.1  # type: ignore[index]
+
+
+def test_the_interval_is_that_of_the_middle_95_percent() -> None:
+    assert interval(np.arange(1001)) == (25.0, 975.0)
