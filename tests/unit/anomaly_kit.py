@@ -15,7 +15,7 @@ COLUMNS = ("pressure", "flow", "current")
 
 
 def rows() -> list[list[str]]:
-    """Normal rows lie near a line through the space; one in ten lies off it, some of them hardly."""
+    """Normal rows lie near a line through the space, one in ten lies off it; one of each split is labelled wrongly."""
     chance = np.random.default_rng(9)
     made = []
     for split, count in (("train", 300), ("calibration", 150), ("validation", 60), ("test", 200)):
@@ -23,8 +23,10 @@ def rows() -> list[list[str]]:
             at = chance.normal()
             values = np.array([at, 2 * at, -at]) + chance.normal(0, 0.05, 3)
             if index % 10 == 3:
-                values += chance.choice([-1.0, 1.0], 3) * chance.uniform(0, 3, 3)
-            made.append([*(f"{value:.4f}" for value in values), "anomaly" if index % 10 == 3 else "normal", split])
+                values += chance.choice([-1.0, 1.0], 3) * chance.uniform(1, 3, 3)
+            made.append(
+                [*(f"{value:.4f}" for value in values), "anomaly" if index % 10 == 3 or index == 7 else "normal", split]
+            )
     return made
 
 
