@@ -5,7 +5,9 @@
 Every world (see `worlds.py`) is judged twice. With the *default* limits the candidate is well inside of them, as a
 sound one is; with the limits *at the truth* every null hypothesis holds with equality, the worst case of what a guard
 still has to tolerate: error odds and tails exactly the baseline's with no margin, the gross limit of `agreement` and
-the budget of `harm` exactly the true rates. The promise is the same for both: at most `false_rollback`, all guards
+the budget of `harm` exactly the true rates. (A few hundred users are dealt out to the arms once and for all; unless they
+are *balanced*, one arm's own rates are then over the truth, and its failing is no false alarm for those users: that row
+is shown, and refutes nothing.) The promise is the same for both: at most `false_rollback`, all guards
 together, and at most a fifth of it each. Exit code 1 if it is refuted: the exact lower 95 % limit is over the budget.
 """
 
@@ -203,7 +205,7 @@ def main(
                 found = tally(world, setting, pool.imap_unordered(_one, jobs, chunksize=20))
                 click.echo(line(found))
                 rows.append({"world": world.name, "limits": setting, "rollouts": found.rollouts, **found.counts})
-                if world in WORLDS:
+                if world in WORLDS and not (world.users and not world.balanced and setting == "at the truth"):
                     refuted += [f"{guard} ({world.name}, limits {setting})" for guard in found.refuted()]
     if path is not None:
         path.write_text(json.dumps({"requests": requests, "seed": seed, "rows": rows}, indent=1) + "\n")

@@ -114,8 +114,8 @@ def measure(target: Target, case: str, kills: int) -> Row:
 
 HEADER = (
     "| situation | load | kill by | kills | without an answer after the trip | trip → last answer, p50 ms | p99 | max "
-    "| the call, p50 ms | p99 | answers/s | refused/s | failures |\n"
-    "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    "| the call, p50 ms | p99 | answers/s | refused/s | 504 | other failures |\n"
+    "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 
@@ -133,6 +133,7 @@ def line(row: Row) -> str:
         *(f"{row.quantile(q):.1f}" for q in (0.5, 0.99, 1.0)),
         *(f"{nearest_rank(calls, q):.1f}" for q in (0.5, 0.99)),
         *(f"{row.counts[name] / row.seconds:.0f}" for name in ("answered", "refused")),
+        row.counts["late"],
         row.counts["failed"],
     ]
     return f"| {' | '.join(map(str, cells))} |"

@@ -110,10 +110,10 @@ class Load:
         candidate: the variant whose answers are looked for.
     """
 
-    LAST_NS, CANDIDATE, ANSWERED, REFUSED, FAILED, STOP = range(6)
+    LAST_NS, CANDIDATE, ANSWERED, REFUSED, LATE, FAILED, STOP = range(7)
 
     def __init__(self, url: str, requests: Sequence[Request], rate: float, candidate: str) -> None:
-        self._cells = RawArray("Q", 6)
+        self._cells = RawArray("Q", 7)
         # Not forked: the caller may have threads.
         self._process = multiprocessing.get_context("spawn").Process(
             target=_send, args=(url, list(requests), rate, candidate, self._cells), daemon=True
@@ -142,8 +142,8 @@ class Load:
         return int(self._cells[self.CANDIDATE])
 
     def counts(self) -> dict[str, int]:
-        """`answered` (2xx), `refused` (429 and 503) and `failed` (everything else) so far."""
-        names = {"answered": self.ANSWERED, "refused": self.REFUSED, "failed": self.FAILED}
+        """`answered` (2xx), `refused` (429 and 503), `late` (504) and `failed` (everything else) so far."""
+        names = {"answered": self.ANSWERED, "refused": self.REFUSED, "late": self.LATE, "failed": self.FAILED}
         return {name: int(self._cells[cell]) for name, cell in names.items()}
 
     def require(self) -> None:
@@ -245,6 +245,8 @@ def _send(url: str, requests: list[Request], rate: float, candidate: str, cells:
                 cells[Load.LAST_NS] = outcome.finished_ns
         elif outcome.code in ("429", "503"):
             cells[Load.REFUSED] += 1
+        elif outcome.code == "504":
+            cells[Load.LATE] += 1
         else:
             cells[Load.FAILED] += 1
 

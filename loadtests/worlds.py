@@ -32,6 +32,9 @@ class World:
         users: sticky users who share the traffic unequally (log-normal, sigma 1); 0: every request is a new user's.
         spread: coefficient of variation of the users' rates of failing and differing (gamma).
         pace: sigma of the users' own factor of latency (log-normal).
+        balanced: scale the users' traffic and rates within each arm so that the arms are equals for the very users who
+            fell to them. Without it they are equals only before the users are dealt out: a few hundred of them, of
+            whom some ask far more and fail far more than others, make one arm's own rates some tenths higher.
         days: cycles of load in one rollout; between a fifth and 1.8 times the mean, latency up to doubled.
         shocks: times at which everything is slow at once, 0.5 to 4 seconds each.
         slowdown: factor of latency in a shock.
@@ -46,6 +49,7 @@ class World:
     users: int = 0
     spread: float = 0.0
     pace: float = 0.0
+    balanced: bool = False
     days: float = 0.0
     shocks: int = 0
     slowdown: float = 5.0
@@ -58,6 +62,7 @@ class World:
 WORLDS = (
     World("i.i.d."),
     World("clustered users", users=400, spread=1.0, pace=0.3),
+    World("clustered users, balanced", users=400, spread=1.0, pace=0.3, balanced=True),
     World("diurnal", days=2.0),
     World("common shocks", shocks=5),
     World("weight changes", weights=(0.1, 0.25, 0.5)),
@@ -127,14 +132,23 @@ def _users(world: World, requests: int, random: np.random.Generator) -> tuple[np
         one = np.ones(requests)
         return one, one, one, random.random(requests)
     activity = random.lognormal(0.0, 1.0, world.users)
-    user = random.choice(world.users, requests, p=activity / activity.sum())
     variance = max(world.spread**2, 1e-9)
-    return (
-        random.gamma(1.0 / variance, variance, world.users)[user],
-        random.gamma(1.0 / variance, variance, world.users)[user],
-        random.lognormal(0.0, world.pace, world.users)[user],
-        random.random(world.users)[user],
-    )
+    fault, differs = (random.gamma(1.0 / variance, variance, world.users) for _ in range(2))
+    pace = random.lognormal(0.0, world.pace, world.users)
+    position = random.random(world.users)
+    if world.balanced:
+        _balance(position < world.weights[0], world.weights[0], activity, fault, differs)
+    user = random.choice(world.users, requests, p=activity / activity.sum())
+    return fault[user], differs[user], pace[user], position[user]
+
+
+def _balance(candidate: npt.NDArray[np.bool_], weight: float, *measures: npt.NDArray[np.float64]) -> None:
+    """Scale, in place, each arm's traffic to its share and then its rates to a mean of 1 over its traffic."""
+    activity, *rates = measures
+    for arm, share in ((candidate, weight), (~candidate, 1.0 - weight)):
+        activity[arm] *= share / activity[arm].sum()
+        for rate in rates:
+            rate[arm] /= np.average(rate[arm], weights=activity[arm])
 
 
 def _shocks(world: World, at_ns: npt.NDArray[np.int64], random: np.random.Generator) -> npt.NDArray[np.float64]:

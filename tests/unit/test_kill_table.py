@@ -16,7 +16,7 @@ MS = 1_000_000
 
 def row(*last_ms: float, case: str = "idle") -> Row:
     kills = [Kill(1000 * MS, 1004 * MS, int((1000 + last) * MS)) for last in last_ms]
-    return Row(case, kills, {"answered": 500, "refused": 100, "failed": 2}, 10.0)
+    return Row(case, kills, {"answered": 500, "refused": 100, "late": 0, "failed": 2}, 10.0)
 
 
 def test_an_answer_before_the_trip_counts_as_none() -> None:
@@ -40,7 +40,7 @@ def test_the_line_has_kills_times_and_what_clients_got() -> None:
     cells = [cell.strip() for cell in line(row(-1, 2, 8)).strip("|").split("|")]
     assert cells == [
         *("idle", "50/s, 100 % to the candidate", "admin API", "3", "1", "2.0", "8.0", "8.0", "4.0", "4.0"),
-        *("50", "10", "2"),
+        *("50", "10", "0", "2"),
     ]
 
 
