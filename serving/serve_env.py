@@ -26,10 +26,12 @@ REQUIRED: dict[str, str] = {
 }
 
 #: Good defaults for one machine: no telemetry, no request log, a control loop that looks four times a second (ten times
-#: by default, at a core's 2.5 % while nothing happens).
+#: by default, at a core's 2.5 % while nothing happens), and workers of the same priority as every other process: by
+#: default Ray lowers theirs by 15, so that gateways and the control actor wait for whatever else runs on the machine.
 LOCAL: dict[str, str] = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
