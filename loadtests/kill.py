@@ -30,6 +30,7 @@ from loadtests.killing import Kill, KillError, Load, Situation, Target, kill_onc
 from loadtests.peers.processes import Processes
 from loadtests.transport import Request
 from serving.client import AdminClient, ClientError, InferenceClient
+from serving.contract import GUARDS
 from serving.processes import free_ports
 from serving.registry.manifest import Signature, TensorSpec
 from serving.registry.store import Registry
@@ -188,7 +189,7 @@ def register(folder: Path) -> None:
 
 
 def document(folder: Path, ports: Sequence[int]) -> dict[str, Any]:
-    """The configuration: guards that leave the candidate alone however full its queue is."""
+    """The configuration: guards that only observe, however many requests a full queue refuses."""
     names = ("http_port", "grpc_port", "monitor_port", "control_port")
     return {
         "apiVersion": "canarium/v1",
@@ -200,7 +201,7 @@ def document(folder: Path, ports: Sequence[int]) -> dict[str, Any]:
                 "baseline": BASELINE,
                 "variants": {name: {"artifact": f"{MODEL}/{name}:1"} for name in (BASELINE, CANDIDATE)},
                 "routing": {"reference_percent": 0, "queue": {"default_timeout_ms": DEADLINE_MS}},
-                "guards": {"false_rollback": 1e-12, "errors": {"ratio": 1e6}, "latency": {"margin": 1e6}},
+                "guards": {"dry_run": list(GUARDS)},
             }
         },
     }
