@@ -5,10 +5,10 @@
 Every world (see `worlds.py`) is judged twice. With the *default* limits the candidate is well inside of them, as a
 sound one is; with the limits *at the truth* every null hypothesis holds with equality, the worst case of what a guard
 still has to tolerate: error odds and tails exactly the baseline's with no margin, the gross limit of `agreement` and
-the budget of `harm` exactly the true rates. (A few hundred users are dealt out to the arms once and for all; unless they
-are *balanced*, one arm's own rates are then over the truth, and its failing is no false alarm for those users: that row
-is shown, and refutes nothing.) The promise is the same for both: at most `false_rollback`, all guards
-together, and at most a fifth of it each. Exit code 1 if it is refuted: the exact lower 95 % limit is over the budget.
+the budget of `harm` exactly the true rates. The promise is the same for both: at most `false_rollback`, all guards
+together, and each guard at most its share of that. Exit code 1 if it is refuted: the exact lower 95 % limit is over the
+budget. A few hundred users are dealt out to the arms once and for all; unless they are *balanced*, one arm's own rates
+are over the truth then, and failing it is no false alarm for those users: that row is shown and refutes nothing.
 """
 
 from __future__ import annotations
