@@ -35,9 +35,9 @@ class SloStatus(msgspec.Struct, frozen=True):
 class Objectives:
     """Histories of every objective of one model."""
 
-    def __init__(self, model: MonitorModel, state: dict[str, list[list[slo.Sample]]] | None = None) -> None:
+    def __init__(self, model: MonitorModel, state: dict[str, slo.HistoryState] | None = None) -> None:
         self._targets = {target.name: target for target in model.slo}
-        self._histories: dict[str, slo.History] = {key: slo.History(tiers) for key, tiers in (state or {}).items()}
+        self._histories: dict[str, slo.History] = {key: slo.History(stored) for key, stored in (state or {}).items()}
 
     def add(self, now_s: float, variants: dict[str, Totals]) -> None:
         """Take a sample of every counter; `variants` are the model's totals by variant name."""
@@ -56,7 +56,7 @@ class Objectives:
                 result.append(_status(target, variant, self._histories[key]))
         return result
 
-    def state(self) -> dict[str, list[list[slo.Sample]]]:
+    def state(self) -> dict[str, slo.HistoryState]:
         return {key: history.state() for key, history in self._histories.items()}
 
 

@@ -51,23 +51,40 @@ class Alert(msgspec.Struct, frozen=True):
     short_burn: float
 
 
+class HistoryState(msgspec.Struct):
+    """A stored `History`: `offset` is what has to be added to (total, bad) counters to go on from `tiers`."""
+
+    tiers: list[list[Sample]] = []
+    offset: tuple[int, int] = (0, 0)
+
+
 class History:
     """Cumulative counts over time, finely for the last hour and ever more coarsely before."""
 
-    def __init__(self, state: list[list[Sample]] | None = None) -> None:
-        self._tiers: list[list[Sample]] = [[(at, total, bad) for at, total, bad in tier] for tier in state or []]
+    def __init__(self, state: HistoryState | None = None) -> None:
+        state = state or HistoryState()
+        self._tiers: list[list[Sample]] = [[(at, total, bad) for at, total, bad in tier] for tier in state.tiers]
+        self._offset = state.offset
         if len(self._tiers) != len(_TIERS):
-            self._tiers = [[] for _ in _TIERS]
+            self._tiers, self._offset = [[] for _ in _TIERS], (0, 0)
         self._newest: Sample | None = max((tier[-1] for tier in self._tiers if tier), default=None)
 
     def add(self, now_s: float, total: int, bad: int) -> None:
-        """Counts ever, now. A small step back in time is no sample; counts that fall or a clock
-        that was set back start the history anew."""
+        """Counters ever, now.
+
+        A budget of a month must outlive what happens to counters and clocks in it. Counters that fall, because a
+        spool was lost, go on from where they were: what they held counts once. A small step of the clock back is no
+        sample; after a large one the samples from the future are dropped.
+        """
         newest = self._newest
-        if newest is not None and (now_s < newest[0] - 60.0 or total < newest[1] or bad < newest[2]):
-            self._tiers = [[] for _ in _TIERS]
-        elif newest is not None and now_s < newest[0]:
-            return
+        if newest is not None and now_s < newest[0]:
+            if now_s >= newest[0] - 60.0:
+                return
+            self._tiers = [[sample for sample in tier if sample[0] <= now_s] for tier in self._tiers]
+        total, bad = total + self._offset[0], bad + self._offset[1]
+        if newest is not None and (total < newest[1] or bad < newest[2]):
+            self._offset = (self._offset[0] + newest[1] - total, self._offset[1] + newest[2] - bad)
+            total, bad = newest[1], newest[2]
         self._newest = (now_s, total, bad)
         for tier, (step, span) in zip(self._tiers, _TIERS, strict=True):
             if not tier or now_s - tier[-1][0] >= step:
@@ -87,8 +104,8 @@ class History:
         first = tier[max(0, at)]
         return (self._newest[1] - first[1], self._newest[2] - first[2])
 
-    def state(self) -> list[list[Sample]]:
-        return self._tiers
+    def state(self) -> HistoryState:
+        return HistoryState(self._tiers, self._offset)
 
 
 def burn_rate(history: History, objective: float, window_s: float) -> float:

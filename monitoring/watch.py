@@ -15,6 +15,7 @@ from monitoring.evidence import Evidence, events
 from monitoring.guard import Trip
 from monitoring.ingest import CHUNK, Chunk, Flow, Ingest, IngestState, Key, Totals
 from monitoring.objectives import Objectives, by_model, slo_verdict
+from monitoring.slo import HistoryState
 from monitoring.state import VERSION, Committed
 from monitoring.verdicts import Verdict
 from monitoring.windows import VariantState, Window
@@ -62,7 +63,8 @@ class ModelWatch(Evidence):
         self.reliability.load(state["reliability"])
         windows = msgspec.convert(state["windows"], dict[str, VariantState], strict=False)
         self.windows = {variant: Window(stored) for variant, stored in windows.items()}
-        self.objectives = Objectives(self.config, state["objectives"])
+        stored = msgspec.convert(state["objectives"], dict[str, HistoryState], strict=False)
+        self.objectives = Objectives(self.config, stored)
 
 
 class Watch:

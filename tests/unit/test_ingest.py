@@ -132,9 +132,9 @@ def test_several_files_add_up(node: Node) -> None:
 def test_the_invariant_holds_whatever_happens(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     node = Node(tmp_path_factory.mktemp("node"))
     spools = [node.writer(f"g{n}") for n in range(2)]
-    written = 0
+    written = finished = 0
     for _ in range(data.draw(st.integers(1, 12))):
-        act = data.draw(st.sampled_from(["write", "read", "flip", "commit", "crash"]))
+        act = data.draw(st.sampled_from(["write", "read", "flip", "commit", "crash", "truncate", "finish"]))
         spool = data.draw(st.sampled_from(spools))
         if act == "write":
             count = data.draw(st.integers(1, 80))
@@ -143,15 +143,26 @@ def test_the_invariant_holds_whatever_happens(tmp_path_factory: pytest.TempPathF
         elif act == "read":
             node.read(data.draw(st.integers(1, 50)))
         elif act == "flip":
-            poke(spool.path, RING_OFFSET + data.draw(st.integers(0, CAPACITY * RECORD_SIZE - 1)), b"\xa5")
+            if spool.path.exists():
+                poke(spool.path, RING_OFFSET + data.draw(st.integers(0, CAPACITY * RECORD_SIZE - 1)), b"\xa5")
+        elif act == "truncate" and spool.path.exists():  # and back: a writer's store into a truncated file is SIGBUS
+            size = spool.path.stat().st_size
+            os.truncate(spool.path, RING_OFFSET + data.draw(st.integers(0, CAPACITY)) * RECORD_SIZE)
+            node.read()
+            os.truncate(spool.path, size)
+        elif act == "finish":
+            spool.close()
+            spools[spools.index(spool)] = node.writer()
+            finished += spool.written
+            node.reader.settle()
         elif act == "commit":
             node.commit()
-        else:
+        elif act == "crash":
             node.restart()
     for _ in range(8):
         node.read()
     flow = node.reader.flow()
-    assert flow.written == sum(spool.written for spool in spools) == written
+    assert flow.written == finished + sum(spool.written for spool in spools) == written
     assert flow.pending == 0
 
 
