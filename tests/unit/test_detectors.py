@@ -21,8 +21,11 @@ from monitoring.detectors.betting import Betting, Drift, Mirrored, log_evidence_
 from monitoring.detectors.calibration import Calibration, Expected
 from monitoring.detectors.errors import Errors
 from monitoring.detectors.harm import Harm
+from monitoring.detectors.interference import Interference
 from monitoring.detectors.invalid_output import InvalidOutput
+from monitoring.detectors.kpi import Kpi, KpiTarget
 from monitoring.detectors.latency import Latency, RunningQuantile
+from monitoring.detectors.srm import Srm
 
 ALPHA = 0.002
 MODULES = sorted(found.name for found in pkgutil.iter_modules(detectors.__path__))
@@ -61,6 +64,24 @@ def _calibration(detector: Detector, a: float, b: float) -> None:
     detector.score(b, by_teacher=a)
 
 
+def _srm(detector: Detector, a: float, b: float) -> None:
+    assert isinstance(detector, Srm)
+    detector.observe(b < 0.5, unit=int(abs(a) * 1e6) << 32 | int(abs(b) * 1e5), share=a)
+
+
+def _interference(detector: Detector, a: float, b: float) -> None:
+    assert isinstance(detector, Interference)
+    if detector.reference_us == 0:
+        for n in range(512):
+            detector.learn(2e4, n)
+    detector.observe(b * 1e5, at_ns=int(detector.observations * 2e9 + a * 1e9))
+
+
+def _kpi(detector: Detector, a: float, b: float) -> None:
+    assert isinstance(detector, Kpi)
+    detector.observe("conversion", a < 0.5, b, unit=int(abs(a) * 1e6) << 32 | int(abs(b) * 1e5))
+
+
 DETECTORS: dict[str, tuple[Callable[[], Detector], Feed]] = {
     "agreement": (lambda: Agreement(0.05, 0.15), _agreement),
     "harm": (lambda: Harm(0.03), _harm),
@@ -68,6 +89,9 @@ DETECTORS: dict[str, tuple[Callable[[], Detector], Feed]] = {
     "errors": (lambda: Errors(1.25), _errors),
     "latency": (lambda: Latency(0.99), _latency),
     "calibration": (lambda: Calibration([0.5, 0.8], [Expected(0.0, 0.01)] * 3, [Expected(0.0, 0.0)] * 3), _calibration),
+    "srm": (Srm, _srm),
+    "interference": (Interference, _interference),
+    "kpi": (lambda: Kpi([KpiTarget("conversion")]), _kpi),
 }
 
 
