@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 
+from monitoring.detectors.kpi import KpiTarget
+
 
 class SloTarget(msgspec.Struct, frozen=True):
     """One objective over a rolling window; `threshold_ms` for latency only."""
@@ -44,6 +46,12 @@ class CalibrationSettings(msgspec.Struct, frozen=True):
     margin: float = 0.02
 
 
+class InterferenceSettings(msgspec.Struct, frozen=True):
+    margin: float = 1.0
+    margin_ms: float = 5.0
+    spells: float = 0.5
+
+
 class GuardSettings(msgspec.Struct, frozen=True):
     """The guards of one model (see the `guards` section of the configuration file)."""
 
@@ -57,6 +65,7 @@ class GuardSettings(msgspec.Struct, frozen=True):
     agreement: AgreementSettings = AgreementSettings()
     harm: HarmSettings = HarmSettings()
     calibration: CalibrationSettings = CalibrationSettings()
+    interference: InterferenceSettings = InterferenceSettings()
     dry_run: tuple[str, ...] = ()  # guards that only observe
 
 
@@ -115,6 +124,7 @@ class MonitorModel(msgspec.Struct, frozen=True):
     slo: list[SloTarget] = []
     guards: GuardSettings = GuardSettings()
     labels: list[str] = []
+    kpis: list[KpiTarget] = []
 
 
 #: Environment variable with the token by which the monitor speaks to the control plane.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from serving.contract import Cause, Flag
+from serving.contract import Cause, Flag, Reason
 
+#: Reasons of requests that were divided among the arms by the split, and not by whoever sent them.
+DIVIDED = (Reason.BASELINE, Reason.CANARY, Reason.FALLBACK)
 #: Causes that mean the candidate had no time left or no room.
 WAITED = (Cause.TIMEOUT, Cause.OVERLOADED)
 _BLAMED = (Cause.TIMEOUT, Cause.DIED, Cause.OVERLOADED)
@@ -35,6 +37,8 @@ class Event(msgspec.Struct, frozen=True):
     prob: float = 0.0  # probability of the predicted class, row 0; of a KPI: its value
     ref_prob: float = 0.0  # of a pair: the teacher's probability of the candidate's class, row 0
     extra: int = 0  # of a KPI: hash of its name
+    reason: int = Reason.BASELINE
+    unit_key: int = 0  # keyed hash of the sticky user; 0: it has none
 
 
 def is_error(event: Event, baseline: str) -> bool:

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from monitoring.config import MonitorModel
-from monitoring.event import Event
+from monitoring.event import DIVIDED, Event
 from monitoring.guard import ModelGuards
 from monitoring.join import Answer, Joiner, LabelledPair
 from monitoring.reliability import ModelReliability
+from monitoring.returns import Asked, Returns
 from serving.contract import Flag, Kind
 
 Records = npt.NDArray[np.void]
@@ -19,6 +20,7 @@ Records = npt.NDArray[np.void]
 _COLUMNS = (
     "kind", "series", "answered", "flags", "cause", "status", "epoch", "total_us", "batch_key", "request_key",
     "rows", "flips", "wall_ns", "mono_ns", "inclusion", "cls", "ref_cls", "prob", "ref_prob", "extra",
+    "reason", "unit_key",
 )  # fmt: skip
 
 
@@ -43,6 +45,7 @@ class Evidence:
     def __init__(self, name: str, config: MonitorModel) -> None:
         self.guards = ModelGuards(name, config)
         self.joiner = Joiner()
+        self.returns = Returns() if config.kpis else None
         self.reliability = ModelReliability(config)
 
     def take(self, event: Event) -> None:
@@ -51,11 +54,19 @@ class Evidence:
             self.guards.observe(event)
             if event.status == 200:
                 self._answer(event)
+            if self.returns is not None and event.reason in DIVIDED:
+                asked = Asked(event.variant, event.unit_key, event.epoch)
+                for found in self.returns.request(event.request_key, asked, event.wall_ns):
+                    self.guards.returned(event, found)
         elif event.kind == Kind.LABEL:
             truth = self.joiner.label(event.request_key, event.cls, event.wall_ns)
             for pair in truth.pairs:
                 self._labelled(pair, event)
             self._resolved(truth.answer, event)
+        elif event.kind == Kind.KPI and self.returns is not None:
+            value = self.returns.kpi(event.request_key, event.extra, event.prob, event.wall_ns)
+            if value is not None:
+                self.guards.returned(event, value)
         elif event.kind in (Kind.REFERENCE, Kind.SHADOW):
             self.guards.observe(event)
             self._pair(event)

@@ -17,15 +17,18 @@ from monitoring.config import MonitorModel
 from monitoring.detectors.agreement import Agreement
 from monitoring.detectors.base import Detector
 from monitoring.detectors.errors import Errors
-from monitoring.event import Event, is_error
+from monitoring.event import DIVIDED, Event, is_error
 from monitoring.guards.base import Guard, Names
 from monitoring.guards.table import guards_of
+from monitoring.returns import Returned
 from monitoring.verdicts import Verdict, statistic, verdict
-from serving.contract import BUCKETS, SHADOW_GUARDS, Cause, Flag, Kind, Latch, RouteTable, Snapshot
+from serving.contract import BUCKETS, SHADOW_GUARDS, Cause, Flag, Kind, Latch, Reason, RouteTable, Snapshot
 
 #: Epochs whose weights are remembered, for records that are read late.
 EPOCHS_KEPT = 256
 EXAMPLES = 5
+#: How long what a candidate has left queued may slow the baseline, nanoseconds.
+REST_NS = 60_000_000_000
 
 #: (since, cleared veto, cleared kill of the model, cleared global kill); since is -1 without traffic.
 Arming = tuple[int, int, int, int]
@@ -66,6 +69,10 @@ class Candidate:
         self.guards = guards_of(model, name)
         self.examples: dict[str, deque[int]] = {guard: deque(maxlen=EXAMPLES) for guard in self.guards}
         self._idle = self._hooked("idle")
+        self._quiet = self._hooked("quiet")
+        self._divided = self._hooked("divided")
+        self._diverted = self._hooked("diverted")
+        self._returned = self._hooked("returned")
         self._answered = self._hooked("answered")
         self._raced = self._hooked("raced")
         self._paired = self._hooked("paired")
@@ -87,8 +94,11 @@ class Candidate:
         return found
 
     def alpha(self, budget: float) -> float:
-        """What each guard may take of the candidate's chance of a false alarm: those that only tell take nothing."""
-        return budget / max(1, sum(guard.action != "alert" for guard in self.guards.values()))
+        """What each guard may take of the candidate's chance of a false alarm.
+
+        It is shared among those that act; the others, which pause a ramp or only tell, may be wrong as often as one.
+        """
+        return budget / max(1, sum(guard.action in TRIPS for guard in self.guards.values()))
 
     def allot(self, budget: float) -> None:
         """Share the candidate's chance of a false alarm out among its guards."""
@@ -99,6 +109,22 @@ class Candidate:
         """See `Guard.idle`; likewise those that follow."""
         for _, told in self._idle:
             told(event)
+
+    def quiet(self, event: Event) -> None:
+        for _, told in self._quiet:
+            told(event)
+
+    def divided(self, event: Event, from_candidate: bool | None, share: float) -> None:
+        for _, told in self._divided:
+            told(event, from_candidate, share)
+
+    def diverted(self) -> None:
+        for _, told in self._diverted:
+            told()
+
+    def returned(self, event: Event, found: Returned, from_candidate: bool) -> None:
+        for _, told in self._returned:
+            told(event, found, from_candidate)
 
     def answered(self, event: Event, invalid: bool) -> None:
         for examples, told in self._answered:
@@ -186,6 +212,7 @@ class ModelGuards:
         self._weights: dict[int, dict[str, float]] = {}  # epoch -> share of each variant
         self.unknown_epochs = 0  # records not used in a race: the weights they were routed by are not known
         self.skipped_epochs = 0  # records from before the arming
+        self._rest_ns = 0  # wall time until which the baseline may still suffer from a candidate's traffic
         for variant in model.variants:
             if variant != model.baseline:
                 self._candidate(variant)
@@ -235,6 +262,7 @@ class ModelGuards:
     def observe(self, event: Event) -> None:
         """One record of this model, in order of arrival. Labels come through `labelled`."""
         if event.kind == Kind.REQUEST:
+            self._divide(event)
             if event.flags & Flag.LIVE:
                 self._request(event)
         elif event.kind in (Kind.REFERENCE, Kind.SHADOW):
@@ -255,12 +283,50 @@ class ModelGuards:
             candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
             candidate.resolved(event, prob, right)
 
+    def returned(self, event: Event, found: Returned) -> None:
+        """A business KPI has found its request."""
+        asked = found.asked
+        for candidate in self.candidates.values():
+            if candidate.arming[0] < 0 or asked.epoch < candidate.arming[0]:
+                continue
+            if asked.variant in (candidate.name, self.baseline):
+                candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
+                candidate.returned(event, found, asked.variant == candidate.name)
+
+    def _divide(self, event: Event) -> None:
+        """Tell every candidate with traffic whose request this is, by the split."""
+        if event.reason == Reason.KILLED or event.cause == Cause.KILLED:
+            for candidate in self.candidates.values():
+                candidate.diverted()
+            return
+        weights = self._weights.get(event.epoch)
+        if weights is None or event.reason not in DIVIDED:
+            return
+        theirs = weights.get(self.baseline, 0.0)
+        for name, candidate in self.candidates.items():
+            mine = weights.get(name, 0.0)
+            if mine > 0 and event.epoch >= candidate.arming[0] >= 0:
+                arm = None if event.variant not in (name, self.baseline) else event.variant == name
+                candidate.divided(event, arm, mine / (mine + theirs))
+
+    def _alone(self, event: Event) -> bool:
+        """Whether no candidate has traffic when this request of the baseline is answered, nor had a minute before."""
+        weights = self._weights.get(event.epoch)
+        if weights is None:
+            return False
+        if weights.get(self.baseline, 0.0) < 1.0:
+            self._rest_ns = event.wall_ns + REST_NS
+        return not 0 < self._rest_ns - event.wall_ns <= REST_NS
+
     def _request(self, event: Event) -> None:
         if event.flags & Flag.CLIENT_FAULT or event.cause == Cause.KILLED:
             return
         error = is_error(event, self.baseline)
         if event.variant == self.baseline:
+            alone = self._alone(event)
             for candidate in self.candidates.values():
+                if alone:
+                    candidate.quiet(event)
                 if candidate.weight > 0 and event.epoch >= candidate.arming[0]:
                     self._race(candidate, event, error, from_candidate=False)
                 else:
@@ -345,6 +411,7 @@ class ModelGuards:
                     candidate.tripped.append(name)
                     if guard.action in TRIPS and name not in self._model.guards.dry_run:
                         found.append(self._trip(candidate, guard))
+                        candidate.diverted()
         return found
 
     def verdicts(self, degraded: str = "") -> list[Verdict]:
@@ -410,6 +477,7 @@ class ModelGuards:
             "candidates": {name: candidate.state() for name, candidate in self.candidates.items()},
             "unknown_epochs": self.unknown_epochs,
             "skipped_epochs": self.skipped_epochs,
+            "rest_ns": self._rest_ns,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -417,6 +485,7 @@ class ModelGuards:
         self.baseline, self.teacher = str(state["baseline"]), str(state["teacher"])
         self._weights = {int(epoch): dict(shares) for epoch, shares in state["weights"].items()}
         self.unknown_epochs, self.skipped_epochs = int(state["unknown_epochs"]), int(state["skipped_epochs"])
+        self._rest_ns = int(state["rest_ns"])
         self.candidates.clear()
         for name, stored in state["candidates"].items():
             self._candidate(name).load(stored)

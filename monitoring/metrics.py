@@ -168,6 +168,15 @@ class MonitorCollector(Collector):
             lost.add_metric((name, "duplicate"), counts.duplicate)
             evicted.add_metric((name,), counts.evicted)
         yield from (joined, lost, evicted)
+        found = _counter("canarium_kpis_joined", "Business KPIs joined to a request.", ("model",))
+        missed = _counter(
+            "canarium_kpis_unjoined", "Business KPIs whose request was not remembered, or not seen in time.", ("model",)
+        )
+        for name, model in self._watch.models.items():
+            if model.returns is not None:
+                found.add_metric((name,), model.returns.joined)
+                missed.add_metric((name,), model.returns.unjoined)
+        yield from (found, missed)
 
     def _objectives(self) -> Iterator[Metric]:
         objective = _gauge("canarium_slo_objective_ratio", "Share of good events that is aimed at.", (*MV, "slo"))

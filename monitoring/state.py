@@ -12,7 +12,7 @@ import msgspec
 log = logging.getLogger("canarium.monitor")
 
 FILE = "state.msgpack"
-VERSION = 6
+VERSION = 7
 
 
 class Committed(msgspec.Struct):

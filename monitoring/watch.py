@@ -53,6 +53,7 @@ class ModelWatch(Evidence):
             "guards": self.guards.state(),
             "join": self.joiner.state(),
             "reliability": self.reliability.state(),
+            "returns": self.returns.state() if self.returns is not None else None,
             "windows": {variant: window.state() for variant, window in self.windows.items()},
             "objectives": self.objectives.state(),
         }
@@ -61,6 +62,8 @@ class ModelWatch(Evidence):
         self.guards.load(state["guards"])
         self.joiner.load(state["join"])
         self.reliability.load(state["reliability"])
+        if self.returns is not None and state["returns"] is not None:
+            self.returns.load(state["returns"])
         windows = msgspec.convert(state["windows"], dict[str, VariantState], strict=False)
         self.windows = {variant: Window(stored) for variant, stored in windows.items()}
         stored = msgspec.convert(state["objectives"], dict[str, HistoryState], strict=False)

@@ -284,6 +284,14 @@ class CalibrationGuard(_Section):
     margin: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.02
 
 
+class InterferenceGuard(_Section):
+    """The baseline's latency while a candidate has traffic, against its own before."""
+
+    margin: Annotated[float, Strict(), Field(ge=0)] = 1.0
+    margin_ms: Annotated[float, Strict(), Field(ge=0)] = 5.0
+    spells: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.5
+
+
 class GuardsConfig(_Section):
     """The statistical guards and the error budgets of their alarms and of their passes."""
 
@@ -299,6 +307,7 @@ class GuardsConfig(_Section):
     agreement: AgreementGuard = AgreementGuard()
     harm: HarmGuard = HarmGuard()
     calibration: CalibrationGuard = CalibrationGuard()
+    interference: InterferenceGuard = InterferenceGuard()
     #: Guards that only observe.
     dry_run: tuple[str, ...] = ()
 
@@ -308,6 +317,23 @@ class GuardsConfig(_Section):
         if unknown := [name for name in names if name not in GUARDS]:
             raise ValueError(f"unknown guard {unknown[0]!r}, expected some of {', '.join(GUARDS)}")
         return names
+
+
+class KpiConfig(_Section):
+    """A business KPI that comes back as feedback; values are clipped to `range`, `margin` is in its unit."""
+
+    range: tuple[Annotated[float, Strict()], Annotated[float, Strict()]] = (0.0, 1.0)
+    direction: Literal["higher_is_better", "lower_is_better"] = "higher_is_better"
+    margin: Annotated[float, Strict(), Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _margin_fits(self) -> KpiConfig:
+        low, high = self.range
+        if not low < high:
+            raise ValueError(f"range: {low:g} is not under {high:g}")
+        if self.margin >= high - low:
+            raise ValueError(f"margin: {self.margin:g} is not under the width of the range, {high - low:g}")
+        return self
 
 
 class ModelConfig(_Section):
@@ -323,6 +349,7 @@ class ModelConfig(_Section):
     #: In place of `governance.policy`.
     policy: str | None = None
     card: CardConfig = CardConfig()
+    kpis: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")], KpiConfig] = {}
 
     @property
     def queue(self) -> QueueConfig:

@@ -115,6 +115,9 @@ GUARD_ROLES: dict[str, GuardRole] = {
     "agreement": GuardRole("rollback", shadow=True),
     "harm": GuardRole("rollback", shadow=True),
     "calibration": GuardRole("rollback", passes=False, shadow=True),
+    "interference": GuardRole("rollback"),
+    "srm": GuardRole("pause"),
+    "kpi": GuardRole("pause"),
 }
 GUARDS: tuple[str, ...] = tuple(GUARD_ROLES)
 #: Those that can be judged by the answers to copies, which no client gets.
@@ -301,6 +304,11 @@ def record_crc(record: bytes | memoryview) -> int:
 def request_key(model: str, request_id: str) -> int:
     """The 64-bit key by which labels and reference answers find their request."""
     return xxhash.xxh3_64_intdigest(f"{model}\0{request_id}")
+
+
+def kpi_key(name: str) -> int:
+    """The 64 bits by which records name a business KPI."""
+    return xxhash.xxh3_64_intdigest(name)
 
 
 # ---------------------------------------------------------------- control word

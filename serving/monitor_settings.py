@@ -7,6 +7,7 @@ import os
 import msgspec
 
 from monitoring.config import GuardSettings, MonitorConfig, MonitorModel, MonitorVariant, ReliabilityMap, SloTarget
+from monitoring.detectors.kpi import KpiTarget
 from serving.config import Config, ModelConfig
 from serving.errors import RegistryError
 from serving.paths import Paths
@@ -58,6 +59,10 @@ def _model(model: ModelConfig, registry: Registry) -> MonitorModel:
         ],
         guards=msgspec.convert(model.guards.model_dump(), GuardSettings),
         labels=list(manifests[model.baseline].postprocess.labels),
+        kpis=[
+            KpiTarget(name, *kpi.range, kpi.direction == "higher_is_better", kpi.margin)
+            for name, kpi in model.kpis.items()
+        ],
     )
 
 

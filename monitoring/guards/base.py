@@ -14,6 +14,7 @@ import msgspec
 from monitoring.config import MonitorModel
 from monitoring.detectors.base import Detector
 from monitoring.event import Event
+from monitoring.returns import Returned
 from serving.contract import GUARD_ROLES
 
 D = TypeVar("D", bound=Detector)
@@ -53,6 +54,27 @@ class Guard(Generic[D]):
 
     def idle(self, event: Event) -> bool:
         """A live request of the baseline while the candidate has no traffic."""
+        return False
+
+    def quiet(self, event: Event) -> bool:
+        """A live request of the baseline while no candidate at all has traffic, nor had in the minute before."""
+        return False
+
+    def divided(self, event: Event, from_candidate: bool | None, share: float) -> bool:
+        """A request that the split gave to some arm while the candidate has traffic, whatever became of it.
+
+        Args:
+            from_candidate: whose it is; None for a third arm's.
+            share: see `raced`.
+        """
+        return False
+
+    def diverted(self) -> bool:
+        """The candidate's users are sent elsewhere, by a kill or a rollback: no split until the next arming."""
+        return False
+
+    def returned(self, event: Event, found: Returned, from_candidate: bool) -> bool:
+        """A business KPI of a request of either arm, asked while the candidate had traffic; `event` completed it."""
         return False
 
     def answered(self, event: Event, invalid: bool) -> bool:

@@ -10,8 +10,11 @@ from monitoring.guards.base import Guard
 from monitoring.guards.calibration import CalibrationGuard
 from monitoring.guards.errors import ErrorsGuard
 from monitoring.guards.harm import HarmGuard
+from monitoring.guards.interference import InterferenceGuard
 from monitoring.guards.invalid_output import InvalidOutputGuard
+from monitoring.guards.kpi import KpiGuard
 from monitoring.guards.latency import LatencyGuard
+from monitoring.guards.srm import SrmGuard
 
 #: Each has a role of the same name in `serving.contract.GUARD_ROLES`.
 GUARD_KINDS: tuple[type[Guard[Any]], ...] = (
@@ -21,6 +24,9 @@ GUARD_KINDS: tuple[type[Guard[Any]], ...] = (
     AgreementGuard,
     HarmGuard,
     CalibrationGuard,
+    InterferenceGuard,
+    SrmGuard,
+    KpiGuard,
 )
 
 

@@ -199,7 +199,7 @@ class Recorder:
             rows=1,
             cls=cls,
             prob=value,
-            extra=xxhash.xxh3_64_intdigest(name) if name else 0,
+            extra=contract.kpi_key(name) if name else 0,
         )
 
     def count(self, model: str, variant: str, cell: int, n: int = 1) -> None:

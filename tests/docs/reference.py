@@ -105,6 +105,12 @@ MEANINGS = {
     "models.M.guards.agreement.gross_factor": "rolled back beyond this many times the limit",
     "models.M.guards.harm.budget": "tolerated share of labelled pairs that the teacher has right and the candidate wrong",
     "models.M.guards.calibration.margin": "tolerated difference, per bin of confidence, between how sure a variant is and what that was worth when it was built",
+    "models.M.guards.interference.margin": "tolerated relative excess of the baseline's latency, while a candidate has traffic, over its p99 before",
+    "models.M.guards.interference.margin_ms": "tolerated absolute excess on top",
+    "models.M.guards.interference.spells": "tolerated share of the time in which over 5 % of its requests exceed that",
+    "models.M.kpis.K.range": "lowest and highest value of the KPI named `K`; others are clipped",
+    "models.M.kpis.K.direction": "which end of the range is the better one",
+    "models.M.kpis.K.margin": "by how much, in the KPI's own unit, a candidate's mean may be worse than the baseline's",
     "models.M.guards.dry_run": "guards that only observe: they say what they would do, act on nothing and hold up no rollout",
 }  # fmt: skip
 
@@ -113,6 +119,7 @@ _PLACES = {
     "models.M.variants": "models.M.variants.V",
     "models.M.slo": "models.M.slo[]",
     "governance.trusted_keys": "governance.trusted_keys[]",
+    "models.M.kpis": "models.M.kpis.K",
 }
 
 
@@ -136,7 +143,7 @@ def _type(annotation: Any, metadata: list[Any]) -> str:
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if get_origin(annotation) is tuple:
-        return f"list of {_type(arguments[0], [])}"
+        return f"list of {_type(*_parts(arguments[0]))}"
     if get_origin(annotation) is dict:
         return f"variant: {_type(*_parts(arguments[1]))}"
     chosen = [argument for argument in arguments if argument is not type(None)]
@@ -167,7 +174,7 @@ def _default(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, tuple):
-        return f"`[{', '.join(value)}]`"
+        return f"`[{', '.join(f'{item:g}' if isinstance(item, float) else item for item in value)}]`"
     if isinstance(value, float):
         return f"`{value:g}`"
     return f"`{value}`"

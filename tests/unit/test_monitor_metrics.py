@@ -61,6 +61,8 @@ EXPECTED = {
     "canarium_labels_joined": ("counter", {"model", "variant"}),
     "canarium_labels_unjoined": ("counter", {"model", "reason"}),
     "canarium_join_evictions": ("counter", {"model"}),
+    "canarium_kpis_joined": ("counter", {"model"}),
+    "canarium_kpis_unjoined": ("counter", {"model"}),
     "canarium_detector_log_evidence": ("gauge", {"model", "variant", "guard"}),
     "canarium_detector_log_threshold": ("gauge", {"model", "variant", "guard"}),
     "canarium_guard_verdict": ("gauge", {"model", "variant", "guard", "verdict"}),

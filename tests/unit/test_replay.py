@@ -43,7 +43,7 @@ def test_a_broken_candidate_trips_agreement_at_an_exact_record(gateway: Gateway)
         gateway.pair(flip=True)
         gateway.clock.advance(1)
     run, _ = replay(gateway.path)
-    needed = first_failure(Agreement(limit=0.02, gross=0.06, alpha=0.01 / 5))
+    needed = first_failure(Agreement(limit=0.02, gross=0.06, alpha=0.01 / 6))
     trip = run.trips[-1]
     assert (trip.guard, trip.action) == ("agreement", "rollback")
     assert (trip.pairs, trip.live, trip.suspect) == (needed, needed, float(needed))
