@@ -1,4 +1,7 @@
-"""Ed25519 keys: private ones in a file that only its owner reads, public ones as a line of text."""
+"""Ed25519 keys: private ones in a file that only its owner reads, public ones as a line of text.
+
+The library is imported where it is needed: processes that check no signature do not pay for it.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,12 @@ import binascii
 import hashlib
 import os
 from pathlib import Path
-
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
+from typing import TYPE_CHECKING
 
 from serving.errors import GovernanceError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PREFIX = "ed25519:"
 
@@ -31,6 +28,8 @@ class PublicKey:
     """
 
     def __init__(self, text: str) -> None:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
         try:
             if not text.startswith(PREFIX):
                 raise ValueError
@@ -45,9 +44,13 @@ class PublicKey:
     @property
     def id(self) -> str:
         """SHA-256 of the key in DER (SubjectPublicKeyInfo), hexadecimal."""
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
         return hashlib.sha256(self._key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
     def verifies(self, signature: bytes, message: bytes) -> bool:
+        from cryptography.exceptions import InvalidSignature
+
         try:
             self._key.verify(signature, message)
         except InvalidSignature:
@@ -60,7 +63,7 @@ class PrivateKey:
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
-        raw = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        raw = key.public_key().public_bytes_raw()
         self.public = PublicKey(PREFIX + base64.b64encode(raw).decode())
 
     def sign(self, message: bytes) -> bytes:
@@ -73,6 +76,9 @@ def create_key(path: Path) -> PublicKey:
     Raises:
         GovernanceError: the file is there already, or cannot be written.
     """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
     key = Ed25519PrivateKey.generate()
     data = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
@@ -94,6 +100,10 @@ def load_key(path: Path) -> PrivateKey:
     Raises:
         GovernanceError: it cannot be read, others may read it, or it holds no unencrypted Ed25519 key.
     """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
     try:
         if mode := path.stat().st_mode & 0o077:
             raise GovernanceError(f"{path}: others may read this private key (mode {mode:03o}): chmod 600 {path}")
