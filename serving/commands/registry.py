@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +20,9 @@ from serving.commands.common import (
     read_config,
     registry_folder,
 )
+
+if TYPE_CHECKING:
+    from serving.registry.store import Registry
 
 
 @click.group()
@@ -174,17 +178,22 @@ def verify(repair: bool, registry_dir: Path, as_json: bool) -> int:
 @click.option(
     "--to",
     "folder",
-    required=True,
     type=click.Path(path_type=Path),
     help="A new folder; its parents are made.",
 )
+@click.option("--mlflow", "uri", metavar="URI", help="In place of --to: an MLflow tracking server or store.")
 @registry_folder
 @json_option
-def export(refs: tuple[str, ...], folder: Path, registry_dir: Path, as_json: bool) -> int:
-    """Write artifacts to a folder, as an OCI image layout.
+def export(refs: tuple[str, ...], folder: Path | None, uri: str | None, registry_dir: Path, as_json: bool) -> int:
+    """Write artifacts to a folder, as an OCI image layout, or log them to MLflow.
 
-    The same artifacts give the same bytes. `canarium registry import` reads it.
+    The same artifacts give the same bytes. `canarium registry import` reads it. In MLflow each artifact is a run of the
+    experiment named for its model; that needs the extra `mlflow`, and nothing is ever read back from there.
     """
+    if (folder is None) is (uri is None):
+        raise click.UsageError("give either --to FOLDER or --mlflow URI")
+    if folder is None:
+        return _to_mlflow(open_registry(registry_dir), refs, str(uri), as_json)
     from serving.registry.export import export as write
 
     manifests = write(open_registry(registry_dir), refs, folder)
@@ -216,6 +225,18 @@ def import_(folder: Path, registry_dir: Path, as_json: bool) -> int:
         return OK
     for manifest, new in done:
         click.echo(f"{manifest.ref}: {'registered' if new else 'has the same content already'}")
+    return OK
+
+
+def _to_mlflow(store: Registry, refs: tuple[str, ...], uri: str, as_json: bool) -> int:
+    from serving.exports.mlflow import log_artifacts
+
+    logged = log_artifacts(store, refs, uri)
+    if as_json:
+        emit_json([{"ref": one.manifest.ref, "run": one.run, "new": one.new} for one in logged])
+        return OK
+    for one in logged:
+        click.echo(f"{one.manifest.ref}: run {one.run}{'' if one.new else ' is there already'}")
     return OK
 
 
