@@ -73,10 +73,10 @@ def _log(client: MlflowClient, manifest: Manifest, folder: Path) -> Logged:
 
         at_ms = int(datetime.fromisoformat(manifest.created_at).timestamp() * 1000)
         numbers = [Metric(_key(one.name), one.value, at_ms, 0) for one in measures(manifest.evaluation)]
-        for batch in _batches(numbers, _METRICS):
-            client.log_batch(run, metrics=batch)
-        for batch in _batches([Param(_key(name), value) for name, value in _parameters(manifest)], _PARAMS):
-            client.log_batch(run, params=batch)
+        for some in _batches(numbers, _METRICS):
+            client.log_batch(run, metrics=some)
+        for few in _batches([Param(_key(name), value) for name, value in _parameters(manifest)], _PARAMS):
+            client.log_batch(run, params=few)
         for name in sorted(manifest.files):
             client.log_artifact(run, str(folder / name), "model")
         with tempfile.TemporaryDirectory() as scratch:
