@@ -66,6 +66,11 @@ bench: $(BUILT) ## load the quickstart and print latencies (ARGS="--url http://h
 bench-peers: $(STAMP) ## compare with other inference servers, an hour (QUICK=1: under 15 minutes)
 	$(BIN)/python -m loadtests.peers $(if $(QUICK),--quick) $(ARGS)
 
+.PHONY: bench-detection
+bench-detection: $(STAMP) ## false alarms and delays of the guards, beside other tools; 40 minutes (QUICK=1: minutes)
+	$(BIN)/python -c 'import evidently, matplotlib, river' 2>/dev/null || $(BIN)/python -m pip install --quiet -e '.[bench]'
+	$(BIN)/python -m loadtests.detection $(if $(QUICK),--quick) $(ARGS)
+
 .PHONY: clean
 clean: ## remove what was built here, the virtual environment included
 	rm -rf $(VENV) $(STATE) .bench build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

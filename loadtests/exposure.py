@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binom
 
-from loadtests.detection import ALPHA, Crossings, crossings
+from loadtests.detection.pairs import ALPHA, Crossings, crossings
 from loadtests.proportions import lower, upper
 from monitoring.config import GuardSettings, MonitorModel, MonitorVariant
 from monitoring.guards.agreement import agreement_limit, gross_limit

@@ -85,7 +85,7 @@ class Tally:
 def events(drawn: Traffic, number: int, epoch: int) -> Iterator[tuple[Event, bool, bool, bool]]:
     """The records of one phase as the gateway writes them, each with: scored, labelled, harmful."""
     here = drawn.phase == number
-    columns = [column[here].tolist() for column in drawn[1:]]
+    columns = [column[here].tolist() for column in drawn[1:-1]]
     for candidate, at_ns, latency_us, batch, timeout, lost, raised, scored, labelled, flipped, harmful in zip(
         *columns, strict=True
     ):
@@ -114,13 +114,13 @@ def events(drawn: Traffic, number: int, epoch: int) -> Iterator[tuple[Event, boo
 def rollout(world: World, setting: str, requests: int, random: np.random.Generator) -> set[str]:
     """The guards that fail in one rollout."""
     guards = ModelGuards(MODEL, _model(setting))
-    guards.configure(_snapshot(1, 0.0))
+    guards.configure(snapshot(1, 0.0))
     for latency_us in before(EARLIER, random):
         guards.observe(Event(Kind.REQUEST, BASELINE, epoch=1, total_us=latency_us))
     drawn = traffic(world, requests, random)
     for number, weight in enumerate(world.weights):
         epoch = number + 2
-        guards.configure(_snapshot(epoch, weight))
+        guards.configure(snapshot(epoch, weight))
         for event, scored, labelled, harmful in events(drawn, number, epoch):
             guards.observe(event)
             if scored:
@@ -162,7 +162,7 @@ def _model(setting: str) -> MonitorModel:
     return MonitorModel(BASELINE, BASELINE, variants, guards=SETTINGS[setting])
 
 
-def _snapshot(epoch: int, weight: float) -> Snapshot:
+def snapshot(epoch: int, weight: float) -> Snapshot:
     entries = {
         name: VariantEntry(name, version, f"{MODEL}/{name}:1") for version, name in enumerate((BASELINE, CANDIDATE), 1)
     }

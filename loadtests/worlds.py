@@ -7,10 +7,11 @@ spread over users and time. Requests of one arm within `BATCH_NS` share a batch,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.signal import lfilter
 
 #: Requests a second of both arms together, on average.
 RATE = 100.0
@@ -35,6 +36,8 @@ class World:
         balanced: scale the users' traffic and rates within each arm so that the arms are equals for the very users who
             fell to them. Without it they are equals only before the users are dealt out: a few hundred of them, of
             whom some ask far more and fail far more than others, make one arm's own rates some tenths higher.
+        wander: sigma of a factor that both arms' rates of failing and latencies wander by (log of an AR(1) process that
+            forgets within some 200 requests), so that trouble comes in runs.
         days: cycles of load in one rollout; between a fifth and 1.8 times the mean, latency up to doubled.
         shocks: times at which everything is slow at once, 0.5 to 4 seconds each.
         slowdown: factor of latency in a shock.
@@ -50,6 +53,7 @@ class World:
     spread: float = 0.0
     pace: float = 0.0
     balanced: bool = False
+    wander: float = 0.0
     days: float = 0.0
     shocks: int = 0
     slowdown: float = 5.0
@@ -86,6 +90,7 @@ class Traffic(NamedTuple):
     labelled: npt.NDArray[np.bool_]  # only scored ones
     flipped: npt.NDArray[np.bool_]
     harmful: npt.NDArray[np.bool_]  # only flipped ones
+    user: npt.NDArray[np.int64]
 
 
 def traffic(world: World, requests: int, random: np.random.Generator) -> Traffic:
@@ -94,7 +99,9 @@ def traffic(world: World, requests: int, random: np.random.Generator) -> Traffic
     load = 1.0 + 0.8 * np.sin(2 * np.pi * world.days * number / requests)
     at_ns = np.cumsum(random.exponential(1e9 / (RATE * load))).astype(np.int64) + 10**9
     phase = number * len(world.weights) // requests
-    fault, differs, pace, position = _users(world, requests, random)
+    fault, differs, pace, position, user = _users(world, requests, random)
+    wandering = _wandering(world, requests, random)
+    fault, pace = fault * wandering, pace * np.sqrt(wandering)
     candidate = position < np.array(world.weights)[phase]
     batch = 2 * (at_ns // BATCH_NS) + candidate
     _, member = np.unique(batch, return_inverse=True)
@@ -116,6 +123,7 @@ def traffic(world: World, requests: int, random: np.random.Generator) -> Traffic
         labelled=scored & (random.random(requests) < LABELLED),
         flipped=flipped,
         harmful=flipped & (random.random(requests) < HARM / FLIPS),
+        user=user,
     )
 
 
@@ -126,11 +134,11 @@ def before(requests: int, random: np.random.Generator) -> list[int]:
     return drawn
 
 
-def _users(world: World, requests: int, random: np.random.Generator) -> tuple[npt.NDArray[np.float64], ...]:
-    """Factors of failing, of differing and of latency, and the position in [0, 1) by which users fall to the arms."""
+def _users(world: World, requests: int, random: np.random.Generator) -> tuple[npt.NDArray[Any], ...]:
+    """Factors of failing, of differing and of latency, the position in [0, 1) by which users fall to the arms; who."""
     if not world.users:
         one = np.ones(requests)
-        return one, one, one, random.random(requests)
+        return one, one, one, random.random(requests), np.arange(requests)
     activity = random.lognormal(0.0, 1.0, world.users)
     variance = max(world.spread**2, 1e-9)
     fault, differs = (random.gamma(1.0 / variance, variance, world.users) for _ in range(2))
@@ -139,7 +147,7 @@ def _users(world: World, requests: int, random: np.random.Generator) -> tuple[np
     if world.balanced:
         _balance(position < world.weights[0], world.weights[0], activity, fault, differs)
     user = random.choice(world.users, requests, p=activity / activity.sum())
-    return fault[user], differs[user], pace[user], position[user]
+    return fault[user], differs[user], pace[user], position[user], user
 
 
 def _balance(candidate: npt.NDArray[np.bool_], weight: float, *measures: npt.NDArray[np.float64]) -> None:
@@ -149,6 +157,16 @@ def _balance(candidate: npt.NDArray[np.bool_], weight: float, *measures: npt.NDA
         activity[arm] *= share / activity[arm].sum()
         for rate in rates:
             rate[arm] /= np.average(rate[arm], weights=activity[arm])
+
+
+def _wandering(world: World, requests: int, random: np.random.Generator) -> npt.NDArray[np.float64]:
+    if not world.wander:
+        return np.ones(requests)
+    keep = 1.0 - 1.0 / 200.0
+    steps = random.normal(0.0, world.wander * np.sqrt(1.0 - keep**2), requests)
+    steps[0] = random.normal(0.0, world.wander)
+    found: npt.NDArray[np.float64] = np.exp(lfilter([1.0], [1.0, -keep], steps) - world.wander**2 / 2)
+    return found
 
 
 def _shocks(world: World, at_ns: npt.NDArray[np.int64], random: np.random.Generator) -> npt.NDArray[np.float64]:

@@ -25,6 +25,7 @@ True
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,17 @@ def log_gain_mirrored(values: npt.ArrayLike, limits: npt.ArrayLike, upper: float
     m = np.asarray(limits, dtype=np.float64)[..., None]
     gain = np.log1p(-STAKES * (x - m) / np.maximum(upper - m, _TINY))
     return np.where((m > 0) & (m < upper), gain, 0.0)
+
+
+@lru_cache(maxsize=4096)
+def _gain(value: float, limit: float, upper: float) -> Floats:
+    """`log_gain` of one observation; the same few come over and over."""
+    return log_gain(value, limit, upper)
+
+
+@lru_cache(maxsize=4096)
+def _gain_mirrored(value: float, limit: float, upper: float) -> Floats:
+    return log_gain_mirrored(value, limit, upper)
 
 
 def log_mean_exp(logs: Floats) -> Any:
@@ -86,7 +98,8 @@ class _Evidence:
     @property
     def log_evidence(self) -> float:
         """log E_n; 0 before the first observation."""
-        return float(log_mean_exp(self._logs))
+        top = float(self._logs.max())
+        return top + math.log(float(np.exp(self._logs - top).sum()) / len(self._logs))
 
     def reset(self) -> None:
         self._logs = self._start()
@@ -108,7 +121,7 @@ class Betting(_Evidence):
     def update(self, value: float, limit: float, count: int = 1) -> None:
         """`count` equal observations. A value that is not a number is no observation."""
         if count > 0 and not (math.isnan(value) or math.isnan(limit)):
-            self._logs = self._logs + count * log_gain(value, limit, self.upper)
+            self._logs = self._logs + count * _gain(value, limit, self.upper)
 
 
 class Mirrored(_Evidence):
@@ -117,7 +130,7 @@ class Mirrored(_Evidence):
     def update(self, value: float, limit: float, count: int = 1) -> None:
         """`count` equal observations. A value that is not a number is no observation."""
         if count > 0 and not (math.isnan(value) or math.isnan(limit)):
-            self._logs = self._logs + count * log_gain_mirrored(value, limit, self.upper)
+            self._logs = self._logs + count * _gain_mirrored(value, limit, self.upper)
 
 
 class Averaged(_Evidence):
@@ -170,5 +183,5 @@ class Drift(_Evidence):
     def update(self, value: float, limit: float) -> None:
         """One observation. A value that is not a number is no observation."""
         if not (math.isnan(value) or math.isnan(limit)):
-            gains = log_gain(value, limit, self.upper)
+            gains = _gain(value, limit, self.upper)
             self._logs = np.maximum(np.logaddexp(self._logs, 0.0) + gains, -745.0)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from loadtests.detection import BLOCK, bound, crossings, detection
+from loadtests.detection.pairs import BLOCK, bound, crossings, detection
 from loadtests.exposure import ZTest, calibrated, limits, suspects
 from monitoring.detectors.agreement import Agreement
 

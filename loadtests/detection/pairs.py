@@ -1,6 +1,6 @@
 """How many pairs does `agreement` need to find a candidate over its limit, and how often is it wrong at the limit?
 
-    python -m loadtests.detection [--limit 0.02] [--runs 2000]
+    python -m loadtests.detection.pairs [--limit 0.02] [--runs 2000]
 
 Streams of pairs that differ with a fixed chance go through the guard's evidence (`monitoring/detectors/betting.py`).
 What counts is the verdict that pauses a rollout, evidence against "at most the limit" beyond 1 / alpha, looked at after

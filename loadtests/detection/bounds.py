@@ -1,0 +1,104 @@
+"""How near do `agreement` and `errors` come to the least that any test needs?
+
+Candidates that are bad from the first observation on, at a multiple of what the guard tolerates, are fed to the
+monitor's guards at their default budget. The bound is ln(1/alpha) over the Kullback-Leibler divergence of the true rate
+from the tolerated one (Wald), in the guard's own observations: pairs for `agreement`, error events of both arms for
+`errors`.
+"""
+
+from __future__ import annotations
+
+from multiprocessing.pool import Pool
+from typing import NamedTuple
+
+import numpy as np
+
+from loadtests.detection.family import Recorded
+from loadtests.detection.feed import EPOCH, called, detectors, guards_for
+from loadtests.detection.pairs import bound
+from loadtests.false_rollbacks import BASELINE, CANDIDATE, snapshot
+from monitoring.detectors.agreement import Agreement
+from monitoring.event import Event
+from serving.contract import Cause, Flag, Kind
+
+HARMS = (1.5, 2.0, 4.0)
+#: The one at which the aim is stated, and the aim: median over bound.
+AIMED, AIM = 2.0, 1.3
+WEIGHT = 0.25
+#: The longest run, in multiples of the bound.
+PATIENCE = 20
+
+
+class Speed(NamedTuple):
+    """Observations to the alarm at `harm` times what is tolerated."""
+
+    guard: str
+    harm: float
+    bound: float
+    median: float
+    p90: float
+    missed: int
+    runs: int
+
+    @property
+    def ratio(self) -> float:
+        return self.median / self.bound
+
+    @property
+    def met(self) -> bool:
+        return self.harm != AIMED or self.ratio <= AIM
+
+
+def truth_and_limit(recorded: Recorded, guard: str, harm: float) -> tuple[float, float, float]:
+    """The true rate of what the guard counts, the tolerated one, and alpha."""
+    guards = guards_for(recorded)
+    detector = detectors(guards)[guard]
+    if isinstance(detector, Agreement):
+        return harm * detector.limit, detector.limit, detector.alpha
+    tolerated = detector.ratio * WEIGHT / (1 - WEIGHT)  # type: ignore[attr-defined]
+    return harm * tolerated / (1 + harm * tolerated), tolerated / (1 + tolerated), detector.alpha
+
+
+def observations(recorded: Recorded, guard: str, rate: float, most: int, random: np.random.Generator) -> int:
+    """Observations until the guard calls it; 0 if it never does."""
+    guards = guards_for(recorded)
+    guards.configure(snapshot(EPOCH, WEIGHT))
+    detector = detectors(guards)[guard]
+    for number in range(1, most + 1):
+        bad = bool(random.random() < rate)
+        if guard == "agreement":
+            event = Event(Kind.REFERENCE, CANDIDATE, answered=BASELINE, epoch=EPOCH, flips=int(bad), request_key=number)
+        else:
+            flags, status = (Flag.LIVE | Flag.BASELINE_VALID, 200) if bad else (Flag.LIVE, 500)
+            variant = CANDIDATE if bad else BASELINE
+            event = Event(
+                Kind.REQUEST, variant, cause=Cause.ERROR, flags=flags, status=status, epoch=EPOCH, total_us=10_000
+            )
+        guards.observe(event)
+        if called(detector):
+            return number
+    return 0
+
+
+def _one(job: tuple[Recorded, str, float, int, int, int]) -> int:
+    recorded, guard, rate, most, seed, run = job
+    return observations(recorded, guard, rate, most, np.random.default_rng([seed, 3, run, round(rate * 1e6)]))
+
+
+def speeds(recorded: Recorded, runs: int, seed: int, processes: int) -> list[Speed]:
+    """Both guards at every multiple."""
+    slim = recorded._replace(answers={}, facts={})
+    found = []
+    with Pool(processes) as pool:
+        for guard in ("agreement", "errors"):
+            for harm in HARMS:
+                rate, limit, alpha = truth_and_limit(recorded, guard, harm)
+                least = bound(rate, limit, alpha)
+                most = round(PATIENCE * least)
+                at = np.array(
+                    pool.map(_one, [(slim, guard, rate, most, seed, run) for run in range(runs)], chunksize=10)
+                )
+                ordered = np.where(at > 0, at, most)
+                median, p90 = np.quantile(ordered, (0.5, 0.9), method="higher")
+                found.append(Speed(guard, harm, least, float(median), float(p90), int(np.sum(at == 0)), runs))
+    return found
