@@ -174,7 +174,7 @@ class Diagram:
         whole = sums.sum(axis=0)
         if not whole[:, 0].any():
             return None
-        ece, perfect, low, high = _ece(whole)
+        ece, perfect, low, high = _ece(whole, by_labels)
         return Report(
             variant=variant,
             reference="labels" if by_labels else "teacher",
@@ -185,7 +185,7 @@ class Diagram:
             ece_low=round(low, 5),
             ece_high=round(high, 5),
             bins=self._bins(whole, by_labels, worth),
-            classes=_by_class(sums, labels),
+            classes=_by_class(sums, labels, by_labels),
             brier=_brier(whole) if by_labels else None,
             temperature=_temperature(np.array(self._odds), current) if by_labels else None,
         )
@@ -281,16 +281,17 @@ def _worth(reference: ReliabilityMap | None, by_labels: bool) -> list[float] | N
     return [mean - confidence for mean, confidence in zip(outcome, reference.confidence, strict=True)]
 
 
-def _ece(sums: Floats) -> tuple[float, float, float, float]:
+def _ece(sums: Floats, by_labels: bool) -> tuple[float, float, float, float]:
     """Expected calibration error, what chance alone would show of it, and an interval of the difference."""
     used = sums[sums[:, 0] > 0]
     count, prob, outcome, square, variance = used.T
     share = count / count.sum()
     gap = (prob - outcome) / count
     ece = float(share @ np.abs(gap))
-    # The mean of |N(0, s^2)| is s sqrt(2 / pi).
-    perfect = float(share @ np.sqrt(2.0 / math.pi * variance / count / count))
-    spread = np.sqrt(np.maximum(square / count - gap**2, 0.0) / count)
+    around = np.maximum(square / count - gap**2, 0.0)  # variance of p - y within each bin
+    # The mean of |N(0, s^2)| is s sqrt(2 / pi); labels are 0 or 1 with chance p, the teacher's probabilities are not.
+    perfect = float(share @ np.sqrt(2.0 / math.pi * (variance / count if by_labels else around) / count))
+    spread = np.sqrt(around / count)
     draws = np.abs(np.random.default_rng(0).normal(gap, spread, (_DRAWS, len(gap)))) @ share
     low, high = np.percentile(draws - draws.mean(), (2.5, 97.5))
     return ece, perfect, max(0.0, ece - perfect + float(low)), max(0.0, ece - perfect + float(high))
@@ -309,7 +310,7 @@ def _brier(sums: Floats) -> Brier:
     return Brier(*(round(value, 6) for value in (score, reliability, resolution, uncertainty, rest)))
 
 
-def _by_class(sums: Floats, labels: Sequence[str]) -> list[OfClass]:
+def _by_class(sums: Floats, labels: Sequence[str], by_labels: bool) -> list[OfClass]:
     found = []
     for at, of_class in enumerate(sums):
         count, prob, outcome = (float(total) for total in of_class[:, :3].sum(axis=0))
@@ -317,7 +318,7 @@ def _by_class(sums: Floats, labels: Sequence[str]) -> list[OfClass]:
             continue
         several = at == CLASSES - 1 and len(labels) > CLASSES
         label = "others" if several else labels[at] if at < len(labels) else str(at)
-        ece, perfect, *_ = _ece(of_class)
+        ece, perfect, *_ = _ece(of_class, by_labels)
         found.append(
             OfClass(
                 label, int(count), round(prob / count, 5), round(outcome / count, 5), round(max(0.0, ece - perfect), 5)
