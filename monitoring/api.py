@@ -1,4 +1,4 @@
-"""The monitor's HTTP API: `/metrics`, `/healthz`, `/v1/verdicts`, `/v1/series`. Reads only."""
+"""The monitor's HTTP API: `/metrics`, `/healthz`, `/v1/verdicts`, `/v1/series`, `/v1/calibration/MODEL`. Reads only."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def build_app(
     registry: CollectorRegistry,
     verdicts: Callable[[], Any],
     series: Callable[[str, int], dict[str, Any] | None],
+    calibration: Callable[[str], dict[str, Any] | None],
     health: Callable[[], dict[str, Any]],
     hosts: Collection[str] = (),
 ) -> Starlette:
@@ -57,6 +58,7 @@ def build_app(
     Args:
         verdicts: verdicts by model.
         series: (model, seconds) -> chart columns, None for an unknown model.
+        calibration: model -> how calibrated its variants are, None for an unknown model.
         health: what `/healthz` says; 503 unless its `ok` is true.
         hosts: see `allowed_hosts`; empty means any.
     """
@@ -83,12 +85,18 @@ def build_app(
         found = series(model, seconds)
         return _json(found) if found is not None else _json({"error": f"unknown model {model!r}"}, 404)
 
+    async def one_calibration(request: Request) -> Response:
+        model = request.path_params["model"]
+        found = calibration(model)
+        return _json(found) if found is not None else _json({"error": f"unknown model {model!r}"}, 404)
+
     return Starlette(
         routes=[
             Route("/metrics", metrics),
             Route("/healthz", healthz),
             Route("/v1/verdicts", all_verdicts),
             Route("/v1/series", one_series),
+            Route("/v1/calibration/{model}", one_calibration),
         ],
         middleware=[Middleware(HostGuard, hosts=hosts)],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from monitoring.config import MonitorModel
 from monitoring.event import DIVIDED, Event
 from monitoring.guard import ModelGuards
-from monitoring.join import Answer, Joiner, LabelledPair
+from monitoring.join import DELAYS_S, Answer, Joiner, LabelledPair
 from monitoring.reliability import ModelReliability
 from monitoring.returns import Asked, Returns
 from serving.contract import Flag, Kind
@@ -70,6 +71,23 @@ class Evidence:
         elif event.kind in (Kind.REFERENCE, Kind.SHADOW):
             self.guards.observe(event)
             self._pair(event)
+
+    def calibration(self) -> dict[str, Any]:
+        """`reports`: `monitoring.reliability.Report`s; `coverage`: how many answers were labelled, and how late."""
+        counts = self.joiner.counts
+        coverage = [
+            {
+                "variant": variant,
+                "answers": answers,
+                "labels": counts.joined.get(variant, 0),
+                "delays": [
+                    {"within_s": bound, "labels": sum(counts.delays.get(variant, ())[: at + 1])}
+                    for at, bound in enumerate(DELAYS_S)
+                ],
+            }
+            for variant, answers in sorted(counts.answers.items())
+        ]
+        return {"reports": self.reliability.reports(), "coverage": coverage}
 
     def _answer(self, event: Event) -> None:
         # Answers to testers are in no statistic, but their labels are joined all the same.

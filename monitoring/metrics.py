@@ -128,6 +128,7 @@ class MonitorCollector(Collector):
         yield from _counters(totals)
         yield from _distributions(totals)
         yield from self._agreement()
+        yield from self._calibration()
         yield from self._labels()
         verdicts = self._watch.verdicts()
         yield from _guards(verdicts)
@@ -153,6 +154,30 @@ class MonitorCollector(Collector):
                     for family, value in ((ratio, agreed / rows), (lower, low), (upper, high)):
                         family.add_metric((name, candidate.name), value)
         yield from (ratio, lower, upper)
+
+    def _calibration(self) -> Iterator[Metric]:
+        labels = (*MV, "reference")
+        error = _gauge(
+            "canarium_calibration_error",
+            "Expected calibration error without what chance alone would show; by labels or by the teacher.",
+            labels,
+        )
+        lower = _gauge("canarium_calibration_error_lower", "Lower end of its 95 % interval.", labels)
+        upper = _gauge("canarium_calibration_error_upper", "Upper end of its 95 % interval.", labels)
+        brier = _gauge(
+            "canarium_brier_score",
+            "Mean squared difference of the named class's probability and 1 if it is right.",
+            MV,
+        )
+        for name, model in self._watch.models.items():
+            for report in model.reliability.reports():
+                of = (name, report.variant, report.reference)
+                values = (report.ece_debiased, report.ece_low, report.ece_high)
+                for family, value in zip((error, lower, upper), values, strict=True):
+                    family.add_metric(of, value)
+                if report.brier is not None:
+                    brier.add_metric((name, report.variant), report.brier.score)
+        yield from (error, lower, upper, brier)
 
     def _labels(self) -> Iterator[Metric]:
         joined = _counter("canarium_labels_joined", "Labels joined to an answered request.", MV)

@@ -252,7 +252,7 @@ class Sidecar:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(MonitorCollector(self.watch, self.actuator, self.loop_errors))
         hosts = allowed_hosts(self.config.host, self.config.port)
-        return build_app(registry, self.watch.verdicts, self.watch.series, self._health, hosts)
+        return build_app(registry, self.watch.verdicts, self.watch.series, self.watch.calibration, self._health, hosts)
 
 
 _JSON = {"content-type": "application/json"}

@@ -296,6 +296,13 @@ class Watch:
             "slo": [status for status in model.objectives.status() if status.variant == "*"],
         }
 
+    def calibration(self, name: str) -> dict[str, Any] | None:
+        """How calibrated the variants of a model are (`/v1/calibration/MODEL`); None for an unknown model."""
+        model = self.models.get(name)
+        if model is None:
+            return None
+        return {"model": name, "teacher": model.guards.teacher, **model.calibration()}
+
     # ------------------------------------------------------------ storage
 
     def state(self, actuator: dict[str, Any]) -> bytes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from serving.commands import (
+    calibration,
     cards,
     events,
     governance,
@@ -48,7 +49,21 @@ def canarium() -> None:
     """Serve a trusted model beside its cheaper variants, watch them, and put everything back when evidence turns."""
 
 
-for module in (lifecycle, traffic, rollout, inspect, models, registry, governance, cards, slo, tokens, state, events):
+for module in (
+    lifecycle,
+    traffic,
+    rollout,
+    inspect,
+    calibration,
+    models,
+    registry,
+    governance,
+    cards,
+    slo,
+    tokens,
+    state,
+    events,
+):
     for command in module.COMMANDS:
         canarium.add_command(command)
 rollout.rollout.add_command(simulate.simulate)

@@ -178,6 +178,9 @@ class AdminClient:
     def series(self, model: str, seconds: int = 600) -> Json:
         return self._get(f"models/{_part(model)}/series", seconds=seconds)
 
+    def calibration(self, model: str) -> Json:
+        return self._get(f"models/{_part(model)}/calibration")
+
     def audit(self, model: str | None = None, *, limit: int = 100, before: int | None = None) -> list[Json]:
         """Audit rows, newest first; `before` continues from an earlier page's last `seq`."""
         return self._list("audit", "entries", model=model, limit=limit, before=before)

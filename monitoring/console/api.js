@@ -74,6 +74,7 @@ export const api = {
   status: () => request("GET", "status"),
   verdicts: (model) => request("GET", `${at(model)}/verdicts`),
   series: (model, seconds) => request("GET", `${at(model)}/series?seconds=${seconds}`),
+  calibration: (model) => request("GET", `${at(model)}/calibration`),
   audit: ({ model = "", before = null, limit = 100 } = {}) => {
     const query = new URLSearchParams({ limit: String(limit) });
     if (model) query.set("model", model);

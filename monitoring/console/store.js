@@ -11,6 +11,7 @@ let state = {
   stream: "connecting", // "open" | "connecting"
   verdicts: {}, //         model → {data, at, error}
   series: {}, //           model → {data, at, error}
+  calibration: {}, //      model → {data, at, error}
   audit: { entries: [], at: 0, error: null, complete: false },
   selected: null, //       model on view
   windowS: 600, //         span of the charts

@@ -7,6 +7,7 @@ const SERIES_MS = 2000;
 const STATUS_MS = 3000;
 const VERDICTS_MS = 5000;
 const AUDIT_MS = 15_000;
+const CALIBRATION_MS = 15_000;
 const AUDIT_PAGE = 100;
 
 /** Run `work` now, or as soon as the last run has ended and `gapMs` have passed; never twice at once. */
@@ -62,6 +63,11 @@ const refreshSeries = coalesce(async () => {
   if (selected) await load("series", selected, () => api.series(selected, windowS));
 }, 500);
 
+const refreshCalibration = coalesce(async () => {
+  const { selected } = get();
+  if (selected) await load("calibration", selected, () => api.calibration(selected));
+}, 1000);
+
 const refreshVerdicts = coalesce(async () => {
   const models = (get().status?.models ?? []).map(({ model }) => model);
   await Promise.all(models.map((model) => load("verdicts", model, () => api.verdicts(model))));
@@ -108,13 +114,14 @@ function onEvent({ event, data }) {
 }
 
 export function refreshAll() {
-  refreshStatus().then(() => { refreshSeries(); refreshVerdicts(); });
+  refreshStatus().then(() => { refreshSeries(); refreshVerdicts(); refreshCalibration(); });
   refreshAudit();
 }
 
 export function select(selected) {
   set({ selected });
   refreshSeries();
+  refreshCalibration();
 }
 
 export function setWindow(windowS) {
@@ -132,6 +139,7 @@ function start() {
     setInterval(refreshStatus, STATUS_MS),
     setInterval(refreshVerdicts, VERDICTS_MS),
     setInterval(refreshAudit, AUDIT_MS),
+    setInterval(refreshCalibration, CALIBRATION_MS),
   ];
   stop = () => { abort.abort(); timers.forEach(clearInterval); stop = null; };
   refreshAll();

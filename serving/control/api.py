@@ -123,6 +123,7 @@ class Admin:
             self._route("POST", "/kill-switch:rearm", Action.REARM, self._rearm),
             self._route("GET", f"{one}/verdicts", Action.READ, self._verdicts),
             self._route("GET", f"{one}/series", Action.READ, self._series),
+            self._route("GET", f"{one}/calibration", Action.READ, self._calibration),
             self._route("PUT", f"{one}/traffic", Action.TRAFFIC, self._traffic),
             self._route("POST", f"{one}:rollback", Action.ROLLBACK, self._rollback),
             self._route("POST", f"{one}:kill", Action.KILL, self._kill),
@@ -186,6 +187,10 @@ class Admin:
     async def _series(self, request: Request, _principal: Principal) -> Response:
         seconds = http.integer(request, "seconds", 600, 1, SERIES_MAX_S) or 600
         return http.answer(await self._plane.monitor.series(self._known(request), seconds))
+
+    @operation("How calibrated the variants of a model are, by labels and by the teacher, from the monitor.")
+    async def _calibration(self, request: Request, _principal: Principal) -> Response:
+        return http.answer(await self._plane.monitor.calibration(self._known(request)))
 
     @operation(
         "A page of the audit log, newest first.",

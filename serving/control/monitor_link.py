@@ -156,8 +156,15 @@ class MonitorLink:
 
     async def series(self, model: str, seconds: int) -> bytes:
         """The monitor's time series of a model, as JSON. Raises `RequestError` UNAVAILABLE."""
+        return await self._ask("/v1/series", "the series", {"model": model, "seconds": seconds})
+
+    async def calibration(self, model: str) -> bytes:
+        """How calibrated the variants of a model are, as JSON. Raises `RequestError` UNAVAILABLE."""
+        return await self._ask(f"/v1/calibration/{model}", "the calibration", {})
+
+    async def _ask(self, path: str, what_for: str, query: dict[str, str | int]) -> bytes:
         try:
-            answer = await self._http.get(f"{self._url}/v1/series", params={"model": model, "seconds": seconds})
+            answer = await self._http.get(f"{self._url}{path}", params=query)
         except httpx.HTTPError as error:
             what = str(error) or type(error).__name__
             raise RequestError(
@@ -165,7 +172,7 @@ class MonitorLink:
             ) from error
         if answer.status_code != 200:
             raise RequestError(
-                ErrorKind.UNAVAILABLE, f"the monitor at {self._url} answered {answer.status_code} for the series", 2
+                ErrorKind.UNAVAILABLE, f"the monitor at {self._url} answered {answer.status_code} for {what_for}", 2
             )
         return answer.content
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import mock_rollouts
+import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -32,6 +33,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+
+from monitoring.reliability import Diagram
 
 CONSOLE = Path(__file__).parents[2] / "monitoring" / "console"
 #: At least as strict as what the control plane sends.
@@ -282,6 +285,23 @@ class World:
         variants = {entry["name"]: self._columns(entry, at, view["killed"]) for entry in view["variants"]}
         return {"model": model, "step_s": 1, "at": at, "variants": variants, "slo": self.slos()}
 
+    def calibration(self, model: str) -> Json:
+        """Made-up answers through the monitor's own arithmetic: good models, and one that is too sure of itself."""
+        variants = [entry["name"] for entry in self.view(model)["variants"]]
+        reports = []
+        shown = [] if self.scenario == "empty" else variants[:4]
+        for name, by_labels in [(name, by) for name in shown for by in (True, False)]:
+            sure = name == "distilled"
+            diagram = Diagram([0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99], 2)
+            for n in range(1500):
+                prob = 0.5 + 0.5 * (0.5 + 0.5 * noise(n, name)) ** 0.2
+                truth = prob - (0.09 if sure and prob < 0.95 else 0.01)
+                outcome = float(0.5 + 0.5 * noise(n, name, "luck") < truth) if by_labels else truth
+                diagram.add(n % 3 % 2, prob, outcome)
+            reports.append(diagram.report(name, by_labels, ["ham", "spam"], [0.0] * 8, 1.1))
+        coverage = [{"variant": name, "answers": 40_000, "labels": 1500, "delays": []} for name in variants]
+        return {"model": model, "teacher": "teacher", "reports": msgspec.to_builtins(reports), "coverage": coverage}
+
     def _columns(self, entry: Json, at: list[int], killed: bool) -> dict[str, list[float | None]]:
         name, p50, baseline = entry["name"], entry["evaluation"]["latency_ms"]["p50"], entry["role"] == "baseline"
         share = float(baseline) if killed else entry["weight"] / 100
@@ -428,6 +448,8 @@ def read(world: World, path: str, query: dict[str, str]) -> Json:
     if len(parts) == 3 and parts[0] == "models" and parts[1] in world.models:
         if parts[2] == "verdicts":
             return world.verdicts(parts[1])
+        if parts[2] == "calibration":
+            return world.calibration(parts[1])
         if parts[2] == "series":
             return world.series(parts[1], int(query.get("seconds", 600)))
     raise Refused(404, f"unknown path /admin/v1/{path}")

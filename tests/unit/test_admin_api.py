@@ -30,6 +30,8 @@ def client(rig: Rig, auth: Auth | None = None, console: Path | None = None, **mo
 
 
 def series(request: httpx.Request) -> httpx.Response:
+    if request.url.path == "/v1/calibration/moderation":
+        return httpx.Response(200, json={"model": "moderation", "reports": []})
     if request.url.params["model"] != "moderation":
         return httpx.Response(500)
     return httpx.Response(200, json={"model": "moderation", "seconds": request.url.params["seconds"]})
@@ -99,6 +101,7 @@ async def test_verdicts_and_series_come_from_the_monitor(api: httpx.AsyncClient,
     }  # fmt: skip
     assert (await api.get(f"{ROOT}/status")).json()["monitor"]["mode"] == "degraded"
     assert (await api.get(f"{ONE}/series?seconds=60")).json() == {"model": "moderation", "seconds": "60"}
+    assert (await api.get(f"{ONE}/calibration")).json() == {"model": "moderation", "reports": []}
     rig.clock.advance(6)
     assert (await api.get(f"{ONE}/verdicts")).json()["stale"] is True
 

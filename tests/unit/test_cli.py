@@ -12,8 +12,10 @@ from typing import Any
 
 import click
 import httpx
+import msgspec
 import pytest
 
+from monitoring.reliability import Diagram
 from serving.cli import canarium, main
 from serving.commands.examine import parse_listener, report
 from serving.contract import ControlWord, slot_key
@@ -92,6 +94,7 @@ def test_help_names_every_command_and_every_exit_code(capsys: pytest.CaptureFixt
     commands = (
         *("up", "down", "check", "monitor", "status", "traffic", "rollback", "kill", "rearm", "audit"),
         *("rollout", "infer", "feedback", "build", "registry", "doctor", "token", "slo", "state", "events"),
+        *("approve", "calibration", "card", "gate", "key"),
     )
     assert sorted(canarium.commands) == sorted(commands)
     for word in (*commands, "Exit codes", "cannot be reached", "refused"):
@@ -201,6 +204,26 @@ def test_audit_lists_and_verifies(capsys: pytest.CaptureFixture[str]) -> None:
     assert "flips" in capsys.readouterr().out
     assert server.run("audit", "verify") == 1
     assert "entry 4" in capsys.readouterr().err
+
+
+def test_calibration_is_told_by_judge_and_by_variant(capsys: pytest.CaptureFixture[str]) -> None:
+    diagram = Diagram([0.8], 2)
+    for n in range(600):
+        diagram.add(1, 0.97, float(n % 5 != 0))
+    report = diagram.report("int8", True, ["ham", "spam"], [0.0, 0.0], 1.0)
+    coverage = {"variant": "int8", "answers": 1200, "labels": 600, "delays": [{"within_s": 3600, "labels": 600}]}
+    other = {**coverage, "variant": "teacher", "labels": 0, "delays": []}
+    found = {"model": "moderation", "reports": [msgspec.to_builtins(report)], "coverage": [coverage, other]}
+    server = Server(**{"/admin/v1/models/moderation/calibration": found})
+    assert server.run("calibration", "moderation", "--variant", "int8") == 0
+    said = capsys.readouterr().out
+    for part in ("int8, right by label: 600 answers", "0.970", "0.800", "spam: 600 answers", "it is not applied"):
+        assert part in said
+    assert "int8: 600 of 1200 answers labelled (50.0%): 600 within 1 h" in said
+    assert "teacher:" not in said
+    server = Server(**{"/admin/v1/models/moderation/calibration": {**found, "reports": []}})
+    assert server.run("calibration", "moderation") == 0
+    assert "no answer with a probability has been labelled" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- changing

@@ -58,6 +58,10 @@ EXPECTED = {
     "canarium_agreement_ratio": ("gauge", {"model", "variant"}),
     "canarium_agreement_ratio_lower": ("gauge", {"model", "variant"}),
     "canarium_agreement_ratio_upper": ("gauge", {"model", "variant"}),
+    "canarium_calibration_error": ("gauge", {"model", "variant", "reference"}),
+    "canarium_calibration_error_lower": ("gauge", {"model", "variant", "reference"}),
+    "canarium_calibration_error_upper": ("gauge", {"model", "variant", "reference"}),
+    "canarium_brier_score": ("gauge", {"model", "variant"}),
     "canarium_labels_joined": ("counter", {"model", "variant"}),
     "canarium_labels_unjoined": ("counter", {"model", "reason"}),
     "canarium_join_evictions": ("counter", {"model"}),
@@ -120,6 +124,7 @@ class Bench:
         self.spool.record(
             Kind.REFERENCE, Flag.LIVE, request_key=key, series=self.ids["int8"], answered=self.ids["teacher"],
             status=200, rows=1, epoch=1, flips=int(flip), cls=int(flip), ref_cls=0, wall_ns=self.clock.wall_ns(),
+            prob=0.9, ref_prob=0.5,
         )  # fmt: skip
 
     def read(self) -> None:
@@ -209,6 +214,25 @@ def test_agreement_has_an_interval(bench: Bench) -> None:
     assert bench.value("canarium_agreement_ratio_upper", variant="int8") == pytest.approx(0.9604, abs=1e-3)
     assert wilson(0, 10)[0] == 0
     assert wilson(10, 10)[1] == pytest.approx(1)
+
+
+async def test_calibration_by_the_teacher_is_a_metric_and_on_the_api(bench: Bench) -> None:
+    for n in range(40):
+        bench.pair(False, key=n)
+    bench.read()
+    error = bench.value("canarium_calibration_error", variant="int8", reference="teacher")
+    assert error == pytest.approx(0.4)  # 0.9 sure, and the teacher gave 0.5
+    assert bench.value("canarium_calibration_error_lower", variant="int8", reference="teacher") <= error
+    assert bench.value("canarium_calibration_error_upper", variant="int8", reference="teacher") >= error
+    app = build_app(
+        CollectorRegistry(), dict, lambda _model, _seconds: None, bench.watch.calibration, lambda: {"ok": True}
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        found = (await client.get("/v1/calibration/m")).json()
+        assert (await client.get("/v1/calibration/nobody")).status_code == 404
+    (report,) = found["reports"]
+    assert (report["variant"], report["reference"], report["answers"]) == ("int8", "teacher", 40)
+    assert report["ece_debiased"] == error
 
 
 def test_exactly_one_verdict_holds(bench: Bench) -> None:
@@ -329,8 +353,9 @@ def test_a_heartbeat_that_stops_shows(bench: Bench) -> None:
 )
 async def test_only_its_own_names_are_served(configured: str, named: str, status: int) -> None:
     app = build_app(
-        CollectorRegistry(), dict, lambda _model, _seconds: None, lambda: {"ok": True}, allowed_hosts(configured, 8002)
-    )
+        CollectorRegistry(), dict, lambda _model, _seconds: None, lambda _model: None, lambda: {"ok": True},
+        allowed_hosts(configured, 8002),
+    )  # fmt: skip
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         for path in ("/metrics", "/healthz", "/v1/verdicts"):
             answer = await client.get(path, headers={"host": named})

@@ -10,6 +10,7 @@ import { Variants } from "./variants.js";
 import { Verdicts } from "./verdicts.js";
 import { Rollouts } from "./rollouts.js";
 import { Series, Slos } from "./series.js";
+import { Calibration } from "./calibration.js";
 import { Timeline } from "./timeline.js";
 
 function KilledBanner({ title, text, mark, verb, onRearm }) {
@@ -88,6 +89,7 @@ export function Model({ model, state }) {
         <${Verdicts} model=${model} slot=${verdicts} />
         <${Variants} model=${model} series=${series?.data} killed=${killed} />
         <${Series} model=${model} slot=${series} windowS=${state.windowS} />
+        <${Calibration} key=${model.model} model=${model} slot=${state.calibration[model.model]} />
       </div>
       <div class="column side">
         <${Slos} model=${model} slot=${series} />
