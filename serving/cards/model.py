@@ -52,7 +52,8 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
     }
     if classifies_text:
         found["pipeline_tag"] = "text-classification"
-    shares = [one for one in measures(manifest.evaluation) if "." not in one.name and one.value != int(one.value)]
+    # Counts are whole numbers, measures are not.
+    shares = [one for one in measures(manifest.evaluation) if isinstance(manifest.evaluation.get(one.name), float)]
     if shares:
         source = plain(manifest.data.get("source", ""))
         task = {"type": found.get("pipeline_tag", "other"), "name": manifest.model}

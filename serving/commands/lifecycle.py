@@ -80,8 +80,11 @@ def monitor(path: Path, overrides: tuple[str, ...]) -> int:
 @set_option
 @json_option
 def check(path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
-    """Validate a configuration file; start nothing."""
+    """Validate a configuration file, and the policies that it names; start nothing."""
+    from serving.governance.admission import required_policies
+
     config = read_config(path, overrides)
+    policies = required_policies(config)
     if as_json:
         emit_json(config.model_dump(mode="json"))
         return OK
@@ -91,6 +94,8 @@ def check(path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
         weights = ", ".join(f"{variant} {share:g} %" for variant, share in model.routing.weights.items() if share)
         out.print(f"  {name}: baseline {model.baseline}, variants {', '.join(model.variants)}")
         out.print(f"    starts with {weights or 'everything on the baseline'}")
+        if name in policies:
+            out.print(f"    must be approved under policy {policies[name].name} ({config.governance.mode})")
     return OK
 
 

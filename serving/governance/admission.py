@@ -86,6 +86,13 @@ def _wanting(role: str, count: int) -> str:
     return f"{count} approval{'s' if count > 1 else ''}{f' by a {role}' if role else ''} missing"
 
 
+def required_policies(config: Config) -> dict[str, Policy]:
+    """Model -> the policy that its artifacts must fulfil; none while governance is off. Raises `ConfigError`."""
+    if config.governance.mode == "off":
+        return {}
+    return {name: load_policy(model.policy or config.governance.policy) for name, model in config.models.items()}
+
+
 class Admission:
     """The governance of one configuration over one registry.
 
@@ -97,11 +104,7 @@ class Admission:
         self._registry = registry
         self.mode = config.governance.mode
         self._trusted = trusted_keys(config.governance)
-        self._policies = (
-            {name: load_policy(model.policy or config.governance.policy) for name, model in config.models.items()}
-            if self.mode != "off"
-            else {}
-        )
+        self._policies = required_policies(config)
 
     def refusal(self, model: str, variant: str, manifest: Manifest) -> str:
         """Why this artifact may not be served as this variant, in one line; empty if it may."""

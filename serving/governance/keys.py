@@ -34,6 +34,8 @@ class PublicKey:
             if not text.startswith(PREFIX):
                 raise ValueError
             raw = base64.b64decode(text.removeprefix(PREFIX), validate=True)
+            if PREFIX + base64.b64encode(raw).decode() != text:
+                raise ValueError  # another spelling of the same bytes: one key must have one name
             self._key = Ed25519PublicKey.from_public_bytes(raw)
         except (ValueError, binascii.Error):
             raise GovernanceError(

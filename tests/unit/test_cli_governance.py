@@ -83,3 +83,10 @@ def test_up_refuses_what_nobody_approved_before_anything_starts(registry: Regist
     assert str(refused.value).startswith("models.m.variants.teacher: m/teacher:1 (sha256 ")
     assert "1 approval missing; governance.mode is enforce" in str(refused.value)
     assert not (tmp_path / "state").exists()
+
+
+def test_check_reads_the_policies_that_a_configuration_names(run: Any, registry: Registry, tmp_path: Path) -> None:
+    path = trusting(registry, "ed25519:11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=")
+    assert "must be approved under policy limited (enforce)" in run("check", str(path))
+    path.write_text(path.read_text().replace("policy: limited", "policy: absent.yaml"))
+    assert "absent.yaml: No such file or directory; expected a policy file or one of" in run("check", str(path), code=1)
