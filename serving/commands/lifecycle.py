@@ -64,10 +64,14 @@ def monitor(path: Path, overrides: tuple[str, ...]) -> int:
 
     import msgspec
 
+    from serving.loading import Loader
     from serving.monitor_settings import monitor_settings
     from serving.paths import Paths, write_private
+    from serving.registry.store import Registry
 
     config = read_config(path, overrides).absolute()
+    # What is served in place of an artifact that may not run here is what is to be watched.
+    config, _ = Loader(config, Registry(config.registry.dir)).fitted(config)
     paths = Paths.of(config.state.dir)
     paths.create()
     settings = paths.run_dir / "monitor.json"

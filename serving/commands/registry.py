@@ -38,14 +38,15 @@ def registry() -> None:
 @json_option
 def list_(registry_dir: Path, as_json: bool) -> int:
     """Every artifact, oldest first."""
-    from serving.commands.render_registry import artifacts_table, plain
+    from serving.commands.render_registry import approved_under, artifacts_table, plain
 
     store = open_registry(registry_dir)
     manifests = store.list()
     if as_json:
         emit_json([plain(manifest) for manifest in manifests])
         return OK
-    console().print(artifacts_table(manifests, store.aliases.all()))
+    approved = approved_under(store.approvals.all(), manifests)
+    console().print(artifacts_table(manifests, store.aliases.all(), approved))
     return OK
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from serving.commands.render import plain_table
 from serving.registry.aliases import Change
+from serving.registry.approvals import Signed, faults
 from serving.registry.diff import Difference
 from serving.registry.manifest import File, Manifest
 
@@ -23,11 +24,19 @@ def plain(manifest: Manifest) -> dict[str, Any]:
     return document
 
 
-def artifacts_table(manifests: Iterable[Manifest], aliases: Aliases | None = None) -> Table:
-    """One artifact a line."""
+def artifacts_table(
+    manifests: Iterable[Manifest], aliases: Aliases | None = None, approved: Mapping[str, str] | None = None
+) -> Table:
+    """One artifact a line.
+
+    Args:
+        approved: reference -> under which policies, if any is.
+    """
     table = plain_table("artifact", "version>", "relation", "format", "MB>", "accuracy>", "created")
     if aliases:
         table.add_column("aliases", header_style="dim")
+    if approved:
+        table.add_column("approved under", header_style="dim")
     for found in manifests:
         accuracy = found.evaluation.get("accuracy")
         row = [
@@ -42,8 +51,20 @@ def artifacts_table(manifests: Iterable[Manifest], aliases: Aliases | None = Non
         if aliases:
             named = aliases.get((found.model, found.variant), {})
             row.append(", ".join(sorted(name for name, revision in named.items() if revision == found.revision)))
+        if approved:
+            row.append(approved.get(found.ref, ""))
         table.add_row(*row)
     return table
+
+
+def approved_under(approvals: Iterable[Signed], manifests: Iterable[Manifest]) -> dict[str, str]:
+    """Reference -> the policies under which somebody approved what is there; whether that counts is another matter."""
+    there = {manifest.ref: manifest for manifest in manifests}
+    found: dict[str, set[str]] = {}
+    for one in approvals:
+        if one.ref in there and not faults(one, there[one.ref]):
+            found.setdefault(one.ref, set()).add(one.opened()[0].predicate.policy)
+    return {ref: ", ".join(sorted(policies)) for ref, policies in found.items()}
 
 
 def aliases_table(aliases: Aliases) -> Table:

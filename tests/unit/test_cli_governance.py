@@ -61,6 +61,8 @@ def test_from_a_key_to_an_approval_that_counts(run: Any, registry: Registry, tmp
     said = run("approve", "m/int8", *options, "numbers are fine")
     assert said.startswith("m/int8:1: approved under policy 'limited' as reviewer\nsigned sha256 ")
     assert "approved by Alice as reviewer" in run("gate", "m/int8", "--policy", "limited", "-f", config)
+    (line,) = [line for line in run("registry", "list").splitlines() if "m/int8:1" in line]
+    assert "limited" in line
     assert "say why" in run("approve", "m/int8", *options, " ", code=2)
     document = json.loads(run("gate", "m/int8", "--policy", "limited", "-f", config, "--json"))
     assert document["failed"] == []
