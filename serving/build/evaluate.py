@@ -12,6 +12,7 @@ import numpy as np
 from serving.build import metrics
 from serving.build.cache import BuildError, Tick, write_json
 from serving.build.cpu import cpu_info
+from serving.build.evidence.flips import paired_flips
 from serving.build.examples import Examples, read_examples
 from serving.build.interface import draft
 from serving.clock import SystemClock
@@ -20,13 +21,15 @@ from serving.runtimes.base import Session, open_session
 from serving.runtimes.pipeline import Pipeline
 
 _BATCH = 16
+#: Batch sizes whose latency is measured, and how often.
+SIZES = {1: 200, 4: 96, 16: 64, 32: 32}
 _now_ns = SystemClock().monotonic_ns
 _RUNTIMES = {"onnx": "onnxruntime", "torch": "torch"}
 _HERE = Path(__file__).parent
 #: Sources that the steps below depend on beside this file.
 MEASURING = (
     *(_HERE.parent / "runtimes" / name for name in ("pipeline.py", "onnx.py", "torch.py")),
-    *(_HERE / name for name in ("metrics.py", "interface.py", "examples.py")),
+    *(_HERE / name for name in ("metrics.py", "interface.py", "examples.py", "evidence/flips.py")),
 )
 
 
@@ -40,7 +43,7 @@ def _open(
     return manifest, Pipeline(manifest, needs.get("files", folder)), session
 
 
-def _infer(pipeline: Pipeline, session: Session, examples: Examples) -> np.ndarray:
+def infer(pipeline: Pipeline, session: Session, examples: Examples) -> np.ndarray:
     """Logits float32 [n, C], in batches; every batch must pass the server's own check."""
     parts, n = [], len(examples)
     for at in range(0, n, _BATCH):
@@ -61,7 +64,7 @@ def calibrate(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any
     """
     _, pipeline, session = _open(needs, parameters, 1.0)
     examples = read_examples(needs["data"], "calibration", parameters["labels"])
-    logits = _infer(pipeline, session, examples)
+    logits = infer(pipeline, session, examples)
     temperature = metrics.fit_temperature(logits, examples.classes)
     probabilities = metrics.softmax(logits, temperature)
     np.save(out / "probabilities.npy", probabilities)
@@ -89,8 +92,8 @@ def evaluate(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any]
     temperature = msgspec.json.decode((needs["calibration"] / "calibration.json").read_bytes())["temperature"]
     manifest, pipeline, session = _open(needs, parameters, temperature)
     examples = read_examples(needs["data"], "test", parameters["labels"])
-    logits = _infer(pipeline, session, examples)
-    tick(1, 4, "latency")
+    logits = infer(pipeline, session, examples)
+    tick(1, 2 + len(SIZES), "latency")
     np.save(out / "logits.npy", logits)
     probabilities = pipeline.postprocess({"logits": logits})["probabilities"]
     judge = np.load(needs["teacher"] / "logits.npy").argmax(axis=1) if "teacher" in needs else None
@@ -98,7 +101,7 @@ def evaluate(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any]
         "split": "test",
         **quality(probabilities, logits.argmax(axis=1), examples.classes, judge, parameters["labels"]),
         "nll": metrics.negative_log_likelihood(logits, examples.classes, temperature),
-        "batch_neighbour_delta": _neighbour_delta(pipeline, session, examples, logits),
+        "batch_neighbour_delta": neighbour_delta(pipeline, session, examples, logits),
         "latency_ms": _latency(pipeline, session, examples, tick),
         "bytes": sum(
             (needs["model"] / name if name == manifest.entry else needs["files"] / name).stat().st_size
@@ -129,19 +132,13 @@ def quality(
     n, right, confidence = len(answers), answers == classes, probabilities.max(axis=1)
     ece, ece_if_perfect = metrics.ece(confidence, right), metrics.null_ece(confidence)
     teacher = answers if judge is None else judge
-    flips = int((answers != teacher).sum())
-    negative = int(((teacher == classes) & ~right).sum())
     return {
         "rows": n,
         "correct": int(right.sum()),
         "accuracy": float(right.mean()),
         "accuracy_ci": metrics.wilson(int(right.sum()), n),
         "recall": {label: float(right[classes == index].mean()) for index, label in enumerate(labels)},
-        "teacher_disagreement": flips / n,
-        "teacher_disagreement_ci": metrics.wilson(flips, n),
-        "teacher_flips": flips,
-        "negative_flips": negative,
-        "negative_flip_upper": metrics.clopper_pearson_upper(negative, n),
+        **paired_flips(answers, teacher, classes),
         "ece": ece,
         "ece_if_perfect": ece_if_perfect,
         "ece_debiased": max(0.0, ece - ece_if_perfect),
@@ -149,7 +146,7 @@ def quality(
     }
 
 
-def _neighbour_delta(pipeline: Pipeline, session: Session, examples: Examples, logits: np.ndarray) -> float:
+def neighbour_delta(pipeline: Pipeline, session: Session, examples: Examples, logits: np.ndarray) -> float:
     """Largest difference of a logit between a row answered alone and in its batch, over 64 rows."""
     alone = [
         session.run(pipeline.preprocess(examples.take(at, at + 1)))["logits"] for at in range(min(64, len(logits)))
@@ -160,10 +157,9 @@ def _neighbour_delta(pipeline: Pipeline, session: Session, examples: Examples, l
 def _latency(pipeline: Pipeline, session: Session, examples: Examples, tick: Tick) -> dict[str, Any]:
     """Milliseconds of one thread: the session alone, and with pre- and postprocessing."""
     measured: dict[str, Any] = {"threads": 1}
-    for step, size in enumerate((1, 16)):
-        batches = [examples.take(at, at + size) for at in range(0, len(examples) - size + 1, size)][:64]
+    for step, size in enumerate(SIZES):
+        batches = [examples.take(at, at + size) for at in range(0, max(len(examples) - size + 1, 1), size)][:64]
         ready = [pipeline.preprocess(batch) for batch in batches]
-        runs = 200 if size == 1 else 64
 
         def whole(index: int, batches: list[dict[str, np.ndarray]] = batches) -> None:
             pipeline.postprocess(session.run(pipeline.preprocess(batches[index % len(batches)])))
@@ -171,9 +167,9 @@ def _latency(pipeline: Pipeline, session: Session, examples: Examples, tick: Tic
         def bare(index: int, ready: list[dict[str, np.ndarray]] = ready) -> None:
             session.run(ready[index % len(ready)])
 
-        measured[f"batch_{size}"] = percentiles(bare, runs)
-        measured[f"batch_{size}_whole"] = percentiles(whole, runs)
-        tick(2 + step, 4, "latency")
+        measured[f"batch_{size}"] = percentiles(bare, SIZES[size])
+        measured[f"batch_{size}_whole"] = percentiles(whole, SIZES[size])
+        tick(2 + step, 2 + len(SIZES), "latency")
     return measured
 
 

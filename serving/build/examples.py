@@ -22,6 +22,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.classes)
 
+    def head(self, rows: int) -> Examples:
+        """The first rows."""
+        return Examples(self.take(0, rows), self.classes[:rows])
+
     def take(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """The inputs of some rows."""
         return {name: array[start:stop] for name, array in self.inputs.items()}

@@ -118,3 +118,9 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     scaled = logits.astype(np.float64) / temperature
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def mean_kl(teacher: np.ndarray, student: np.ndarray) -> float:
+    """Mean KL(teacher ‖ student) in nats of logits [n, C] at temperature 1."""
+    p, q = softmax(teacher), softmax(student)
+    return float((p * (np.log(p + 1e-300) - np.log(q + 1e-300))).sum(axis=1).mean())

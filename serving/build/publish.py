@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
-from serving.build.cache import versions
+from serving.build.cache import Made, versions
 from serving.build.cpu import cpu_info
+from serving.build.evidence.slices import lowest_accuracy
 from serving.build.plan import Plan, Variant
 from serving.build.recipe import Recipe, RequirementsRecipe
 from serving.governance.gate import failures, judge
@@ -39,11 +40,17 @@ class Outcome(NamedTuple):
 
 
 def publish(
-    plan: Plan[Any], recipe_sha256: str, registry: Registry, variants: Sequence[Variant], policy: Policy | None = None
+    plan: Plan[Any],
+    recipe_sha256: str,
+    registry: Registry,
+    variants: Sequence[Variant],
+    evidence: Mapping[str, Made],
+    policy: Policy | None = None,
 ) -> Outcome:
     """Register every variant that meets the requirements. Parents come before their children.
 
     Args:
+        evidence: variant -> the step that examined it; what it found joins the evaluation.
         policy: its rules are requirements as well.
 
     Raises:
@@ -54,6 +61,8 @@ def publish(
     data = {**plan.data(), **recipe.data.model_dump(exclude={"file"}), "role": "train, calibrate, test"}
     for variant in variants:
         evaluation = variant.evaluation.read("evaluation.json")
+        if variant.name in evidence:
+            evaluation |= evidence[variant.name].read("evidence.json")
         calibration = variant.calibration.read("calibration.json") if variant.calibration else {}
         missing = [parent for parent in variant.parents.values() if parent not in registered]
         reason = f"its parent {missing[0]} was refused" if missing else ""
@@ -104,9 +113,12 @@ def publish(
 
 def _gate(needed: RequirementsRecipe, evaluation: Mapping[str, Any]) -> str:
     """Why a variant may not be registered; empty if it may. `X_floor` and `X_ceiling` bound the measured X."""
-    for requirement, bound in needed.model_dump(exclude={"policy"}).items():
+    measured = {**evaluation, **_derived(evaluation)}
+    for requirement, bound in needed.model_dump(exclude={"policy"}, exclude_none=True).items():
         what, _, side = requirement.rpartition("_")
-        value = evaluation[_MEASURED_AS.get(what, what)]
+        value = measured[_MEASURED_AS.get(what, what)]
+        if value is None:
+            return f"{what.replace('_', ' ')} was not measured, which requirements.{requirement} asks for"
         if value < bound if side == "floor" else value > bound:
             direction = "under" if side == "floor" else "over"
             return f"{what.replace('_', ' ')} {value:.4f} is {direction} requirements.{requirement} {bound}"
@@ -127,6 +139,16 @@ def _lacking(
     return f"requirements.policy {policy.name!r}: {'; '.join(lacks)}" if lacks else ""
 
 
+def _derived(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
+    """What requirements bound that is no number of the evaluation by itself."""
+    memory = evaluation.get("memory")
+    return {
+        "slice": lowest_accuracy(evaluation["slices"])[1] if "slices" in evaluation else None,
+        "p99_ms": evaluation["latency_ms"]["batch_1"]["p99"],
+        "memory_mb": memory["model_bytes"] / 1e6 if memory else None,
+    }
+
+
 def _validated(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "cpu": evaluation["cpu"],
@@ -134,6 +156,7 @@ def _validated(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "batch_1": evaluation["latency_ms"]["batch_1"],
         "batch_16": evaluation["latency_ms"]["batch_16"],
         "accuracy": evaluation["accuracy"],
+        "memory": evaluation.get("memory"),
     }
 
 

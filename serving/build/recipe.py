@@ -58,6 +58,12 @@ class RequirementsRecipe(Section):
     accuracy_floor: Share = 0.0
     disagreement_ceiling: Share = 1.0
     policy: str | None = None
+    #: Accuracy on the worst slice of the test rows (of at least 20 rows).
+    slice_floor: Share | None = None
+    #: 99th percentile of the session's time for one row with one thread; it depends on the machine.
+    p99_ms_ceiling: Positive | None = None
+    #: Resident memory that loading and running the model adds to a process.
+    memory_mb_ceiling: Positive | None = None
 
 
 class Recipe(Section):

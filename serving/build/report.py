@@ -10,16 +10,19 @@ from typing import Any
 import msgspec
 
 from serving.build import metrics
-from serving.build.cache import versions, write_json
+from serving.build.cache import Made, versions, write_json
 from serving.build.cpu import cpu_info
+from serving.build.evidence import report as evidence_report
 from serving.build.plan import Part, Plan, Variant
 from serving.build.publish import Outcome
 from serving.registry.files import write_atomically
 
 
-def write(folder: Path, plan: Plan[Any], variants: Sequence[Variant], outcome: Outcome) -> Path:
+def write(
+    folder: Path, plan: Plan[Any], variants: Sequence[Variant], evidence: Mapping[str, Made], outcome: Outcome
+) -> Path:
     """Write `MODEL-KEY.md` and `.json`; gives the path of the former. KEY names the content."""
-    document = _document(plan, variants, outcome)
+    document = _document(plan, variants, evidence, outcome)
     key = hashlib.sha256(msgspec.json.encode(document, order="sorted")).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{plan.recipe.model}-{key}.md"
@@ -29,7 +32,9 @@ def write(folder: Path, plan: Plan[Any], variants: Sequence[Variant], outcome: O
     return path
 
 
-def _document(plan: Plan[Any], variants: Sequence[Variant], outcome: Outcome) -> dict[str, Any]:
+def _document(
+    plan: Plan[Any], variants: Sequence[Variant], evidence: Mapping[str, Made], outcome: Outcome
+) -> dict[str, Any]:
     refs = {manifest.variant: manifest for manifest in outcome.manifests}
     rows: dict[str, Any] = {}
     for variant in variants:
@@ -48,6 +53,8 @@ def _document(plan: Plan[Any], variants: Sequence[Variant], outcome: Outcome) ->
         "recipe": plan.recipe.model_dump(mode="json"),
         "data": plan.data(),
         "variants": rows,
+        "evidence": {name: made.read("evidence.json") for name, made in evidence.items()},
+        "calibration_drift": plan.made["calibration-drift"].read("drift.json"),
         **plan.findings(variants),
         "versions": versions(),
         "cpu": cpu_info(),
@@ -96,6 +103,7 @@ def _markdown(plan: Plan[Any], document: Mapping[str, Any]) -> str:
     parts = [
         *plan.parts(document),
         Part("Against the teacher", _teacher_lines(document)),
+        *evidence_report.parts(document),
         Part("Notes", [*plan.notes(document), *_notes(document)]),
     ]
     for part in parts:

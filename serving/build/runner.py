@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from serving.build import publish, report
-from serving.build.cache import BuildError, Cache
+from serving.build.cache import BuildError, Cache, Made
+from serving.build.evidence.steps import gather
 from serving.build.kinds import load_recipe, plan_of
 from serving.build.recipe import Recipe
 from serving.clock import SystemClock
@@ -30,7 +31,7 @@ class BuildResult(NamedTuple):
     """What a build made.
 
     `cached` tells that no step had to be done; `refused` says of each variant that missed a requirement
-    (and was not registered) which; `seconds` is the wall time of this call.
+    (and was not registered) which; `seconds` is the wall time of this call; `steps` are all steps in order.
     """
 
     manifests: list[Manifest]
@@ -38,6 +39,7 @@ class BuildResult(NamedTuple):
     cached: bool
     report_path: Path
     refused: dict[str, str]
+    steps: list[Made]
 
 
 def build(recipe_path: Path, registry: Registry, *, cache_dir: Path, console: Console | None = None) -> BuildResult:
@@ -65,14 +67,15 @@ def build(recipe_path: Path, registry: Registry, *, cache_dir: Path, console: Co
         with cache.locked():
             plan = plan_of(recipe)(recipe, recipe_path.parent, cache)
             variants = plan.run()
-            outcome = publish.publish(plan, file_digest(recipe_path), registry, variants, policy)
-            path = report.write(registry.root / "reports", plan, variants, outcome)
+            evidence = gather(plan, variants)
+            outcome = publish.publish(plan, file_digest(recipe_path), registry, variants, evidence, policy)
+            path = report.write(registry.root / "reports", plan, variants, evidence, outcome)
     seconds = (clock.monotonic_ns() - started) / 1e9
     cached = all(made.cached for made in cache.made)
     trusted = variants[0].name
     if trusted in outcome.refused:
         raise BuildError(f"the {trusted} is not good enough: {outcome.refused[trusted]}; see {path}")
-    return BuildResult(outcome.manifests, seconds, cached, path, outcome.refused)
+    return BuildResult(outcome.manifests, seconds, cached, path, outcome.refused, list(plan.made.values()))
 
 
 def _policy(recipe: Recipe, path: Path) -> Policy | None:

@@ -178,5 +178,6 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         document = msgspec.to_builtins(self)
         for field in ("revision", "version", "created_at", "build", "validated_on"):
             del document[field]
-        document["evaluation"].pop("latency_ms", None)
+        for measured in ("latency_ms", "memory"):
+            document["evaluation"].pop(measured, None)
         return hashlib.sha256(msgspec.json.encode(document, order="sorted")).hexdigest()

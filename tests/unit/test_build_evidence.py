@@ -6,12 +6,61 @@ import itertools
 import random
 from pathlib import Path
 
+import build_kit
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from serving.build.cache import BuildError
 from serving.build.evidence import drift, flips, perturb, saturation, slices
+from serving.build.runner import BuildResult, build
+from serving.registry.store import Registry
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Registry, BuildResult]:
+    folder = tmp_path_factory.mktemp("build")
+    document = build_kit.recipe() | {"requirements": {"slice_floor": 0.5, "memory_mb_ceiling": 900}}
+    recipe = build_kit.write(folder, document, build_kit.rows())
+    registry = Registry(folder / "registry")
+    return registry, build(recipe, registry, cache_dir=folder / "cache")
+
+
+# ---------------------------------------------------------------- what a build binds to its variants
+
+
+def test_the_manifest_says_where_a_variant_loses_and_what_it_takes(built: tuple[Registry, BuildResult]) -> None:
+    evaluation = built[0].resolve("tiny/int8").evaluation
+    assert {"class=ham", "class=spam"} <= set(evaluation["slices"]["slices"])
+    assert set(evaluation["perturbations"]) == set(perturb.TEXT)
+    assert evaluation["hostile"]["rows"] == 60
+    assert set(evaluation["latency_ms"]) >= {"batch_1", "batch_4", "batch_16", "batch_32"}
+    assert evaluation["saturation"]["pairs"] > 0
+    assert evaluation["uncalibrated"]["nll"] > 0
+    assert 0 < evaluation["memory"]["model_bytes"] < evaluation["memory"]["peak_bytes"]
+    assert built[0].resolve("tiny/teacher").evaluation["saturation"]["pairs"] == 0
+
+
+def test_the_trusted_variant_is_as_fragile_as_itself(built: tuple[Registry, BuildResult]) -> None:
+    for each in built[0].resolve("tiny/teacher").evaluation["perturbations"].values():
+        assert each["flip_rate"] == each["teacher_flip_rate"]
+        assert each["differs_from_teacher"] == 0
+
+
+def test_the_report_has_a_section_for_each(built: tuple[Registry, BuildResult]) -> None:
+    text = built[1].report_path.read_text()
+    for title in ("Slices", "Perturbed inputs", "Calibration before and after", "Memory and overflow"):
+        assert f"## {title}" in text
+    assert "calibration rows against 160 training rows" in text
+
+
+def test_a_variant_that_fails_one_slice_is_kept_out(tmp_path: Path, built: tuple[Registry, BuildResult]) -> None:
+    document = build_kit.recipe() | {"requirements": {"slice_floor": 1.0}}
+    recipe = build_kit.write(tmp_path, document, build_kit.rows())
+    with pytest.raises(BuildError, match=r"slice 0\.\d+ is under requirements\.slice_floor 1\.0"):
+        build(recipe, Registry(tmp_path / "registry"), cache_dir=built[0].root.parent / "cache")
+
 
 # ---------------------------------------------------------------- flips
 

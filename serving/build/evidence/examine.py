@@ -1,0 +1,129 @@
+"""What a variant does where it matters beyond the mean: slices, perturbed and hostile inputs, memory, overflow.
+
+The kind of a recipe says what its rows, slices and perturbations are (`Subject`); all the rest is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from serving.build import metrics
+from serving.build.cache import Tick, write_json
+from serving.build.evaluate import infer
+from serving.build.evidence import memory, perturb, saturation, slices
+from serving.build.examples import Examples
+from serving.registry.manifest import Manifest
+from serving.runtimes.base import open_session
+from serving.runtimes.pipeline import Pipeline
+
+#: Perturbed rows at most: enough for rates to within a few percent, little enough for a quick build.
+ROWS = 400
+#: Tries of the random search for a perturbation that turns a right answer wrong.
+TRIES = 6
+_BATCH = 16
+_RUNTIMES = {"onnx": "onnxruntime", "torch": "torch"}
+
+Inputs = dict[str, np.ndarray]
+
+
+class Subject(NamedTuple):
+    """The test rows, as a request would carry them.
+
+    `inputs`: client tensors [n, …]; `truth`: class indices [n]; `masks`: slice -> bool [n]; `perturbed`: name ->
+    client tensors of the first `ROWS` rows; `hostile`: `TRIES` further perturbations of the same rows.
+    """
+
+    inputs: Inputs
+    truth: np.ndarray
+    masks: dict[str, np.ndarray]
+    perturbed: dict[str, Inputs]
+    hostile: list[Inputs]
+
+
+def examine(
+    subject: Subject,
+    manifest: Manifest,
+    pipeline: Pipeline,
+    out: Path,
+    needs: Mapping[str, Path],
+    tick: Tick,
+) -> None:
+    """Write `evidence.json` and `answers.npy` (class indices, one row for each perturbation and try).
+
+    Args:
+        needs: `model`, the folder of the artifact; `evaluation`, its own (`logits.npy`); and for a variant that stands
+            in for another, `teacher`, the evaluation, and `teacher_evidence`, the examination, of that one.
+    """
+    runtime = _RUNTIMES[manifest.format]
+    session = open_session(manifest, needs["model"], runtime=runtime, threads=1)
+    logits = np.load(needs["evaluation"] / "logits.npy")
+    answers = logits.argmax(axis=1)
+    teacher = np.load(needs.get("teacher", needs["evaluation"]) / "logits.npy").argmax(axis=1)
+    total = len(subject.perturbed) + len(subject.hostile) + 1
+    shaken = []
+    for number, inputs in enumerate((*subject.perturbed.values(), *subject.hostile)):
+        tick(number, total, "perturbed rows")
+        shaken.append(infer(pipeline, session, Examples(inputs, subject.truth[:ROWS])).argmax(axis=1))
+    session.close()
+    ours = np.array(shaken, np.int64).reshape(len(shaken), -1)
+    np.save(out / "answers.npy", ours)
+    theirs = np.load(needs["teacher_evidence"] / "answers.npy") if "teacher_evidence" in needs else ours
+    tick(total - 1, total, "memory")
+    batch = {name: values[:_BATCH] for name, values in subject.inputs.items()}
+    taken = memory.measure(manifest, needs["model"], runtime=runtime, inputs=pipeline.preprocess(batch), scratch=out)
+    write_json(
+        out / "evidence.json",
+        {
+            "slices": slices.compare_slices(subject.masks, answers == subject.truth, teacher == subject.truth),
+            **_robustness(subject, answers, ours, teacher, theirs),
+            "uncalibrated": _reliability(logits, subject.truth, 1.0),
+            "memory": msgspec.to_builtins(taken) if taken else None,
+            "saturation": saturation.audit(needs["model"] / manifest.entry) if manifest.format == "onnx" else None,
+        },
+    )
+
+
+def _robustness(
+    subject: Subject, answers: np.ndarray, ours: np.ndarray, teacher: np.ndarray, theirs: np.ndarray
+) -> dict[str, Any]:
+    """`perturbations` by name, and `hostile`: right answers that one of the tries turned wrong."""
+    rows = ours.shape[1]
+    clean, before, truth = answers[:rows], teacher[:rows], subject.truth[:rows]
+    perturbations = {
+        name: perturb.divergence(clean, ours[number], before, theirs[number])
+        for number, name in enumerate(subject.perturbed)
+    }
+    first = len(subject.perturbed)
+    if not subject.hostile:
+        return {"perturbations": perturbations, "hostile": None}
+    held = [(flat == truth).all(axis=0) for flat in (ours[first:], theirs[first:])]
+    fallen, fallen_teacher = (clean == truth) & ~held[0], (before == truth) & ~held[1]
+    return {
+        "perturbations": perturbations,
+        "hostile": {
+            "tries": len(subject.hostile),
+            "rows": rows,
+            "broken_rate": float(fallen.mean()),
+            "broken_rate_ci": metrics.wilson(int(fallen.sum()), rows),
+            "teacher_broken_rate": float(fallen_teacher.mean()),
+            "p_value": metrics.sign_test(int((fallen & ~fallen_teacher).sum()), int((~fallen & fallen_teacher).sum())),
+        },
+    }
+
+
+def _reliability(logits: np.ndarray, truth: np.ndarray, temperature: float) -> dict[str, float]:
+    """Calibration of softmax(logits / temperature) on these rows; see `metrics` for each number."""
+    probabilities = metrics.softmax(logits, temperature)
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
+    error = metrics.ece(confidence, right)
+    return {
+        "ece": error,
+        "ece_debiased": max(0.0, error - metrics.null_ece(confidence)),
+        "brier": metrics.brier(probabilities, truth),
+        "nll": metrics.negative_log_likelihood(logits, truth, temperature),
+    }
