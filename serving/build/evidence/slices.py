@@ -82,6 +82,7 @@ def compare_slices(masks: Mapping[str, np.ndarray], right: np.ndarray, teacher_r
             "change": change,
             "change_ci": large[name]["change_ci"],
             "accuracy": large[name]["accuracy"],
+            "accuracy_ci": large[name]["accuracy_ci"],
             "excess": change - overall,
             "singled_out": large[name]["change_ci"][1] < overall,
         }
