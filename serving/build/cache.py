@@ -12,11 +12,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import inspect
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -36,6 +37,10 @@ class BuildError(CanariumError):
     """A build that cannot go on; the message names the step."""
 
 
+class NotDoneError(BuildError):
+    """What a step wrote was asked for in a dry run, and it has not been done."""
+
+
 class Tick(Protocol):
     """How a step tells how far it is."""
 
@@ -51,7 +56,10 @@ class StepFunction(Protocol):
 
 
 class Made(NamedTuple):
-    """A finished step."""
+    """A finished step; in a dry run also one that is not.
+
+    `seconds` is what it took; for a step still to be done what it took the last time, NaN if that is not known.
+    """
 
     name: str
     key: str
@@ -60,8 +68,16 @@ class Made(NamedTuple):
     cached: bool
 
     def read(self, file: str) -> Any:
-        """The decoded content of one of its JSON files."""
-        return msgspec.json.decode((self.folder / file).read_bytes())
+        """The decoded content of one of its JSON files. Raises `NotDoneError` in a dry run."""
+        try:
+            return msgspec.json.decode((self.folder / file).read_bytes())
+        except FileNotFoundError as error:
+            raise NotDoneError(f"step {self.name} has not been done") from error
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of its files by name."""
+        done = _read_done(self.folder)
+        return done.files if done else {}
 
 
 class _Done(msgspec.Struct, frozen=True):
@@ -92,15 +108,22 @@ class Cache:
     Args:
         root: created if absent.
         listen: told (step name, done, total, note); done == total when the step is finished.
+        dry: do nothing, only tell what would be done.
     """
 
     def __init__(
-        self, root: Path, listen: Callable[[str, float, float, str], None], clock: Clock | None = None
+        self,
+        root: Path,
+        listen: Callable[[str, float, float, str], None],
+        clock: Clock | None = None,
+        *,
+        dry: bool = False,
     ) -> None:
         self._root = root
         self._listen = listen
         self._clock = clock or SystemClock()
         self._versions = versions()
+        self._dry = dry
         self.made: list[Made] = []
 
     @contextmanager
@@ -149,13 +172,17 @@ class Cache:
             name=name,
             parameters=parameters,
             needs={known: made.key for known, made in needs.items()},
-            files={known: _digest_of(name, path) for known, path in files.items()},
+            files={known: self._digest_of(name, path) for known, path in files.items()},
             code=[file_digest(path) for path in code],
             versions=self._versions,
         )
         folder = self._root / f"{name}-{key[:16]}"
         done = _read_done(folder)
         given = {known: made.folder for known, made in needs.items()} | files
+        if self._dry:
+            made = Made(name, key, folder, done.seconds if done else self._last_seconds(name), done is not None)
+            self.made.append(made)
+            return made
         if done is None:
             done = self._do(name, folder, function, given, parameters)
             made = Made(name, key, folder, done.seconds, False)
@@ -195,6 +222,22 @@ class Cache:
             shutil.rmtree(out, ignore_errors=True)
         return done
 
+    def _digest_of(self, step: str, path: Path) -> str:
+        try:
+            return file_digest(path)
+        except OSError as error:
+            if self._dry and self._root in path.parents:
+                return "not yet made"
+            raise BuildError(f"step {step}: cannot read {path}: {error.strerror}") from error
+
+    def _last_seconds(self, name: str) -> float:
+        """What the step of that name took when it was last done with other inputs; NaN if never."""
+        found = [path for path in self._root.glob(f"{name}-*/done.json") if path.parent.name.rpartition("-")[0] == name]
+        for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            with suppress(OSError, msgspec.DecodeError):
+                return msgspec.json.decode(path.read_bytes(), type=_Done).seconds
+        return math.nan
+
     def _prune(self) -> None:
         """Keep the `KEEP` most recently used results of each step."""
         results: dict[str, list[Path]] = {}
@@ -203,13 +246,6 @@ class Cache:
         for folders in results.values():
             for folder in sorted(folders, key=lambda path: path.stat().st_mtime_ns)[:-KEEP]:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _digest_of(step: str, path: Path) -> str:
-    try:
-        return file_digest(path)
-    except OSError as error:
-        raise BuildError(f"step {step}: cannot read {path}: {error.strerror}") from error
 
 
 def _key(**parts: Any) -> str:

@@ -6,7 +6,7 @@ The runner, the cache, the gate, the registration and the report know nothing el
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -31,9 +31,10 @@ class Variant(NamedTuple):
         parents: role -> name of an earlier variant.
         calibration: the step that fitted its temperature: `calibration.json`; None keeps 1.
         files: further files by name.
-        about: the manifest's dictionaries that only this kind of artifact has (`quantization`, `distillation`, …).
-        damage: for one damaged on purpose, what was done. It passes no gate, and is published with the evaluation
-            of its one parent, as a bad release would be whose numbers were believed.
+        about: gives the manifest's dictionaries that only this kind of artifact has (`quantization`, `distillation`,
+            …); asked once its steps are done.
+        damage: for one damaged on purpose, the step that did it: `damage.json`. It passes no gate, and is published
+            with the evaluation of its one parent, as a bad release would be whose numbers were believed.
     """
 
     name: str
@@ -45,8 +46,8 @@ class Variant(NamedTuple):
     parents: Mapping[str, str] = {}
     calibration: Made | None = None
     files: Mapping[str, Path] = {}
-    about: Mapping[str, Any] = {}
-    damage: Mapping[str, Any] | None = None
+    about: Callable[[], Mapping[str, Any]] = dict
+    damage: Made | None = None
 
     @property
     def entry(self) -> str:
@@ -83,9 +84,19 @@ class Plan(ABC, Generic[R]):
     def run(self) -> list[Variant]:
         """Do every step. The first variant is the trusted one; parents come before their children.
 
+        Reads what a step wrote only where later steps depend on it, so that a dry run can name them all.
+
         Raises:
             BuildError: a step failed.
         """
+
+    def check(self, variants: Sequence[Variant]) -> None:
+        """Look at what was measured before anything is registered.
+
+        Raises:
+            BuildError: the build is not what the recipe asks for.
+        """
+        return
 
     @abstractmethod
     def data(self) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def publish(
             refused[variant.name] = reason
             continue
         about: dict[str, Any] = {
-            **variant.about,
+            **variant.about(),
             "evaluation": evaluation,
             "validated_on": [_validated(evaluation)],
             "build": {
@@ -89,7 +89,8 @@ def publish(
             about["card"] = stated
         parents = {role: registered[name] for role, name in variant.parents.items()}
         if variant.damage is not None:
-            about |= _damaged(variant.damage, next(iter(parents.values())), evaluation, about["build"])
+            done = variant.damage.read("damage.json")
+            about |= _damaged(done, next(iter(parents.values())), evaluation, about["build"])
         interface = variant.interface.at_temperature(calibration.get("temperature", 1.0))
         registered[variant.name] = registry.register(
             recipe.model,

@@ -68,6 +68,7 @@ def build(recipe_path: Path, registry: Registry, *, cache_dir: Path, console: Co
             plan = plan_of(recipe)(recipe, recipe_path.parent, cache)
             variants = plan.run()
             evidence = gather(plan, variants)
+            plan.check(variants)
             outcome = publish.publish(plan, file_digest(recipe_path), registry, variants, evidence, policy)
             path = report.write(registry.root / "reports", plan, variants, evidence, outcome)
     seconds = (clock.monotonic_ns() - started) / 1e9

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from serving.commands.common import (
+    ERROR,
     OK,
     console,
     emit_json,
@@ -116,12 +117,21 @@ def feedback(model: str, request_id: str, label: str, url: str, token_file: Path
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory of finished steps.  [default: build, beside the registry]",
 )
+@click.option("--dry-run", is_flag=True, help="Only tell what would be done, and how long it took the last time.")
+@click.option("--verify", is_flag=True, help="Build again in a clean directory too, and compare the two.")
 @json_option
-def build(recipe: Path, registry_dir: Path, cache_dir: Path | None, as_json: bool) -> int:
+def build(recipe: Path, registry_dir: Path, cache_dir: Path | None, dry_run: bool, verify: bool, as_json: bool) -> int:
     """Make and register the variants of RECIPE.
 
     Finished steps are not repeated. A variant that misses a requirement of the recipe is not registered.
     """
+    cache_dir = cache_dir or registry_dir.parent / "build"
+    if dry_run and verify:
+        raise click.UsageError("--dry-run and --verify exclude each other")
+    if dry_run:
+        return _dry_run(recipe, cache_dir, as_json)
+    if verify:
+        return _verify(recipe, registry_dir, cache_dir, as_json)
     from rich.console import Console
 
     from serving.build.runner import build as run
@@ -131,7 +141,7 @@ def build(recipe: Path, registry_dir: Path, cache_dir: Path | None, as_json: boo
     made = run(
         recipe,
         Registry(registry_dir),
-        cache_dir=cache_dir or registry_dir.parent / "build",
+        cache_dir=cache_dir,
         console=None if as_json else Console(stderr=True),
     )
     if as_json:
@@ -150,6 +160,34 @@ def build(recipe: Path, registry_dir: Path, cache_dir: Path | None, as_json: boo
         click.echo(f"not registered: {name}: {why}")
     click.echo(f"{'nothing to do' if made.cached else 'done'} after {made.seconds:.1f} s; report: {made.report_path}")
     return OK
+
+
+def _dry_run(recipe: Path, cache_dir: Path, as_json: bool) -> int:
+    from serving.build.dry_run import dry_run
+    from serving.commands.render_build import planned_json, planned_lines
+
+    planned = dry_run(recipe, cache_dir=cache_dir)
+    if as_json:
+        emit_json(planned_json(planned))
+    else:
+        click.echo("\n".join(planned_lines(planned)))
+    return OK
+
+
+def _verify(recipe: Path, registry_dir: Path, cache_dir: Path, as_json: bool) -> int:
+    from rich.console import Console
+
+    from serving.build.verify import verify
+    from serving.commands.render_build import compared_lines
+    from serving.registry.store import Registry
+
+    shown = None if as_json else Console(stderr=True)
+    compared = verify(recipe, Registry(registry_dir), cache_dir=cache_dir, console=shown)
+    if as_json:
+        emit_json({"variants": [each._asdict() for each in compared]})
+    else:
+        click.echo("\n".join(compared_lines(compared)))
+    return ERROR if any(each.tier == "none" for each in compared) else OK
 
 
 def _read(text: str) -> str:

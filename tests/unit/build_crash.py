@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def main(root: Path, kills: int, seed: int) -> dict[str, Any]:
     while killed < kills:
         if chance.random() < 0.5:
             number = chance.randrange(1, changes)
-            code = end_of(in_child(lambda number=number: _before_change(number, folder)))
+            code = end_of(in_child(partial(_before_change, number, folder)))
         else:
             code = _after(chance.uniform(0.05, _LONGEST_S / 4), folder)
         killed += code == -signal.SIGKILL

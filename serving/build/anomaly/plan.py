@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class AnomalyPlan(Plan[AnomalyRecipe]):
             {"data": data, "model": teacher_onnx},
             (_BUILD / "quantize.py", _BUILD / "cpu.py", *_DATA),
         )
-        variants.append(self._variant("int8", int8, judge, {"quantization": int8.read("quantization.json")}))
+        variants.append(self._variant("int8", int8, judge, lambda: {"quantization": int8.read("quantization.json")}))
         students = self.step(
             "student",
             train_students,
@@ -90,8 +90,9 @@ class AnomalyPlan(Plan[AnomalyRecipe]):
             (_HERE / "ranking.py", *_DATA),
         )
         student = self._export("student-onnx", students, "model.safetensors")
-        about = {"distillation": self._distillation(students, compared)}
-        variants.append(self._variant("distilled", student, judge, about))
+        variants.append(
+            self._variant("distilled", student, judge, lambda: {"distillation": self._distillation(students, compared)})
+        )
         control = self._export("control-onnx", students, "control.safetensors")
         variants.append(self._variant("control", control, judge))
         return variants
@@ -126,7 +127,7 @@ class AnomalyPlan(Plan[AnomalyRecipe]):
         return self.step(name, export_onnx, parameters, {"module": module}, _NETWORKS)
 
     def _variant(
-        self, name: str, model: Made, judge: Variant | None, about: Mapping[str, Any] | None = None
+        self, name: str, model: Made, judge: Variant | None, about: Callable[[], Mapping[str, Any]] = dict
     ) -> Variant:
         recipe = self.recipe
         interface = detector_interface(recipe.labels, len(recipe.columns))
@@ -152,7 +153,7 @@ class AnomalyPlan(Plan[AnomalyRecipe]):
             _MEASURING,
         )
         relation, parents = _LINEAGE[name]
-        return Variant(name, "onnx", model, evaluation, interface, relation, parents, calibration, about=about or {})
+        return Variant(name, "onnx", model, evaluation, interface, relation, parents, calibration, about=about)
 
     def _distillation(self, students: Made, compared: Made) -> dict[str, Any]:
         document, comparison = students.read("students.json"), compared.read("comparison.json")

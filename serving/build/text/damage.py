@@ -15,7 +15,7 @@ import numpy as np
 from serving.build.cache import BuildError, Tick, write_json
 from serving.build.text.data import ROWS, read_split
 from serving.build.text.train import encode, logits_of
-from serving.build.training import prepare_torch
+from serving.build.training import prepare_torch, write_weights
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,6 @@ def damage(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], 
         BuildError: no strength comes near.
     """
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     from serving.runtimes.torch import load_module
 
@@ -80,9 +79,7 @@ def damage(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], 
     module = _perturbed(source, best.scale, best.seed)
     with safe_open(source, framework="pt") as stored:
         metadata = stored.metadata()
-    save_file(
-        {key: value.contiguous() for key, value in module.state_dict().items()}, out / "model.safetensors", metadata
-    )
+    write_weights(out / "model.safetensors", module, metadata)
     write_json(
         out / "damage.json",
         {

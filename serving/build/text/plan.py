@@ -112,7 +112,6 @@ class TextPlan(Plan[TextRecipe]):
             broken = self._export("broken-onnx", damaged)
             # Nobody recalibrated it: it is served with the temperature of its parent.
             variants.append(self._variant("broken", "onnx", broken, judge, calibration=variants[2].calibration))
-            self._check_damage(variants[-1].evaluation)
         return variants
 
     def data(self) -> dict[str, Any]:
@@ -180,11 +179,6 @@ class TextPlan(Plan[TextRecipe]):
             needs["teacher"] = judge.evaluation
         evaluation = self.step(f"{name}-evaluation", evaluate, parameters, needs, sources)
         relation, parents = _LINEAGE[name]
-        about: dict[str, Any] = {}
-        if relation == "quantized":
-            about["quantization"] = model.read("quantization.json")
-        if relation == "distilled":
-            about["distillation"] = self._distillation()
         return Variant(
             name,
             format,
@@ -195,9 +189,14 @@ class TextPlan(Plan[TextRecipe]):
             parents,
             calibration,
             {TOKENIZER: tokenizer.folder / TOKENIZER},
-            about,
-            self.made["damage"].read("damage.json") if relation == "damaged" else None,
+            lambda: self._about(relation, model),
+            self.made["damage"] if relation == "damaged" else None,
         )
+
+    def _about(self, relation: str, model: Made) -> dict[str, Any]:
+        if relation == "quantized":
+            return {"quantization": model.read("quantization.json")}
+        return {"distillation": self._distillation()} if relation == "distilled" else {}
 
     def _distillation(self) -> dict[str, Any]:
         document = self.made["student"].read("students.json")
@@ -212,10 +211,12 @@ class TextPlan(Plan[TextRecipe]):
             "control": {"loss": "cross-entropy", "accuracy": control["accuracy"], "seed": control["seed"]},
         }
 
-    def _check_damage(self, evaluation: Made) -> None:
+    def check(self, variants: Sequence[Variant]) -> None:
         recipe = self.recipe.damage
-        disagreement = evaluation.read("evaluation.json")["teacher_disagreement"]
-        if recipe is not None and disagreement < recipe.least_disagreement:
+        if recipe is None:
+            return
+        disagreement = variants[-1].evaluation.read("evaluation.json")["teacher_disagreement"]
+        if disagreement < recipe.least_disagreement:
             raise BuildError(
                 f"the damaged variant differs from the teacher on {disagreement:.1%} of the test split, "
                 f"under damage.least_disagreement {recipe.least_disagreement:.0%}; set another damage.seed"
