@@ -52,6 +52,10 @@ class InterferenceSettings(msgspec.Struct, frozen=True):
     spells: float = 0.5
 
 
+class SlicesSettings(msgspec.Struct, frozen=True):
+    factor: float = 3.0
+
+
 class GuardSettings(msgspec.Struct, frozen=True):
     """The guards of one model (see the `guards` section of the configuration file)."""
 
@@ -65,6 +69,7 @@ class GuardSettings(msgspec.Struct, frozen=True):
     agreement: AgreementSettings = AgreementSettings()
     harm: HarmSettings = HarmSettings()
     calibration: CalibrationSettings = CalibrationSettings()
+    slices: SlicesSettings = SlicesSettings()
     interference: InterferenceSettings = InterferenceSettings()
     dry_run: tuple[str, ...] = ()  # guards that only observe
 
@@ -124,6 +129,7 @@ class MonitorModel(msgspec.Struct, frozen=True):
     slo: list[SloTarget] = []
     guards: GuardSettings = GuardSettings()
     labels: list[str] = []
+    slices: tuple[str, ...] = ()  # names of the declared slices, in the order of their bits
     kpis: list[KpiTarget] = []
 
 

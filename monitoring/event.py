@@ -36,6 +36,7 @@ class Event(msgspec.Struct, frozen=True):
     ref_cls: int = -1  # of a pair: the teacher's class of row 0
     prob: float = 0.0  # probability of the predicted class, row 0; of a KPI: its value
     ref_prob: float = 0.0  # of a pair: the teacher's probability of the candidate's class, row 0
+    slices: int = 0  # bits of the declared slices that the request is in
     extra: int = 0  # of a KPI: hash of its name
     reason: int = Reason.BASELINE
     unit_key: int = 0  # keyed hash of the sticky user; 0: it has none

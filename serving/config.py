@@ -292,6 +292,12 @@ class InterferenceGuard(_Section):
     spells: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.5
 
 
+class SlicesGuard(_Section):
+    """Declared slices by themselves; `factor` times the limit of `agreement` is tolerated in each."""
+
+    factor: Annotated[float, Strict(), Field(ge=1)] = 3.0
+
+
 class GuardsConfig(_Section):
     """The statistical guards and the error budgets of their alarms and of their passes."""
 
@@ -307,6 +313,7 @@ class GuardsConfig(_Section):
     agreement: AgreementGuard = AgreementGuard()
     harm: HarmGuard = HarmGuard()
     calibration: CalibrationGuard = CalibrationGuard()
+    slices: SlicesGuard = SlicesGuard()
     interference: InterferenceGuard = InterferenceGuard()
     #: Guards that only observe.
     dry_run: tuple[str, ...] = ()
@@ -336,6 +343,30 @@ class KpiConfig(_Section):
         return self
 
 
+class SliceConfig(_Section):
+    """A part of the traffic: by the length of a text input, or by a header (letters' case does not matter)."""
+
+    input: str | None = None
+    min_chars: Annotated[int, Strict(), Field(ge=0)] = 0
+    max_chars: Annotated[int, Strict(), Field(ge=0)] | None = None
+    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
+    prefix: Annotated[str, Field(min_length=1)] | None = None
+    equals: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> SliceConfig:
+        if (self.input is None) == (self.header is None):
+            raise ValueError("goes either by an input or by a header")
+        bounds, values = self.min_chars > 0 or self.max_chars is not None, bool(self.prefix or self.equals)
+        if self.input is not None and (values or not bounds):
+            raise ValueError("an input is parted by min_chars and max_chars")
+        if self.header is not None and (bounds or not values):
+            raise ValueError("a header is parted by prefix and equals")
+        if self.max_chars is not None and self.max_chars < self.min_chars:
+            raise ValueError(f"max_chars: {self.max_chars} is under min_chars, {self.min_chars}")
+        return self
+
+
 class ModelConfig(_Section):
     """One model: its variants, how traffic is routed and what is watched."""
 
@@ -346,6 +377,7 @@ class ModelConfig(_Section):
     capacity: CapacityConfig = CapacityConfig()
     slo: tuple[SloConfig, ...] = ()
     guards: GuardsConfig = GuardsConfig()
+    slices: Annotated[dict[str, SliceConfig], Field(max_length=20)] = {}
     #: In place of `governance.policy`.
     policy: str | None = None
     card: CardConfig = CardConfig()
@@ -379,6 +411,9 @@ class ModelConfig(_Section):
         for name in self.variants:
             if not NAME.fullmatch(name):
                 raise ValueError(f"variants.{name}: use lower-case letters, digits and '-', at most 40")
+        for name in self.slices:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"slices.{name}: use lower-case letters, digits and '-', at most 40")
         if len({slo.name for slo in self.slo}) != len(self.slo):
             raise ValueError("slo: each name may occur once")
         return self

@@ -115,6 +115,7 @@ GUARD_ROLES: dict[str, GuardRole] = {
     "agreement": GuardRole("rollback", shadow=True),
     "harm": GuardRole("rollback", shadow=True),
     "calibration": GuardRole("rollback", passes=False, shadow=True),
+    "slices": GuardRole("pause", passes=False, shadow=True),
     "interference": GuardRole("rollback"),
     "srm": GuardRole("pause"),
     "kpi": GuardRole("pause"),
@@ -216,7 +217,7 @@ RECORD_DTYPE = np.dtype(
         ("margin", "<f4"),  # top-1 minus top-2 probability, row 0
         ("energy", "<f4"),  # -logsumexp(logits), row 0
         ("inclusion", "<f4"),  # probability with which this observation was sampled
-        ("reserved", "<u4"),
+        ("slices", "<u4"),  # bits of the declared slices that the request is in, in their order
         ("extra", "<u8"),  # KPI: hash of its name
     ]
 )

@@ -14,6 +14,7 @@ from monitoring.guards.interference import InterferenceGuard
 from monitoring.guards.invalid_output import InvalidOutputGuard
 from monitoring.guards.kpi import KpiGuard
 from monitoring.guards.latency import LatencyGuard
+from monitoring.guards.slices import SlicesGuard
 from monitoring.guards.srm import SrmGuard
 
 #: Each has a role of the same name in `serving.contract.GUARD_ROLES`.
@@ -24,6 +25,7 @@ GUARD_KINDS: tuple[type[Guard[Any]], ...] = (
     AgreementGuard,
     HarmGuard,
     CalibrationGuard,
+    SlicesGuard,
     InterferenceGuard,
     SrmGuard,
     KpiGuard,

@@ -20,6 +20,7 @@ class Caller(NamedTuple):
     timeout_ms: int | None = None
     traceparent: str = ""
     within_ms: int | None = None  # what the transport says that the client waits at most
+    slices: int = 0  # bits of the declared slices that its headers are in
 
 
 class RequestIds:

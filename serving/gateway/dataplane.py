@@ -28,6 +28,7 @@ from serving.gateway.live import LiveRouting, View
 from serving.gateway.planes import PlaneFactory, Planes, by_version
 from serving.gateway.recorder import UNKNOWN, Recorder, Trace, reason_header
 from serving.gateway.scoring import Answered, Scorer
+from serving.gateway.slices import Slices
 from serving.gateway.variants import Answer, Fault, VariantPlane
 from serving.protocol.types import InferRequest, InferResponse, shown, tensor
 from serving.protocol.validate import select_outputs, validate
@@ -79,6 +80,7 @@ class DataPlane:
         self._clock = clock
         self.planes = Planes(list(config.models), routing, plane_factory)
         self._scorer = Scorer(recorder, clock)
+        self.slices = {name: Slices(model.slices) for name, model in config.models.items()}
         self._reserves = {
             name: TokenBucket() for name, model in config.models.items() if model.capacity.on_kill == "reserve"
         }
@@ -138,6 +140,7 @@ class DataPlane:
             if work.live and model in self._reserves:
                 self._keep_reserve(work)
             work.client_inputs = {item.name: item.data for item in request.inputs}
+            trace.slices = caller.slices | self.slices[model].of_inputs(work.client_inputs)
             answerer, answer = await self._answer(work, plane)
             return self._finish(work, request, answerer, answer)
         except Fault as fault:

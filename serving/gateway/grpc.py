@@ -189,6 +189,7 @@ class GrpcGateway:
         override = exchange.text(override_header)
         if override:
             self._authorize(exchange, role)
+        slices = self._plane.slices.get(request.model_name)
         waits_s = timeout_s(exchange.headers.get(b"grpc-timeout", b""))
         caller = Caller(
             arrived_ns,
@@ -198,6 +199,7 @@ class GrpcGateway:
             timeout_of(exchange.text(b"x-canarium-timeout-ms") or decoded.parameters.get("timeout_ms")),
             exchange.text(b"traceparent"),
             max(1, int(waits_s * 1000)) if waits_s is not None else None,
+            slices.of_headers(exchange.text) if slices is not None else 0,
         )
         reply = await self._plane.infer(request.model_name, request.model_version, decoded, caller)
         return oip_grpc.encode_response(

@@ -306,6 +306,7 @@ class HttpGateway:
             override,
             timeout_of(timeout.decode("latin-1") if timeout else request.parameters.get("timeout_ms")),
             headers.get(b"traceparent", b"").decode("latin-1"),
+            slices=self._plane.slices[model].of_headers(lambda name: headers.get(name, b"").decode("latin-1")),
         )
 
     def _feedback(self, model: str, exchange: HttpExchange, body: bytes) -> Response:

@@ -32,6 +32,7 @@ class Trace(msgspec.Struct):
     candidate_ns: int = 0
     batch_key: int = 0
     rows: int = 1
+    slices: int = 0  # bits of the declared slices that it is in
     dispatched: bool = False
 
 
@@ -125,6 +126,8 @@ class Recorder:
             0.0,
             summary.margin,
             summary.energy,
+            1.0,
+            trace.slices,
         )
 
     def pair(
@@ -172,6 +175,7 @@ class Recorder:
             margin=summary.margin,
             energy=summary.energy,
             inclusion=inclusion,
+            slices=trace.slices,
         )
 
     def feedback(

@@ -111,6 +111,13 @@ MEANINGS = {
     "models.M.kpis.K.range": "lowest and highest value of the KPI named `K`; others are clipped",
     "models.M.kpis.K.direction": "which end of the range is the better one",
     "models.M.kpis.K.margin": "by how much, in the KPI's own unit, a candidate's mean may be worse than the baseline's",
+    "models.M.guards.slices.factor": "a slice may disagree so many times as often as `agreement` allows in all",
+    "models.M.slices.S.input": "a [slice](#slices) of the traffic by the length of this text input (row 0); else by `header`",
+    "models.M.slices.S.min_chars": "at least so many characters",
+    "models.M.slices.S.max_chars": "at most so many characters",
+    "models.M.slices.S.header": "a slice by a request header (or gRPC metadata)",
+    "models.M.slices.S.prefix": "the header's value begins with this; letters' case does not matter",
+    "models.M.slices.S.equals": "the header's value is one of these; letters' case does not matter",
     "models.M.guards.dry_run": "guards that only observe: they say what they would do, act on nothing and hold up no rollout",
 }  # fmt: skip
 
@@ -120,6 +127,7 @@ _PLACES = {
     "models.M.slo": "models.M.slo[]",
     "governance.trusted_keys": "governance.trusted_keys[]",
     "models.M.kpis": "models.M.kpis.K",
+    "models.M.slices": "models.M.slices.S",
 }
 
 

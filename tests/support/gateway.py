@@ -28,7 +28,13 @@ class InProcessGateway:
     """Serves the model `tiny` with a healthy `teacher` and the faulty variants asked for."""
 
     def __init__(
-        self, folder: Path, faults: Mapping[str, str | None], *, on_kill: str = "shed", **routing: Any
+        self,
+        folder: Path,
+        faults: Mapping[str, str | None],
+        *,
+        on_kill: str = "shed",
+        slices: Any = (),
+        **routing: Any,
     ) -> None:
         """`faults`: variant name -> fault of `tiny.graph`, "" or None for a healthy one; "x?" only on "boom"."""
         graphs = {"teacher": tiny.graph()}
@@ -49,6 +55,7 @@ class InProcessGateway:
                         },
                         "routing": {"reference_percent": 0, **routing},
                         "capacity": {"on_kill": on_kill},
+                        "slices": dict(slices),
                     }
                 },
             }

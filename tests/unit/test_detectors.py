@@ -25,6 +25,7 @@ from monitoring.detectors.interference import Interference
 from monitoring.detectors.invalid_output import InvalidOutput
 from monitoring.detectors.kpi import Kpi, KpiTarget
 from monitoring.detectors.latency import Latency, RunningQuantile
+from monitoring.detectors.slices import Slices
 from monitoring.detectors.srm import Srm
 
 ALPHA = 0.002
@@ -82,12 +83,19 @@ def _kpi(detector: Detector, a: float, b: float) -> None:
     detector.observe("conversion", a < 0.5, b, unit=int(abs(a) * 1e6) << 32 | int(abs(b) * 1e5))
 
 
+def _slices(detector: Detector, a: float, b: float) -> None:
+    assert isinstance(detector, Slices)
+    detector.pair(int(abs(a) * 7) & 7, flips=int(b < 0.3))
+    detector.request(int(abs(b) * 7) & 7, a < 0.5, b < 0.3, share=0.4, batch_key=int(b * 50))
+
+
 DETECTORS: dict[str, tuple[Callable[[], Detector], Feed]] = {
     "agreement": (lambda: Agreement(0.05, 0.15), _agreement),
     "harm": (lambda: Harm(0.03), _harm),
     "invalid_output": (lambda: InvalidOutput(3), _invalid),
     "errors": (lambda: Errors(1.25), _errors),
     "latency": (lambda: Latency(0.99), _latency),
+    "slices": (lambda: Slices(["short", "de", "tenant"]), _slices),
     "calibration": (lambda: Calibration([0.5, 0.8], [Expected(0.0, 0.01)] * 3, [Expected(0.0, 0.0)] * 3), _calibration),
     "srm": (Srm, _srm),
     "interference": (Interference, _interference),
