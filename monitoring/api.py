@@ -1,4 +1,4 @@
-"""The monitor's HTTP API: `/metrics`, `/healthz`, `/v1/verdicts`, `/v1/series`, `/v1/calibration/MODEL`. Reads only."""
+"""The monitor's HTTP API, which only reads: metrics, health, verdicts, series, calibration, drift reports."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from monitoring.reports import Reports
 from monitoring.windows import KEPT_S
+
+#: A report's page brings scripts of its own. They run in an origin that is nobody's and reach nothing.
+REPORT_POLICY = (
+    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_NO_SNIFFING = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "private"}
 
 WILDCARDS = ("0.0.0.0", "::", "*", "")
 
@@ -51,6 +59,7 @@ def build_app(
     series: Callable[[str, int], dict[str, Any] | None],
     calibration: Callable[[str], dict[str, Any] | None],
     health: Callable[[], dict[str, Any]],
+    reports: Reports,
     hosts: Collection[str] = (),
 ) -> Starlette:
     """The application.
@@ -60,6 +69,7 @@ def build_app(
         series: (model, seconds) -> chart columns, None for an unknown model.
         calibration: model -> how calibrated its variants are, None for an unknown model.
         health: what `/healthz` says; 503 unless its `ok` is true.
+        reports: what `/v1/reports` lists and gives.
         hosts: see `allowed_hosts`; empty means any.
     """
 
@@ -90,6 +100,17 @@ def build_app(
         found = calibration(model)
         return _json(found) if found is not None else _json({"error": f"unknown model {model!r}"}, 404)
 
+    async def all_reports(request: Request) -> Response:
+        return _json({"reports": reports.listed(request.query_params.get("model"))})
+
+    async def one_report(request: Request) -> Response:
+        path = reports.file(**request.path_params)
+        if path is None:
+            return _json({"error": f"no report {request.url.path}; /v1/reports lists those there are"}, 404)
+        if path.suffix == ".json":
+            return FileResponse(path, headers=_NO_SNIFFING, media_type="application/json")
+        return FileResponse(path, headers=_NO_SNIFFING | {"content-security-policy": REPORT_POLICY})
+
     return Starlette(
         routes=[
             Route("/metrics", metrics),
@@ -97,6 +118,8 @@ def build_app(
             Route("/v1/verdicts", all_verdicts),
             Route("/v1/series", one_series),
             Route("/v1/calibration/{model}", one_calibration),
+            Route("/v1/reports", all_reports),
+            Route("/v1/reports/{model}/{variant}/{name}", one_report),
         ],
         middleware=[Middleware(HostGuard, hosts=hosts)],
     )

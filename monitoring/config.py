@@ -107,6 +107,30 @@ class ReliabilityMap(msgspec.Struct, frozen=True):
             raise ValueError(f"edges: expected {bins - 1} ascending, got {list(self.edges)}")
 
 
+class DriftSettings(msgspec.Struct, frozen=True):
+    """Drift reports of one model, and how long its sampled rows are kept; `every_s` 0: on demand only."""
+
+    sampled: bool = False
+    every_s: float = 3600.0
+    window_s: float = 86_400.0
+    min_rows: int = 200
+    least_distance: float = 0.1
+    false_alarm: float = 0.001
+    timeout_s: float = 300.0
+    keep_reports: int = 24
+    keep_rows_s: float = 259_200.0
+    keep_rows_bytes: int = 64 << 20
+
+
+class GoldenSettings(msgspec.Struct, frozen=True):
+    """Golden rows of one model; `every_s` 0: never. `file`: rows in place of those of the artifacts."""
+
+    every_s: float = 0.0
+    file: str = ""
+    floor: float = 0.0
+    flips_max: float = 0.02
+
+
 class MonitorVariant(msgspec.Struct, frozen=True):
     """What the manifest says of a variant.
 
@@ -114,12 +138,17 @@ class MonitorVariant(msgspec.Struct, frozen=True):
         reference_disagreement: share of test rows on which it differs from the teacher, if measured.
         reliability: how calibrated it was when it was built, if measured.
         temperature: by which its logits are divided.
+        reference, golden: the files with features of held-out rows and with golden rows; "": there is none.
+        same_isa: it was built on a processor with the instruction sets of this one.
     """
 
     version: int = 0
     reference_disagreement: float | None = None
     reliability: ReliabilityMap | None = None
     temperature: float = 1.0
+    reference: str = ""
+    golden: str = ""
+    same_isa: bool = False
 
 
 class MonitorModel(msgspec.Struct, frozen=True):
@@ -131,6 +160,8 @@ class MonitorModel(msgspec.Struct, frozen=True):
     labels: list[str] = []
     slices: tuple[str, ...] = ()  # names of the declared slices, in the order of their bits
     kpis: list[KpiTarget] = []
+    drift: DriftSettings = DriftSettings()
+    golden: GoldenSettings = GoldenSettings()
 
 
 #: Environment variable with the token by which the monitor speaks to the control plane.
@@ -149,6 +180,8 @@ class MonitorConfig(msgspec.Struct, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8002
     token: str | None = None
+    payload_dir: str = ""
+    inference_url: str = ""
     poll_ms: int = 50
     commit_s: float = 2.0
 

@@ -22,6 +22,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from monitoring.actuate import SECONDS_BOUNDS, Actuator
+from monitoring.beside import Beside
 from monitoring.detectors.agreement import Agreement
 from monitoring.ingest import Key, Totals
 from monitoring.intervals import wilson
@@ -40,6 +41,8 @@ from serving.contract import (
     C_LIVE_OK,
     C_PAIR_FLIPS,
     C_PAIRS,
+    C_PAYLOADS,
+    C_PAYLOADS_DROPPED,
     C_POSTPROCESS_NS,
     C_PREPROCESS_NS,
     C_QUEUE_NS,
@@ -92,6 +95,12 @@ PLAIN = (
     ),
     ("canarium_pair_flips", "Rows among those on which the top class differs.", C_PAIR_FLIPS),
     ("canarium_shed_requests", "Requests refused because the queue was full or the wait too long.", C_SHED),
+    ("canarium_sampled_rows", "Rows whose features were sampled for drift reports.", C_PAYLOADS),
+    (
+        "canarium_sampled_rows_dropped",
+        "Rows of the sample that are not kept: the queue or the disk was full.",
+        C_PAYLOADS_DROPPED,
+    ),
     ("canarium_cancelled_requests", "Queued requests dropped because their client went away.", C_DROPPED_CANCELLED),
 )
 GAUGE_CELLS = (
@@ -133,6 +142,8 @@ class MonitorCollector(Collector):
         verdicts = self._watch.verdicts()
         yield from _guards(verdicts)
         yield from self._objectives()
+        yield from _drift(self._watch.beside)
+        yield from _golden(self._watch.beside)
         yield from self._routing()
         yield from self._actuation()
         yield from self._self()
@@ -369,6 +380,54 @@ def _guards(verdicts: dict[str, list[Verdict]]) -> Iterator[Metric]:
             for word in VERDICTS:
                 state.add_metric((*labels, word), float(item.verdict == word))
     yield from (evidence, threshold, state)
+
+
+def _drift(beside: Beside) -> Iterator[Metric]:
+    score = _gauge(
+        "canarium_input_drift_score",
+        "Distance of a feature from the build's, by the latest report.",
+        (*MV, "feature"),
+    )
+    threshold = _gauge(
+        "canarium_input_drift_threshold", "Distance from which on that feature counts as drifted.", (*MV, "feature")
+    )
+    share = _gauge("canarium_input_drift_share", "Share of the features that have drifted, by the latest report.", MV)
+    at = _gauge("canarium_report_timestamp_seconds", "Until when the latest drift report goes.", MV)
+    for key, summary in beside.drift.items():
+        at.add_metric(key, summary.until_ms / 1000)
+        for column in summary.columns:
+            score.add_metric((*key, column.name), column.score)
+            threshold.add_metric((*key, column.name), column.threshold)
+        if summary.share is not None:
+            share.add_metric(key, summary.share)
+    results = _counter("canarium_reports", "Scheduled drift reports by what became of them.", ("result",))
+    for result, number in beside.report_results.items():
+        results.add_metric((result,), number)
+    yield from (score, threshold, share, at, results)
+
+
+def _golden(beside: Beside) -> Iterator[Metric]:
+    accuracy = _gauge(
+        "canarium_golden_accuracy_ratio", "Share of the golden rows answered rightly, by the latest run.", MV
+    )
+    flips = _gauge(
+        "canarium_golden_flips_ratio", "Share of the golden rows of another class than when it was built.", MV
+    )
+    equal = _gauge(
+        "canarium_golden_equal_ratio", "Share of the golden rows answered as when it was built, to the bit.", MV
+    )
+    for key, result in beside.golden.items():
+        if result.accuracy is not None:
+            accuracy.add_metric(key, result.accuracy)
+        if result.stored:
+            flips.add_metric(key, result.flips / result.stored)
+            equal.add_metric(key, result.equal / result.stored)
+    requests = _counter(
+        "canarium_golden_requests", "Golden rows asked, by whether they were answered.", (*MV, "result")
+    )
+    for labels, number in beside.golden_requests.items():
+        requests.add_metric(labels, number)
+    yield from (accuracy, flips, equal, requests)
 
 
 def _counter(name: str, text: str, labels: Sequence[str] = ()) -> CounterMetricFamily:

@@ -30,7 +30,9 @@ from monitoring import state as storage
 from monitoring.actuate import Actuator
 from monitoring.api import allowed_hosts, build_app
 from monitoring.config import TOKEN_VARIABLE, MonitorConfig, load
+from monitoring.golden import Golden
 from monitoring.metrics import MonitorCollector
+from monitoring.reports import Reports
 from monitoring.verdicts import iso
 from monitoring.watch import Watch
 from serving.clock import Clock, SystemClock
@@ -59,10 +61,13 @@ class Sidecar:
         headers = {"authorization": f"Bearer {config.token}"} if config.token else {}
         self.client = httpx.AsyncClient(base_url=config.control_url, headers=headers, timeout=3.0, trust_env=False)
         self.loop_errors: dict[str, int] = dict.fromkeys(
-            ("ingest", "tick", "word", "heartbeat", "snapshot", "commit"), 0
+            ("ingest", "tick", "word", "heartbeat", "snapshot", "commit", "reports", "golden"), 0
         )
         self.watch = Watch(config, clock)
         self.actuator = self._actuator()
+        self.gateway = httpx.AsyncClient(base_url=config.inference_url, headers=headers, trust_env=False)
+        self.golden = Golden(config, clock, self.gateway, self.watch.beside, lambda model: self.watch.answering(model))
+        self.reports = Reports(config, clock, self.watch.beside, lambda: self.watch.sampled())
         self._stopping = asyncio.Event()
         self._commit_now = asyncio.Event()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="commit")  # one thread: commits in order
@@ -89,7 +94,7 @@ class Sidecar:
             self.actuator.load(stored.actuator)
         except Exception as error:
             storage.set_aside(self.config.state_dir, error)
-            self.watch = Watch(self.config, self.clock)
+            self.watch = Watch(self.config, self.clock, self.watch.beside)
             self.actuator = self._actuator()
 
     async def run(self, listener: socket.socket) -> None:
@@ -104,6 +109,8 @@ class Sidecar:
                 self._forever("heartbeat", CONTROL_BEAT_S, self._beat_control),
                 self._forever("snapshot", 0.2, self._fetch_snapshot),
                 self._forever("commit", 0.05, self._commit_when_due),
+                self._forever("reports", 1.0, self.reports.step),
+                self._forever("golden", 1.0, self.golden.step),
             )
         ]
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -111,6 +118,7 @@ class Sidecar:
         for task in loops:
             task.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
+        await self.reports.close()
         await self.actuator.close()
         server.should_exit = True
         with contextlib.suppress(asyncio.TimeoutError):
@@ -121,6 +129,7 @@ class Sidecar:
             log.error("the last commit failed: %s", error)
         self._disk.shutdown()
         await self.client.aclose()
+        await self.gateway.aclose()
         self.watch.ingest.close()
 
     def stop(self) -> None:
@@ -252,7 +261,8 @@ class Sidecar:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(MonitorCollector(self.watch, self.actuator, self.loop_errors))
         hosts = allowed_hosts(self.config.host, self.config.port)
-        return build_app(registry, self.watch.verdicts, self.watch.series, self.watch.calibration, self._health, hosts)
+        watch = self.watch
+        return build_app(registry, watch.verdicts, watch.series, watch.calibration, self._health, self.reports, hosts)
 
 
 _JSON = {"content-type": "application/json"}

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from monitoring.beside import Beside
 from monitoring.config import MonitorConfig, MonitorModel
 from monitoring.event import Event, is_error
 from monitoring.evidence import Evidence, events
@@ -20,7 +21,7 @@ from monitoring.state import VERSION, Committed
 from monitoring.verdicts import Verdict
 from monitoring.windows import VariantState, Window
 from serving.clock import Clock
-from serving.contract import C_CAPACITY, C_ROWS, C_WORKERS, Flag, Kind, Snapshot
+from serving.contract import C_CAPACITY, C_PAYLOADS, C_ROWS, C_WORKERS, Flag, Kind, Snapshot
 
 log = logging.getLogger("canarium.monitor")
 
@@ -76,9 +77,10 @@ class Watch:
     Raises whatever a damaged state raises from `restore`; nothing else raises but bugs and the disk.
     """
 
-    def __init__(self, config: MonitorConfig, clock: Clock) -> None:
+    def __init__(self, config: MonitorConfig, clock: Clock, beside: Beside | None = None) -> None:
         self.config = config
         self.clock = clock
+        self.beside = beside or Beside()
         self.models = {name: ModelWatch(name, model) for name, model in config.models.items()}
         self.ingest = Ingest(config.spool_dir, clock)
         self.snapshot: Snapshot | None = None
@@ -231,15 +233,25 @@ class Watch:
         return self._latest if self._latest is not None else self.totals()
 
     def verdicts(self) -> dict[str, list[Verdict]]:
-        """Verdicts by model: the statistical guards of each candidate, then the objectives by variant."""
+        """Verdicts by model: the statistical guards of each candidate, the objectives by variant, what runs beside."""
         now_ns, degraded = self.clock.wall_ns(), self.degraded
         return {
             name: [
                 *model.guards.verdicts(degraded),
                 *(slo_verdict(status, now_ns) for status in model.objectives.status()),
+                *self.beside.verdicts(name, model.guards.baseline),
             ]
             for name, model in self.models.items()
         }
+
+    def answering(self, model: str) -> set[str]:
+        """The variants of a model that answer requests or copies of them; the baseline always does."""
+        guards = self.models[model].guards
+        return {guards.baseline, *(name for name, candidate in guards.candidates.items() if candidate.live)}
+
+    def sampled(self) -> dict[Key, int]:
+        """Rows that gateways have sampled of each (model, variant)."""
+        return {key: int(item.cells[C_PAYLOADS]) for key, item in self._recent().items()}
 
     def counts(self) -> dict[str, dict[str, dict[str, float]]]:
         """By model and candidate: `ModelGuards.counts`, and `workers` that take a batch now, also the baseline's."""

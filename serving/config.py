@@ -367,6 +367,35 @@ class SliceConfig(_Section):
         return self
 
 
+class PayloadsConfig(_Section):
+    """Derived features of sampled live requests, kept for drift reports; at 0 percent nothing is kept."""
+
+    percent: Percent = 0
+    keep_hours: Annotated[float, Strict(), Field(gt=0, le=8760)] = 72.0
+    keep_mib: Annotated[int, Strict(), Field(ge=1, le=65_536)] = 64
+
+
+class DriftConfig(_Section):
+    """Reports that compare those features with what the build measured; 0 minutes: on demand only."""
+
+    every_minutes: Annotated[float, Strict(), Field(ge=0, le=10_080)] = 60.0
+    window_hours: Annotated[float, Strict(), Field(gt=0, le=8760)] = 24.0
+    min_rows: Annotated[int, Strict(), Field(ge=30, le=100_000)] = 200
+    least_distance: Annotated[float, Strict(), Field(gt=0, le=10)] = 0.1
+    false_alarm: Annotated[float, Strict(), Field(ge=0.0005, lt=1)] = 0.001
+    timeout_s: Annotated[float, Strict(), Field(gt=0, le=3600)] = 300.0
+    keep_reports: Annotated[int, Strict(), Field(ge=1, le=10_000)] = 24
+
+
+class GoldenConfig(_Section):
+    """Rows with known answers that every variant in use is asked again and again; 0 minutes: never."""
+
+    every_minutes: Annotated[float, Strict(), Field(ge=0, le=10_080)] = 0
+    file: str | None = None
+    floor: Annotated[float, Strict(), Field(ge=0, le=1)] = 0
+    flips_max: Annotated[float, Strict(), Field(ge=0, le=1)] = 0.02
+
+
 class ModelConfig(_Section):
     """One model: its variants, how traffic is routed and what is watched."""
 
@@ -382,6 +411,9 @@ class ModelConfig(_Section):
     policy: str | None = None
     card: CardConfig = CardConfig()
     kpis: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")], KpiConfig] = {}
+    payloads: PayloadsConfig = PayloadsConfig()
+    drift: DriftConfig = DriftConfig()
+    golden: GoldenConfig = GoldenConfig()
 
     @property
     def queue(self) -> QueueConfig:
@@ -447,7 +479,14 @@ class Config(_Section):
         registry = self.registry.model_copy(update={"dir": full(self.registry.dir)})
         governance = self.governance.model_copy(update={"policy": policy(self.governance.policy)})
         models = {
-            name: model.model_copy(update={"policy": policy(model.policy)}) if model.policy else model
+            name: model.model_copy(
+                update={
+                    "policy": policy(model.policy) if model.policy else model.policy,
+                    "golden": model.golden.model_copy(update={"file": full(model.golden.file)})
+                    if model.golden.file
+                    else model.golden,
+                }
+            )
             for name, model in self.models.items()
         }
         parts = {"state": state, "registry": registry, "auth": auth, "governance": governance, "models": models}

@@ -6,12 +6,22 @@ import os
 
 import msgspec
 
-from monitoring.config import GuardSettings, MonitorConfig, MonitorModel, MonitorVariant, ReliabilityMap, SloTarget
+from monitoring.config import (
+    DriftSettings,
+    GoldenSettings,
+    GuardSettings,
+    MonitorConfig,
+    MonitorModel,
+    MonitorVariant,
+    ReliabilityMap,
+    SloTarget,
+)
 from monitoring.detectors.kpi import KpiTarget
+from serving.build.cpu import cpu_info
 from serving.config import Config, ModelConfig
 from serving.errors import RegistryError
 from serving.paths import Paths
-from serving.registry.manifest import Manifest
+from serving.registry.manifest import GOLDEN_FILE, REFERENCE_FILE, Manifest
 from serving.registry.store import Registry
 
 DAY_S = 86_400.0
@@ -36,6 +46,8 @@ def monitor_settings(config: Config) -> MonitorConfig:
         models={name: _model(model, registry) for name, model in config.models.items()},
         host=server.host,
         port=server.monitor_port,
+        payload_dir=str(paths.payload_dir),
+        inference_url=server.urls()["http"],
     )
 
 
@@ -50,6 +62,9 @@ def _model(model: ModelConfig, registry: Registry) -> MonitorModel:
                 manifest.evaluation.get("teacher_disagreement"),
                 _reliability(manifest),
                 manifest.postprocess.temperature,
+                reference=_file(registry, manifest, REFERENCE_FILE),
+                golden=_file(registry, manifest, GOLDEN_FILE),
+                same_isa=_flags(manifest) == cpu_info()["flags"],
             )
             for name, manifest in manifests.items()
         },
@@ -64,6 +79,29 @@ def _model(model: ModelConfig, registry: Registry) -> MonitorModel:
             KpiTarget(name, *kpi.range, kpi.direction == "higher_is_better", kpi.margin)
             for name, kpi in model.kpis.items()
         ],
+        drift=_drift(model),
+        golden=GoldenSettings(
+            every_s=model.golden.every_minutes * 60,
+            file=model.golden.file or "",
+            floor=model.golden.floor,
+            flips_max=model.golden.flips_max,
+        ),
+    )
+
+
+def _drift(model: ModelConfig) -> DriftSettings:
+    drift, payloads = model.drift, model.payloads
+    return DriftSettings(
+        sampled=payloads.percent > 0,
+        every_s=drift.every_minutes * 60,
+        window_s=drift.window_hours * 3600,
+        min_rows=drift.min_rows,
+        least_distance=drift.least_distance,
+        false_alarm=drift.false_alarm,
+        timeout_s=drift.timeout_s,
+        keep_reports=drift.keep_reports,
+        keep_rows_s=payloads.keep_hours * 3600,
+        keep_rows_bytes=payloads.keep_mib << 20,
     )
 
 
@@ -76,3 +114,15 @@ def _reliability(manifest: Manifest) -> ReliabilityMap | None:
         return msgspec.convert(stored, ReliabilityMap)
     except msgspec.ValidationError as error:
         raise RegistryError(f"{manifest.ref}: calibration.reliability: {error}") from None
+
+
+def _file(registry: Registry, manifest: Manifest, name: str) -> str:
+    """Where a file of an artifact is; "" if it has none of that name, as those of earlier versions."""
+    file = manifest.files.get(name)
+    return str(registry.blobs.path(file.sha256)) if file is not None else ""
+
+
+def _flags(manifest: Manifest) -> object:
+    """The telling instruction sets of the processor that an artifact was built on; None if it does not say."""
+    cpu = manifest.build.get("cpu")
+    return cpu.get("flags") if isinstance(cpu, dict) else None

@@ -62,6 +62,11 @@ class Paths:
         return self.run_dir / "spool"
 
     @property
+    def payload_dir(self) -> Path:
+        """Features of sampled requests, a folder a model."""
+        return self.state_dir / "payloads"
+
+    @property
     def monitor_dir(self) -> Path:
         return self.state_dir / "monitor"
 
@@ -118,7 +123,7 @@ class Paths:
         Raises:
             OSError: one cannot be made, or one in the shared temporary directory is not ours alone.
         """
-        for folder in (self.state_dir, self.run_dir, self.spool_dir, self.monitor_dir, self.log_dir):
+        for folder in (self.state_dir, self.run_dir, self.spool_dir, self.payload_dir, self.monitor_dir, self.log_dir):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (self.short_dir, self.socket_dir):
             own_directory(folder)

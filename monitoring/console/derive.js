@@ -153,3 +153,13 @@ export function rolloutActions({ state, hold, held, live }) {
   const promotes = state === "ramping" || (state === "paused" && held === "ramping");
   return [next, ...(promotes ? [one("promote", "Promote")] : []), one("abort", "Abort", "danger-outline")];
 }
+
+const LOOPBACK = ["127.0.0.1", "localhost", "[::1]"];
+
+/** Where a report of the monitor is: on its address, or under this page's name where that is known on its machine only. */
+export function reportUrl(monitor, path) {
+  if (!monitor || typeof path !== "string" || !path.startsWith("/v1/reports/")) return null;
+  const url = new URL(path, monitor);
+  if (LOOPBACK.includes(url.hostname) && !LOOPBACK.includes(location.hostname)) url.hostname = location.hostname;
+  return url.href;
+}

@@ -17,6 +17,7 @@ from serving.commands.common import (
     set_option,
     state_dir_option,
 )
+from serving.commands.reports import report
 
 
 @click.command()
@@ -50,10 +51,11 @@ def down(path: Path | None, overrides: tuple[str, ...], state_dir: Path) -> int:
     return OK
 
 
-@click.command()
-@file_option("path", "Configuration file.", required=True)
+@click.group(invoke_without_command=True)
+@file_option("path", "Configuration file.")
 @set_option
-def monitor(path: Path, overrides: tuple[str, ...]) -> int:
+@click.pass_context
+def monitor(context: click.Context, path: Path | None, overrides: tuple[str, ...]) -> None:
     """Run the monitor of the deployment of FILE alone, as a sidecar container does.
 
     `canarium up` starts it by itself. CANARIUM_CONTROL is the control plane's address if it is on
@@ -69,6 +71,10 @@ def monitor(path: Path, overrides: tuple[str, ...]) -> int:
     from serving.paths import Paths, write_private
     from serving.registry.store import Registry
 
+    if context.invoked_subcommand is not None:
+        return
+    if path is None:
+        raise click.UsageError("Missing option '-f' / '--file'.")
     config = read_config(path, overrides).absolute()
     # What is served in place of an artifact that may not run here is what is to be watched.
     config, _ = Loader(config, Registry(config.registry.dir)).fitted(config)
@@ -102,5 +108,7 @@ def check(path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
             out.print(f"    must be approved under policy {policies[name].name} ({config.governance.mode})")
     return OK
 
+
+monitor.add_command(report)
 
 COMMANDS = (up, down, monitor, check)

@@ -25,6 +25,7 @@ from serving.core.routing import route
 from serving.errors import ErrorKind, RequestError, bad_request
 from serving.gateway.caller import Caller
 from serving.gateway.live import LiveRouting, View
+from serving.gateway.payloads import PayloadLog
 from serving.gateway.planes import PlaneFactory, Planes, by_version
 from serving.gateway.recorder import UNKNOWN, Recorder, Trace, reason_header
 from serving.gateway.scoring import Answered, Scorer
@@ -72,9 +73,16 @@ class DataPlane:
     """All models of one gateway process. Everything runs on its event loop."""
 
     def __init__(
-        self, config: Config, routing: LiveRouting, recorder: Recorder, clock: Clock, plane_factory: PlaneFactory
+        self,
+        config: Config,
+        routing: LiveRouting,
+        recorder: Recorder,
+        clock: Clock,
+        plane_factory: PlaneFactory,
+        payloads: PayloadLog | None = None,
     ) -> None:
         self._config = config
+        self._payloads = payloads
         self._routing = routing
         self._recorder = recorder
         self._clock = clock
@@ -101,6 +109,8 @@ class DataPlane:
                 plane.publish_gauges()
                 if view is not None and view.killed and plane.entry.name != view.table.baseline:
                     plane.drop_queued()
+        if self._payloads is not None:
+            self._payloads.publish()
         self._recorder.beat()
 
     @property
@@ -283,9 +293,12 @@ class DataPlane:
         now = self._clock.monotonic_ns()
         trace.postprocess_ns = answer.output_ns + now - began
         plane.stats.succeeded(trace, now - trace.arrived_ns, self._clock.wall_ns() // 1_000_000)
-        self._record(work, 200, entry.name, plane.pipeline.summary(answer.outputs))
+        summary = plane.pipeline.summary(answer.outputs)
+        self._record(work, 200, entry.name, summary)
         if work.live and work.reason in (Reason.BASELINE, Reason.CANARY):
             self._compare(work, Answered(plane, work.client_inputs, work.inputs, answer.outputs, trace.rows, trace))
+            if self._payloads is not None and self._payloads.wants(work.model, trace.request_id):
+                self._payloads.offer(work.model, entry.name, plane.pipeline, work.client_inputs, work.inputs, summary)
         return reply
 
     def _compare(self, work: _Work, answer: Answered) -> None:
@@ -315,6 +328,9 @@ class DataPlane:
     async def close(self) -> None:
         await self._scorer.close()
         await self.planes.close()
+        if self._payloads is not None:
+            await asyncio.to_thread(self._payloads.close)
+            self._payloads.publish()
         self._recorder.close()
 
     # ------------------------------------------------------------ helpers

@@ -172,7 +172,8 @@ class HttpGateway:
             self._health(exchange, rest)
             return
         if not self._open:
-            self._identify(head).require("viewer")
+            # Not by the order of the roles: the monitor asks golden rows here, of a version that it pins.
+            self._identify(head).permit(Action.READ)
         if rest[:1] == ["models"] and len(rest) >= 2 and rest != ["models", "stats"]:
             self._model(exchange, rest[1], rest[2:])
         elif rest == []:

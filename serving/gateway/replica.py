@@ -23,6 +23,7 @@ from serving.gateway.dataplane import DataPlane
 from serving.gateway.grpc import GrpcGateway
 from serving.gateway.http import HttpGateway
 from serving.gateway.live import LiveRouting
+from serving.gateway.payloads import PayloadLog
 from serving.gateway.recorder import Recorder
 from serving.gateway.spool import SpoolWriter, latency_buckets_ms
 from serving.gateway.variants import FrameCall, VariantPlane
@@ -90,7 +91,9 @@ class Gateway:
             manifest = registry.resolve(model.variants[model.baseline].artifact)
             self._recorder.model(name, list(latency_buckets_ms(thresholds)), list(manifest.postprocess.labels))
         self._routing = LiveRouting(config, ControlWord.open(paths.word_path), self._clock)
-        self._plane = DataPlane(config, self._routing, self._recorder, self._clock, self._make_plane)
+        sampled = {name: model.payloads for name, model in config.models.items()}
+        payloads = PayloadLog(paths.payload_dir, self._id, sampled, self._recorder, self._clock)
+        self._plane = DataPlane(config, self._routing, self._recorder, self._clock, self._make_plane, payloads)
         visitor = VISITOR if config.auth.data_plane == "open" else None
         auth = Auth.from_config(config.auth.mode, config.auth.tokens_file, visitor=visitor)
         budget = InflightBudget(config.server.max_inflight_mib << 20)

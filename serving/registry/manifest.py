@@ -15,6 +15,10 @@ from serving.core.arrays import Layout
 
 SCHEMA: Final = "canarium.manifest/v1"
 
+#: Files that an artifact may have beside its model: features of held-out rows, for drift reports, and rows with the
+#: answers that it gave to them when it was built.
+REFERENCE_FILE: Final = "reference.json"
+GOLDEN_FILE: Final = "golden.jsonl"
 
 Relation = Literal["root", "finetuned", "quantized", "distilled", "qad", "damaged"]
 

@@ -22,6 +22,8 @@ from serving.runtimes.base import NUMPY_TYPES
 PAD_ID = 0
 #: Distinct tokenizers that a process keeps; the one that was asked for longest ago goes first.
 MAX_TOKENIZERS = 16
+#: Characters of a text that features are taken of, where the model sets no limit.
+SAMPLED_CHARS = 10_000
 _TOKENIZERS: dict[tuple[str, int], Any] = {}
 _TOKENIZERS_LOCK = Lock()
 
@@ -46,6 +48,7 @@ class Pipeline:
         self._input = manifest.signature.inputs[0].name
         self._ids = manifest.session.inputs[0].name
         self._tokenizer = _tokenizer(manifest, folder) if self._text else None
+        self.inputs = manifest.signature.inputs
 
         self._reading = reading(manifest.postprocess)
         self._labels = manifest.postprocess.labels
@@ -82,6 +85,29 @@ class Pipeline:
         for row, values in zip(padded, ids, strict=True):
             row[: len(values)] = values
         return {self._ids: padded}
+
+    @property
+    def unknown_id(self) -> int:
+        """The id of tokens that the tokenizer does not know; -1 if there is none, or no tokenizer."""
+        if self._tokenizer is None:
+            return -1
+        word = getattr(self._tokenizer.model, "unk_token", None)
+        known = self._tokenizer.token_to_id(word) if word is not None else None
+        return -1 if known is None else int(known)
+
+    def first_row(
+        self, inputs: Mapping[str, np.ndarray], session_inputs: Mapping[str, np.ndarray]
+    ) -> tuple[str | None, dict[str, np.ndarray]]:
+        """Copies of row 0: its text as the tokenizer is given it and its token ids, or no text and the tensors.
+
+        Raises:
+            RequestError: the row is not valid UTF-8.
+        """
+        if self._tokenizer is None:
+            return None, {spec.name: np.array(inputs[spec.name][0]) for spec in self.inputs}
+        limit = self._max_chars or SAMPLED_CHARS
+        text = self._decode(inputs[self._input].ravel()[:1].tolist(), limit)[0]
+        return text, {self._ids: session_inputs[self._ids][0].copy()}
 
     def _decode(self, rows: list[Any], limit: int) -> list[str]:
         if limit:

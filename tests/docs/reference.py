@@ -119,6 +119,20 @@ MEANINGS = {
     "models.M.slices.S.prefix": "the header's value begins with this; letters' case does not matter",
     "models.M.slices.S.equals": "the header's value is one of these; letters' case does not matter",
     "models.M.guards.dry_run": "guards that only observe: they say what they would do, act on nothing and hold up no rollout",
+    "models.M.payloads.percent": "percent of live requests of which derived features are kept (row 0 of each); 0: none",
+    "models.M.payloads.keep_hours": "how long they are kept",
+    "models.M.payloads.keep_mib": "most disk space of them; the oldest go first",
+    "models.M.drift.every_minutes": "how often each variant with new sampled rows gets a [drift report](#drift-reports); 0: on demand only",
+    "models.M.drift.window_hours": "which of them a report is about: the latest so many hours",
+    "models.M.drift.min_rows": "fewer are not reported on",
+    "models.M.drift.least_distance": "no feature counts as drifted under this distance from the build's",
+    "models.M.drift.false_alarm": "chance that a report on unchanged, independent rows calls any feature drifted",
+    "models.M.drift.timeout_s": "a report that takes longer is ended",
+    "models.M.drift.keep_reports": "reports kept of each variant",
+    "models.M.golden.every_minutes": "how often every variant in use is asked its [golden rows](#golden-rows); 0: never",
+    "models.M.golden.file": "golden rows for all variants, in place of those that came with each artifact",
+    "models.M.golden.floor": "least share of right answers",
+    "models.M.golden.flips_max": "most share of answers of another class than when the variant was built",
 }  # fmt: skip
 
 _PLACES = {

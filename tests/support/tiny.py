@@ -7,6 +7,7 @@ has its trigger word in it ("boom"), or always when `always` is given.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +81,13 @@ def graph(fault: str = "", *, always: bool = True) -> onnx.ModelProto:
     return model
 
 
-def build(root: Path, variants: dict[str, onnx.ModelProto], model: str = "tiny") -> dict[str, Manifest]:
-    """Register `variants` (name -> graph) in the registry at `root`; the first one is the teacher."""
+def build(
+    root: Path, variants: dict[str, onnx.ModelProto], model: str = "tiny", beside: Mapping[str, Path] | None = None
+) -> dict[str, Manifest]:
+    """Register `variants` (name -> graph) in the registry at `root`; the first one is the teacher.
+
+    `beside`: further files of each artifact, by name.
+    """
     registry = Registry(root)
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -95,7 +101,7 @@ def build(root: Path, variants: dict[str, onnx.ModelProto], model: str = "tiny")
             manifests[name] = registry.register(
                 model,
                 name,
-                {"model.onnx": entry, "tokenizer.json": words},
+                {"model.onnx": entry, "tokenizer.json": words, **(beside or {})},
                 format="onnx",
                 entry="model.onnx",
                 signature=CLIENT,

@@ -16,6 +16,7 @@ from monitoring.api import allowed_hosts, build_app
 from monitoring.config import MonitorConfig, MonitorModel, MonitorVariant, SloTarget
 from monitoring.intervals import wilson
 from monitoring.metrics import MonitorCollector
+from monitoring.reports import Reports
 from monitoring.state import read, write
 from monitoring.watch import Watch
 from serving.clock import FakeClock
@@ -49,6 +50,17 @@ EXPECTED = {
     "canarium_pair_flips": ("counter", {"model", "variant"}),
     "canarium_shed_requests": ("counter", {"model", "variant"}),
     "canarium_cancelled_requests": ("counter", {"model", "variant"}),
+    "canarium_sampled_rows": ("counter", {"model", "variant"}),
+    "canarium_sampled_rows_dropped": ("counter", {"model", "variant"}),
+    "canarium_input_drift_score": ("gauge", {"model", "variant", "feature"}),
+    "canarium_input_drift_threshold": ("gauge", {"model", "variant", "feature"}),
+    "canarium_input_drift_share": ("gauge", {"model", "variant"}),
+    "canarium_report_timestamp_seconds": ("gauge", {"model", "variant"}),
+    "canarium_reports": ("counter", {"result"}),
+    "canarium_golden_accuracy_ratio": ("gauge", {"model", "variant"}),
+    "canarium_golden_flips_ratio": ("gauge", {"model", "variant"}),
+    "canarium_golden_equal_ratio": ("gauge", {"model", "variant"}),
+    "canarium_golden_requests": ("counter", {"model", "variant", "result"}),
     "canarium_batches": ("counter", {"model", "variant"}),
     "canarium_queue_rows": ("gauge", {"model", "variant"}),
     "canarium_workers": ("gauge", {"model", "variant"}),
@@ -351,13 +363,20 @@ def test_a_heartbeat_that_stops_shows(bench: Bench) -> None:
         ("0.0.0.0", "any.name:1", 200),
     ],
 )
-async def test_only_its_own_names_are_served(configured: str, named: str, status: int) -> None:
+async def test_only_its_own_names_are_served(tmp_path: Path, configured: str, named: str, status: int) -> None:
+    watch = Bench(tmp_path).watch
+    reports = Reports(watch.config, watch.clock, watch.beside, watch.sampled)
     app = build_app(
-        CollectorRegistry(), dict, lambda _model, _seconds: None, lambda _model: None, lambda: {"ok": True},
+        CollectorRegistry(),
+        dict,
+        lambda _model, _seconds: None,
+        lambda _model: None,
+        lambda: {"ok": True},
+        reports,
         allowed_hosts(configured, 8002),
-    )  # fmt: skip
+    )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
-        for path in ("/metrics", "/healthz", "/v1/verdicts"):
+        for path in ("/metrics", "/healthz", "/v1/verdicts", "/v1/reports"):
             answer = await client.get(path, headers={"host": named})
             assert answer.status_code == status
 

@@ -86,7 +86,7 @@ export function Model({ model, state }) {
       <div class="column">
         <${Traffic} model=${model} killed=${killed} />
         <${Rollouts} model=${model} killed=${killed} />
-        <${Verdicts} model=${model} slot=${verdicts} />
+        <${Verdicts} model=${model} slot=${verdicts} monitor=${state.status.urls?.monitor} />
         <${Variants} model=${model} series=${series?.data} killed=${killed} />
         <${Series} model=${model} slot=${series} windowS=${state.windowS} />
         <${Calibration} key=${model.model} model=${model} slot=${state.calibration[model.model]} />

@@ -2,7 +2,7 @@
 import { html } from "../html.js";
 import { brief, count, evidence, isNumber, leaves, ratio, words } from "../format.js";
 import { useNow } from "../store.js";
-import { WHOLE, slotOf, verdictLook, verdictsState } from "../derive.js";
+import { WHOLE, reportUrl, slotOf, verdictLook, verdictsState } from "../derive.js";
 import { Age, Empty, Panel, Pill, Swatch, Warn } from "./parts.js";
 
 const HEADROOM = 1.25; // the scale ends a little past the threshold, so that its mark is inside
@@ -50,14 +50,16 @@ function Details({ verdict }) {
   </details>`;
 }
 
-function VerdictRow({ verdict }) {
+function VerdictRow({ verdict, monitor }) {
   const look = verdictLook(verdict.verdict);
   const statistic = verdict.statistic ?? {};
+  const report = reportUrl(monitor, statistic.report);
   return html`<tr class="verdict-${look.level}">
     <td data-label="Verdict"><${Pill} level=${look.level} icon=${look.icon}>${look.word}<//></td>
     <th scope="row" data-label="Guard"><div>${words(verdict.guard)}
       ${verdict.action && verdict.action !== "none" && html`<small>action: <b>${verdict.action}</b></small>`}</div></th>
-    <td data-label="Finding"><div class="sentence">${verdict.sentence}<${Details} verdict=${verdict} /></div></td>
+    <td data-label="Finding"><div class="sentence">${verdict.sentence}
+      ${report && html` <a href=${report} target="_blank" rel="noopener noreferrer">Report</a>`}<${Details} verdict=${verdict} /></div></td>
     <td data-label="Evidence"><${Meter} verdict=${verdict} /></td>
     <td data-label="Observed" class="num">${count(statistic.observations)}
       <small>${isNumber(statistic.events) ? `${count(statistic.events)} events` : ""}</small></td>
@@ -75,7 +77,7 @@ function grouped(verdicts) {
 
 const byUrgency = (a, b) => verdictLook(a.verdict).rank - verdictLook(b.verdict).rank || a.guard.localeCompare(b.guard);
 
-export function Verdicts({ model, slot }) {
+export function Verdicts({ model, slot, monitor }) {
   const now = useNow();
   const { usable, why } = verdictsState(slot, now);
   const verdicts = slot?.data?.verdicts ?? [];
@@ -90,7 +92,7 @@ export function Verdicts({ model, slot }) {
       ${grouped(verdicts).map(([variant, list]) => html`<tbody key=${variant}>
         <tr class="group"><th colspan="6" scope="rowgroup"><span class="variant-name">
           ${variant === WHOLE ? "The model as a whole" : html`<${Swatch} slot=${slotOf(model, variant)} />${variant}`}</span></th></tr>
-        ${[...list].sort(byUrgency).map((verdict) => html`<${VerdictRow} key=${verdict.guard} verdict=${verdict} />`)}
+        ${[...list].sort(byUrgency).map((verdict) => html`<${VerdictRow} key=${verdict.guard} verdict=${verdict} monitor=${monitor} />`)}
       </tbody>`)}
     </table></div>`}
   <//>`;

@@ -1,0 +1,163 @@
+"""Sampled rows: what a gateway writes, what it gives up, what is removed, what is read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from monitoring.drift.rows import compact, read_rows
+from monitoring.payloads import FINISHED_MS, prune, segments
+from serving.clock import SystemClock
+from serving.config import PayloadsConfig
+from serving.contract import AGG_OFFSET, C_PAYLOADS, C_PAYLOADS_DROPPED, CELLS
+from serving.gateway import payloads
+from serving.gateway.dataplane import DataPlane
+from serving.gateway.payloads import PayloadLog
+from tests.support.gateway import InProcessGateway
+
+HOUR_MS = 3_600_000
+
+
+def sampling(gateway: InProcessGateway, folder: Path, percent: float = 100) -> PayloadLog:
+    """The gateway with a sample taken of its requests."""
+    settings = {"tiny": PayloadsConfig(percent=percent)}
+    log = PayloadLog(folder, "gateway-1", settings, gateway.recorder, SystemClock())
+    gateway.plane = DataPlane(gateway.config, gateway.live, gateway.recorder, gateway.clock, gateway._make, log)
+    return log
+
+
+def cell(gateway: InProcessGateway, index: int) -> int:
+    series = gateway.recorder.series("tiny", "teacher")
+    data = gateway.spool.path.read_bytes()
+    return int(np.frombuffer(data, "<u8", 1, AGG_OFFSET + 8 * (series * CELLS + index))[0])
+
+
+def rows(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for path in sorted(folder.glob("tiny/*.jsonl")) for line in path.read_text().splitlines()]
+
+
+async def test_live_requests_leave_features_and_no_text(tmp_path: Path) -> None:
+    gateway = InProcessGateway(tmp_path, {"candidate": ""})
+    log = sampling(gateway, tmp_path / "payloads")
+    await gateway.publish()
+    await gateway.ask("spam offer", "the second row is not sampled")
+    await gateway.ask("pinned", version="2")
+    await gateway.ask("asked of a variant", override="candidate")
+    log.close()
+    (row,) = rows(tmp_path / "payloads")
+    assert row["variant"] == "teacher"
+    assert row["class"] == "spam"
+    assert row["characters"] == 10
+    assert row["unknown_share"] == 0.5
+    assert abs(int(str(row["at_ms"])) * 1_000_000 - gateway.clock.wall_ns()) < 60e9
+    assert "offer" not in json.dumps(row)
+    (file,) = (tmp_path / "payloads" / "tiny").iterdir()
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert cell(gateway, C_PAYLOADS) == 1
+    await gateway.plane.close()
+
+
+async def test_nothing_is_kept_unless_asked_for(tmp_path: Path) -> None:
+    gateway = InProcessGateway(tmp_path, {})
+    log = sampling(gateway, tmp_path / "payloads", percent=0)
+    await gateway.publish()
+    await gateway.ask("spam")
+    await gateway.plane.close()
+    assert not (tmp_path / "payloads").exists()
+    assert not log.wants("tiny", "r-1")
+
+
+def test_about_the_share_that_was_asked_for_is_sampled(tmp_path: Path) -> None:
+    gateway = InProcessGateway(tmp_path, {})
+    log = sampling(gateway, tmp_path / "payloads", percent=20)
+    assert 150 < sum(log.wants("tiny", f"r-{at}") for at in range(1000)) < 250
+    log.close()
+
+
+async def test_a_full_queue_drops_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payloads, "QUEUE_ROWS", 3)
+    monkeypatch.setattr(payloads, "WAKE_S", 3600.0)
+    gateway = InProcessGateway(tmp_path, {})
+    log = sampling(gateway, tmp_path / "payloads")
+    await gateway.publish()
+    for _ in range(5):
+        await gateway.ask("spam")
+    log.close()
+    assert len(rows(tmp_path / "payloads")) == 3
+    assert (cell(gateway, C_PAYLOADS), cell(gateway, C_PAYLOADS_DROPPED)) == (3, 2)
+    await gateway.plane.close()
+
+
+async def test_what_cannot_be_written_is_counted_and_fails_no_request(tmp_path: Path) -> None:
+    (tmp_path / "payloads").write_text("a file where the folder should be")
+    gateway = InProcessGateway(tmp_path, {})
+    sampling(gateway, tmp_path / "payloads")
+    await gateway.publish()
+    assert (await gateway.ask("spam")).variant == "teacher"
+    await gateway.plane.close()
+    assert cell(gateway, C_PAYLOADS_DROPPED) == 1
+
+
+# ---------------------------------------------------------------- files
+
+
+def segment(folder: Path, start_ms: int, rows: int = 2, gateway: str = "g", variant: str = "teacher") -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{start_ms:013d}-{gateway}.jsonl"
+    lines = [
+        json.dumps({"characters": float(at), "class": "ham", "at_ms": start_ms + at, "variant": variant})
+        for at in range(rows)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_what_is_too_old_or_too_much_is_removed(tmp_path: Path) -> None:
+    for hour in range(6):
+        segment(tmp_path, hour * HOUR_MS)
+    (tmp_path / "notes.txt").write_text("not ours")
+    size = segments(tmp_path)[-1].size
+    assert prune(tmp_path, 6 * HOUR_MS, keep_ms=4 * HOUR_MS, keep_bytes=1 << 20) == 2
+    assert prune(tmp_path, 6 * HOUR_MS, keep_ms=4 * HOUR_MS, keep_bytes=2 * size) == 2
+    assert [one.start_ms for one in segments(tmp_path)] == [4 * HOUR_MS, 5 * HOUR_MS]
+    assert (tmp_path / "notes.txt").exists()
+    assert prune(tmp_path / "absent", 0, 1, 1) == 0
+
+
+def test_finished_files_become_parquet_and_hold_the_same_rows(tmp_path: Path) -> None:
+    now_ms = 10 * HOUR_MS
+    segment(tmp_path, now_ms - FINISHED_MS - 1)
+    open_one = segment(tmp_path, now_ms - 60_000)
+    before = read_rows(tmp_path, "teacher", 0, now_ms)
+    assert compact(tmp_path, now_ms) == 1
+    assert [one.path.suffix for one in segments(tmp_path)] == [".parquet", ".jsonl"]
+    after = read_rows(tmp_path, "teacher", 0, now_ms)
+    assert {name: values.tolist() for name, values in after.items()} == {
+        name: values.tolist() for name, values in before.items()
+    }
+    assert open_one.exists()
+    assert compact(tmp_path, now_ms) == 0
+
+
+def test_a_crash_between_the_two_files_counts_no_row_twice(tmp_path: Path) -> None:
+    now_ms = 10 * HOUR_MS
+    path = segment(tmp_path, now_ms - FINISHED_MS - 1)
+    lines = path.read_bytes()
+    compact(tmp_path, now_ms)
+    path.write_bytes(lines)
+    assert len(read_rows(tmp_path, "teacher", 0, now_ms)["characters"]) == 2
+    compact(tmp_path, now_ms)
+    assert not path.exists()
+
+
+def test_a_window_of_one_variant_is_read_and_damage_left_out(tmp_path: Path) -> None:
+    path = segment(tmp_path, 1000, rows=5)
+    segment(tmp_path, 1000, rows=5, gateway="h", variant="int8")
+    path.write_text(path.read_text() + '{"at_ms": 1003, "variant": "teacher", "class"')
+    found = read_rows(tmp_path, "teacher", 1001, 1003)
+    assert found["characters"].tolist() == [1.0, 2.0, 3.0]
+    assert found["class"].tolist() == ["ham"] * 3
+    assert read_rows(tmp_path, "nobody", 0, 5000) == {}
