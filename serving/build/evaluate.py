@@ -33,7 +33,7 @@ MEASURING = (
 )
 
 
-def _open(
+def open_variant(
     needs: Mapping[str, Path], parameters: Mapping[str, Any], temperature: float
 ) -> tuple[Manifest, Pipeline, Session]:
     """Pipeline and session over a step's files, as the server would open them, with one thread."""
@@ -62,7 +62,7 @@ def calibrate(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any
     `needs["teacher"]`, where given, is the teacher's own calibration: what it makes of the variant's answers goes into
     the reliability map, to which the monitor holds the variant later.
     """
-    _, pipeline, session = _open(needs, parameters, 1.0)
+    _, pipeline, session = open_variant(needs, parameters, 1.0)
     examples = read_examples(needs["data"], "calibration", parameters["labels"])
     logits = infer(pipeline, session, examples)
     temperature = metrics.fit_temperature(logits, examples.classes)
@@ -90,7 +90,7 @@ def evaluate(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any]
     `needs["teacher"]`, where given, is the teacher's own evaluation, against which answers are compared.
     """
     temperature = msgspec.json.decode((needs["calibration"] / "calibration.json").read_bytes())["temperature"]
-    manifest, pipeline, session = _open(needs, parameters, temperature)
+    manifest, pipeline, session = open_variant(needs, parameters, temperature)
     examples = read_examples(needs["data"], "test", parameters["labels"])
     logits = infer(pipeline, session, examples)
     tick(1, 2 + len(SIZES), "latency")

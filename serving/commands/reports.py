@@ -12,7 +12,6 @@ import click
 from serving.clock import SystemClock
 from serving.commands.common import OK, console, emit_json, json_option, state_dir_option
 from serving.errors import CanariumError
-from serving.paths import Paths
 
 if TYPE_CHECKING:
     from monitoring.config import MonitorConfig
@@ -31,7 +30,7 @@ def report(model: str, variant: str | None, show: bool, state_dir: Path, as_json
     Runs on the machine of the gateways, whether they run or not. The report is kept beside those that the monitor
     makes by itself, and served by it.
     """
-    config = _settings(Paths.of(state_dir))
+    config = _settings(state_dir)
     if model not in config.models:
         raise CanariumError(f"unknown model {model!r}, expected one of {', '.join(config.models)}")
     variant = variant or config.models[model].baseline
@@ -48,10 +47,11 @@ def report(model: str, variant: str | None, show: bool, state_dir: Path, as_json
     return OK
 
 
-def _settings(paths: Paths) -> MonitorConfig:
+def _settings(state_dir: Path) -> MonitorConfig:
     from monitoring.config import load
+    from serving.paths import Paths
 
-    settings = paths.run_dir / "monitor.json"
+    settings = Paths.of(state_dir).run_dir / "monitor.json"
     if not settings.is_file():
         raise CanariumError(f"{settings}: is not there; start the deployment once, or name its --state-dir")
     try:

@@ -30,7 +30,8 @@ from serving.core.routing import bucket_of
 from serving.errors import RequestError
 from serving.gateway.recorder import Recorder
 from serving.runtimes import features
-from serving.runtimes.pipeline import Pipeline, Summary
+from serving.runtimes.answers import Summary
+from serving.runtimes.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -206,10 +207,7 @@ class PayloadLog:
 
 
 def _features(row: _Sampled) -> dict[str, Any]:
-    found: features.Row
-    if row.text is not None:
-        found = features.of_text(row.text, next(iter(row.arrays.values())), row.pipeline.unknown_id)
-    else:
-        found = features.of_tensors(row.arrays, row.pipeline.inputs)
-    answer = features.of_answer(row.summary, row.pipeline.labels)
+    pipeline = row.pipeline
+    found = features.of_row(row.text, row.arrays, pipeline.inputs, pipeline.unknown_id)
+    answer = features.of_answer(row.summary, pipeline.labels)
     return {**found, **answer, "at_ms": row.at_ms, "variant": row.variant}

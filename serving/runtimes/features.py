@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from serving.registry.manifest import TensorSpec
-from serving.runtimes.pipeline import PAD_ID, Summary
+from serving.runtimes.answers import Summary
+from serving.runtimes.pipeline import PAD_ID
 
 #: Feature -> number, or word for `class`.
 Row = dict[str, float | str]
@@ -37,6 +38,13 @@ def _kind(code: int) -> int:
 
 
 _KINDS = np.array([*map(_kind, range(_KNOWN)), _BEYOND], np.uint8)
+
+
+def of_row(text: str | None, row: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], unknown_id: int) -> Row:
+    """Features of what `Pipeline.first_row` gives: of a text and its token ids, or of tensors."""
+    if text is not None:
+        return of_text(text, next(iter(row.values())), unknown_id)
+    return of_tensors(row, specs)
 
 
 def of_text(text: str, ids: np.ndarray, unknown_id: int) -> Row:
@@ -91,7 +99,7 @@ def of_tensors(row: Mapping[str, np.ndarray], specs: Sequence[TensorSpec]) -> Ro
             found[f"{spec.name}_size"] = float(sum(len(value) for value in values.ravel().tolist()))
             continue
         flat = values.ravel().astype(np.float64)
-        if -1 not in spec.shape[1:] and len(found) + len(flat) <= COLUMNS_MAX:
+        if spec.shape.count(-1) <= 1 and len(found) + len(flat) <= COLUMNS_MAX:
             names = [spec.name] if len(flat) == 1 else [f"{spec.name}_{at}" for at in range(len(flat))]
             found |= zip(names, flat.tolist(), strict=True)
         elif len(found) + 3 <= COLUMNS_MAX:

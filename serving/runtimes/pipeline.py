@@ -104,7 +104,10 @@ class Pipeline:
             RequestError: the row is not valid UTF-8.
         """
         if self._tokenizer is None:
-            return None, {spec.name: np.array(inputs[spec.name][0]) for spec in self.inputs}
+            rows = {spec.name: (inputs[spec.name], spec.batch_axis) for spec in self.inputs}
+            return None, {
+                name: array.copy() if axis is None else np.take(array, 0, axis) for name, (array, axis) in rows.items()
+            }
         limit = self._max_chars or SAMPLED_CHARS
         text = self._decode(inputs[self._input].ravel()[:1].tolist(), limit)[0]
         return text, {self._ids: session_inputs[self._ids][0].copy()}

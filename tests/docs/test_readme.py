@@ -140,7 +140,8 @@ def test_canarium_commands_of_the_readme_exist_with_their_options(text: str) -> 
         words = words_of(re.split(r"[|&;>]", line)[0])[1:]
         command: click.Command = canarium
         options: set[str] = set()
-        for word in words:
+        following = iter(words)
+        for word in following:
             options |= {opt for parameter in command.params for opt in parameter.opts}
             if isinstance(command, click.Group) and not word.startswith("-"):
                 assert word in command.commands, f"README.md: `{line}`: there is no {word!r}"
@@ -148,6 +149,14 @@ def test_canarium_commands_of_the_readme_exist_with_their_options(text: str) -> 
             elif word.startswith("-") and word != "-":
                 known = {opt for parameter in command.params for opt in parameter.opts} | {"--help", "-h"}
                 assert word.partition("=")[0] in known, f"README.md: `{line}`: there is no option {word}"
+                valued = {
+                    opt
+                    for parameter in command.params
+                    if not getattr(parameter, "is_flag", True)
+                    for opt in parameter.opts
+                }
+                if isinstance(command, click.Group) and word in valued:
+                    next(following)  # the option's value is no command of the group
 
 
 # ---------------------------------------------------------------- links and paths

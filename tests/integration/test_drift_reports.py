@@ -10,6 +10,7 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,14 @@ from tests.support.stack import Stack, running, wait_for
 CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = pytest.mark.integration
 
-try:
-    import evidently  # noqa: F401
-    from playwright.sync_api import sync_playwright
-except ImportError as error:
-    MISSING = f"the Python package {error.name}"
-else:
-    MISSING = "" if CHROMIUM.exists() else "the Debian package chromium"
+MISSING = next((f"the Python package {name}" for name in ("evidently", "playwright") if not find_spec(name)), "")
+if not MISSING and not CHROMIUM.exists():
+    MISSING = "the Debian package chromium"
 
 if MISSING and not os.environ.get("CANARIUM_CI"):
     pytest.skip(f"{MISSING} is not installed", allow_module_level=True)
+
+from playwright.sync_api import sync_playwright  # noqa: E402
 
 
 def mails(rows: int, words: int, seed: int) -> list[str]:
@@ -61,7 +60,7 @@ def answered(folder: Path, texts: list[str]) -> list[tuple[str, features.Row, li
         outputs = session.run(ready)
         row = features.of_text(text, ready["input_ids"][0], pipeline.unknown_id)
         row |= features.of_answer(pipeline.summary(outputs), pipeline.labels)
-        found.append((text, row, pipeline.probabilities(outputs["logits"])[0].astype(float).tolist()))
+        found.append((text, row, pipeline.postprocess(outputs)["probabilities"][0].astype(float).tolist()))
     return found
 
 

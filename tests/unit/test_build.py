@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from monitoring.golden import read
 from serving.build import metrics
 from serving.build.cache import BuildError, Cache
 from serving.build.kinds import load_recipe
@@ -92,7 +93,7 @@ def test_every_variant_is_registered_with_its_lineage(built: Built) -> None:
     for manifest in found.values():
         for parent in manifest.lineage.parents:
             assert built.registry.resolve(parent.ref).digest == parent.digest
-        assert set(manifest.files) == {manifest.entry, "tokenizer.json"}
+        assert set(manifest.files) == {manifest.entry, "tokenizer.json", "reference.json", "golden.jsonl"}
     assert not built.result.cached
     assert not built.result.refused
 
@@ -129,6 +130,28 @@ def test_the_broken_variant_believes_its_parent_and_answers_otherwise(built: Bui
         pipeline = Pipeline(manifest, folder)
         answers[name] = pipeline.classes(session.run(pipeline.preprocess({"text": texts})))
     assert (answers["teacher"] != answers["broken"]).mean() == pytest.approx(measured["teacher_disagreement"])
+
+
+def test_an_artifact_brings_along_what_drift_reports_and_golden_rows_are_compared_with(built: Built) -> None:
+    manifest, folder = built.registry.open("tiny/teacher")
+    reference = json.loads((folder / "reference.json").read_text())
+    assert reference["rows"] == 84  # calibration and validation
+    assert {len(values) for values in reference["columns"].values()} == {84}
+    assert {"tokens", "unknown_share", "class", "confidence", "energy"} <= set(reference["columns"])
+    golden = read(folder / "golden.jsonl")
+    test = {row["text"]: row["label"] for row in build_kit.rows() if row["split"] == "test"}
+    assert {row.inputs[0]["data"][0]: row.label for row in golden} == test
+    session = open_session(manifest, folder, runtime="onnxruntime", threads=1)
+    pipeline = Pipeline(manifest, folder)
+    for row in golden[:5]:
+        texts = np.array([row.inputs[0]["data"][0].encode()], dtype=object)
+        answer = pipeline.postprocess(session.run(pipeline.preprocess({"text": texts})))
+        assert answer["probabilities"].tobytes() == np.array(row.probabilities, np.float32).tobytes()
+
+
+def test_a_damaged_variant_brings_along_what_its_parent_answers(built: Built) -> None:
+    parent, broken = built.registry.resolve("tiny/distilled"), built.registry.resolve("tiny/broken")
+    assert broken.files["golden.jsonl"] == parent.files["golden.jsonl"]
 
 
 def test_the_report_compares_with_control_and_reference(built: Built) -> None:

@@ -14,6 +14,7 @@ from serving.build.cpu import cpu_info
 from serving.build.evaluate import MEASURING, calibrate, evaluate
 from serving.build.export import export_onnx
 from serving.build.plan import Part, Plan, Variant
+from serving.build.snapshot import SOURCES, snapshot
 from serving.build.text import report
 from serving.build.text.damage import damage
 from serving.build.text.data import ROWS, check_data, read_split
@@ -24,6 +25,7 @@ from serving.build.text.recipe import TextRecipe
 from serving.build.text.reference import train_reference
 from serving.build.text.tokenizer import train_tokenizer
 from serving.build.text.train import train_teacher
+from serving.registry.manifest import GOLDEN_FILE, REFERENCE_FILE
 
 _HERE = Path(__file__).parent
 _RUNTIMES = _HERE.parents[1] / "runtimes"
@@ -111,7 +113,8 @@ class TextPlan(Plan[TextRecipe]):
             )
             broken = self._export("broken-onnx", damaged)
             # Nobody recalibrated it: it is served with the temperature of its parent.
-            variants.append(self._variant("broken", "onnx", broken, judge, calibration=variants[2].calibration))
+            # What it brings along is its parent's too: nobody knows yet what it answers.
+            variants.append(self._variant("broken", "onnx", broken, judge, parent=variants[2]))
         return variants
 
     def data(self) -> dict[str, Any]:
@@ -157,7 +160,7 @@ class TextPlan(Plan[TextRecipe]):
         return self.step(name, quantize, parameters, {**base, "model": model}, sources)
 
     def _variant(
-        self, name: str, format: str, model: Made, judge: Variant | None, calibration: Made | None = None
+        self, name: str, format: str, model: Made, judge: Variant | None, parent: Variant | None = None
     ) -> Variant:
         interface = text_interface(self.recipe.labels, self.recipe.tokenizer)
         tokenizer = self.made["tokenizer"]
@@ -171,10 +174,18 @@ class TextPlan(Plan[TextRecipe]):
         }
         needs = {"data": self.made["data"], "files": tokenizer, "model": model}
         sources = (*MEASURING, *_DATA)
+        calibration = parent.calibration if parent is not None else None
         if calibration is None:
             seen = {"teacher": judge.calibration} if judge is not None and judge.calibration is not None else {}
             calibration = self.step(f"{name}-temperature", calibrate, parameters, {**needs, **seen}, sources)
         needs["calibration"] = calibration
+        if parent is None:
+            rows = {"golden_rows": self.recipe.golden_rows}
+            made = self.step(f"{name}-snapshot", snapshot, {**parameters, **rows}, needs, (*SOURCES, *_DATA))
+            files = {TOKENIZER: tokenizer.folder / TOKENIZER}
+            files |= {file: made.folder / file for file in (REFERENCE_FILE, GOLDEN_FILE)}
+        else:
+            files = dict(parent.files)
         if judge is not None:
             needs["teacher"] = judge.evaluation
         evaluation = self.step(f"{name}-evaluation", evaluate, parameters, needs, sources)
@@ -188,7 +199,7 @@ class TextPlan(Plan[TextRecipe]):
             relation,
             parents,
             calibration,
-            {TOKENIZER: tokenizer.folder / TOKENIZER},
+            files,
             lambda: self._about(relation, model),
             self.made["damage"] if relation == "damaged" else None,
         )

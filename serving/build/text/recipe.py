@@ -83,3 +83,5 @@ class TextRecipe(Recipe):
     student: StudentRecipe
     quantize: QuantizeRecipe = QuantizeRecipe()
     damage: DamageRecipe | None = None
+    #: Rows of the test split that go into the artifacts, texts and all, to be asked again while they are served.
+    golden_rows: Annotated[int, Field(ge=0, le=10_000)] = 128
