@@ -177,5 +177,5 @@ async def test_a_page_is_served_where_its_scripts_reach_nothing(tmp_path: Path) 
 
 def client(desk: Desk) -> httpx.AsyncClient:
     nothing: Any = dict
-    app = build_app(CollectorRegistry(), nothing, lambda *_: None, lambda: {"ok": True}, desk.reports)
+    app = build_app(CollectorRegistry(), nothing, lambda *_: None, lambda _: None, lambda: {"ok": True}, desk.reports)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
