@@ -165,6 +165,10 @@ class Bench:
         return found[0]
 
 
+def no_reports(watch: Watch) -> Reports:
+    return Reports(watch.config, watch.clock, watch.beside, watch.sampled)
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
@@ -237,7 +241,12 @@ async def test_calibration_by_the_teacher_is_a_metric_and_on_the_api(bench: Benc
     assert bench.value("canarium_calibration_error_lower", variant="int8", reference="teacher") <= error
     assert bench.value("canarium_calibration_error_upper", variant="int8", reference="teacher") >= error
     app = build_app(
-        CollectorRegistry(), dict, lambda _model, _seconds: None, bench.watch.calibration, lambda: {"ok": True}
+        CollectorRegistry(),
+        dict,
+        lambda _model, _seconds: None,
+        bench.watch.calibration,
+        lambda: {"ok": True},
+        no_reports(bench.watch),
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         found = (await client.get("/v1/calibration/m")).json()
@@ -365,14 +374,13 @@ def test_a_heartbeat_that_stops_shows(bench: Bench) -> None:
 )
 async def test_only_its_own_names_are_served(tmp_path: Path, configured: str, named: str, status: int) -> None:
     watch = Bench(tmp_path).watch
-    reports = Reports(watch.config, watch.clock, watch.beside, watch.sampled)
     app = build_app(
         CollectorRegistry(),
         dict,
         lambda _model, _seconds: None,
         lambda _model: None,
         lambda: {"ok": True},
-        reports,
+        no_reports(watch),
         allowed_hosts(configured, 8002),
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
