@@ -48,7 +48,7 @@ def _interval(given: Any) -> tuple[float, float] | None:
 
 
 def relation_of(manifest: Manifest) -> str:
-    return _RELATIONS[manifest.lineage.relation]
+    return _RELATIONS.get(manifest.lineage.relation, manifest.lineage.relation)
 
 
 def card_of(manifest: Manifest) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
     classifies_text = manifest.preprocess.kind == "text" and manifest.postprocess.task == "classification"
     found: dict[str, Any] = {
         "model_name": f"{manifest.model}-{manifest.variant}",
-        "library_name": _LIBRARIES[manifest.format],
+        "library_name": _LIBRARIES.get(manifest.format, manifest.format),
         "tags": ["canarium", manifest.lineage.relation, manifest.format],
     }
     if classifies_text:

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from serving.config import Config, GovernanceConfig
+from serving.config import Config
 from serving.errors import GovernanceError
 from serving.governance.gate import failures, judge
 from serving.governance.policy import Approvals, Policy, load_policy
+from serving.governance.settings import GovernanceConfig
 from serving.governance.statement import differences, digests_of
 from serving.registry.approvals import Signed
 from serving.registry.manifest import Manifest
