@@ -43,7 +43,7 @@ def check_entry(manifest: Manifest, folder: Path) -> None:
     """Raises `RegistryError` if the file that a runtime would load is cut off, or is of another format."""
     path = folder / manifest.entry
     try:
-        fault = _onnx_fault(path) if manifest.format == "onnx" else _safetensors_fault(path)
+        fault = _FAULTS[manifest.format](path)
     except OSError as error:
         raise RegistryError(f"{manifest.ref}: cannot read {path}: {error.strerror}") from error
     if fault:
@@ -124,3 +124,6 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at + index + 1
     return 0, at + 11
+
+
+_FAULTS = {"onnx": _onnx_fault, "torch": _safetensors_fault}
