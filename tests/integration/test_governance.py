@@ -30,7 +30,7 @@ def test_only_what_is_approved_is_served_and_rolled_out(tmp_path: Path) -> None:
     refused = Stack(document, tmp_path).canarium("up", "-f", str(tmp_path / "canarium.yaml"), check=False)
     assert refused.returncode == 1
     (line,) = refused.stderr.splitlines()
-    assert "tiny/teacher:1 (sha256 " in line
+    assert "models.tiny.variants.good: tiny/good:1 (sha256 " in line
     assert line.endswith("1 approval missing; governance.mode is enforce")
 
     for variant in ("teacher", "good"):
