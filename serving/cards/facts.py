@@ -33,6 +33,19 @@ def measures(evaluation: Mapping[str, Any]) -> list[Measure]:
     return list(_measures(evaluation, ""))
 
 
+def grids(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, list[Measure]]]]:
+    """What was measured in the same way of several things, such as slices: its dotted name, and the numbers of each."""
+    inner = list(node.values())
+    if inner and all(isinstance(one, Mapping) and one.keys() == inner[0].keys() for one in inner):
+        found = {name: list(_measures(one, "")) for name, one in node.items()}
+        if all(found.values()):
+            yield prefix, found
+            return
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from grids(value, f"{prefix}.{key}" if prefix else key)
+
+
 def _measures(node: Mapping[str, Any], prefix: str) -> Iterator[Measure]:
     for key, value in node.items():
         if isinstance(value, Mapping):
@@ -68,6 +81,13 @@ def tensors(signature: Signature) -> list[tuple[str, str, str]]:
 def number(value: float) -> str:
     """A number as people read it: whole ones whole, others with four digits."""
     return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
+
+
+def with_interval(one: Measure) -> str:
+    """A number, and its interval in brackets."""
+    if one.interval is None:
+        return number(one.value)
+    return f"{number(one.value)} ({number(one.interval[0])} – {number(one.interval[1])})"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:

@@ -16,13 +16,14 @@ from serving.cards.facts import (
     card_of,
     escaped,
     flat,
+    grids,
     listed,
     measures,
-    number,
     plain,
     relation_of,
     table,
     tensors,
+    with_interval,
 )
 from serving.governance.gate import judge
 from serving.governance.policy import Policy
@@ -108,20 +109,26 @@ def body(manifest: Manifest, *, policy: Policy | None, approvals: list[str]) -> 
 
 def _evaluation(manifest: Manifest) -> list[str]:
     evaluation = {key: value for key, value in manifest.evaluation.items() if key not in ("latency_ms", "cpu")}
-    rows = [
-        (
-            f"`{one.name}`",
-            number(one.value),
-            f"{number(one.interval[0])} – {number(one.interval[1])}" if one.interval else "–",
-        )
-        for one in measures(evaluation)
-    ]
-    if not rows:
+    several = dict(grids(evaluation))
+    alone = [one for one in measures(evaluation) if not one.name.startswith(tuple(f"{name}." for name in several))]
+    if not alone and not several:
         return ["", "Nothing was measured.", ""]
     inherited = evaluation.get("inherited_from")
     note = ["", f"These are the numbers of {inherited}; this artifact itself was not measured."] if inherited else []
-    split = ["", f"Measured on the split `{evaluation['split']}`."] if "split" in evaluation else []
-    return [*note, *split, *table(("measure", "value", "95 % interval"), rows)]
+    split = (
+        ["", f"Measured on the split `{evaluation['split']}`; intervals are of 95 %."] if "split" in evaluation else []
+    )
+    lines = [
+        *note,
+        "",
+        f"Measured on the split `{split}`; intervals are of 95 %.",
+        *table(("measure", "value"), [(f"`{one.name}`", with_interval(one)) for one in alone]),
+    ]
+    for name, found in several.items():
+        header = ["", *(one.name.replace("_", " ") for one in next(iter(found.values())))]
+        rows = [(each, *map(with_interval, numbers)) for each, numbers in found.items()]
+        lines += [f"### {name.rpartition('.')[2].replace('_', ' ').capitalize()}", *table(header, rows)]
+    return lines
 
 
 def _validated(manifest: Manifest) -> list[str]:

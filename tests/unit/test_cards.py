@@ -18,6 +18,13 @@ from serving.governance.approve import approve
 from serving.governance.policy import BUILT_IN
 from serving.registry.store import Registry
 
+SLICES = {
+    "slices": {
+        "long": {"rows": 400, "accuracy": 0.95, "accuracy_ci": [0.92, 0.97]},
+        "short": {"rows": 600, "accuracy": 0.98, "accuracy_ci": None},
+    },
+    "overall": -0.01,
+}
 DATA = {"source": "a corpus", "licence": "CC0-1.0", "pii": "names masked", "sha256": "a" * 64}
 CARD = {"owner": "trust and safety", "intended_use": "mail", "limitations": ["English only", "<b>no</b> | *pipes*"]}
 
@@ -32,6 +39,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
         "with a card",
         lineage=made_from(teacher),
         quantization=INT8,
+        evaluation=EVIDENCE | {"slices": SLICES},
         data=DATA,
         card=CARD,
         build={"versions": {"onnxruntime": "1.30.0"}, "seed": 7},
@@ -102,8 +110,11 @@ def test_the_card_says_what_the_manifest_says(run: Any, registry: Registry, tmp_
         manifest.digest,
         manifest.files["model.onnx"].sha256,
         "| source | m/teacher:1 |",
-        "| `accuracy` | 0.97 | 0.96 – 0.98 |",
-        "| `recall.spam` | 0.95 | – |",
+        "| `accuracy` | 0.97 (0.96 – 0.98) |",
+        "| `recall.spam` | 0.95 |",
+        "### Slices\n\n|  | accuracy | rows |\n| --- | --- | --- |\n| long | 0.95 (0.92 – 0.97) | 400 |",
+        "| short | 0.98 | 600 |",
+        "| `slices.overall` | -0.01 |",
         "| `licence` | CC0-1.0 |",
         "a processor (avx2, avx512f, avx512_vnni)",
         "- alice as reviewer on 2023-11-14T22:13:20+00:00 under policy limited: fine (key ed25519:",
