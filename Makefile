@@ -40,6 +40,11 @@ $(BUILT): $(STAMP) $(QUICKSTART)/recipe.yaml $(wildcard $(QUICKSTART)/data/*.gz)
 	$(BIN)/canarium build $(QUICKSTART)/recipe.yaml --registry $(STATE)/registry
 	@touch $@
 
+.PHONY: examples
+examples: $(STAMP) ## build the further examples: anomaly detection and voice (a minute or two)
+	$(BIN)/canarium build deployments/examples/iot/recipe.yaml --registry $(STATE)/registry
+	$(BIN)/canarium build deployments/examples/voice/recipe.yaml --registry $(STATE)/registry
+
 .PHONY: demo
 demo: $(BUILT) ## watch a canary that is good and one that is broken (ARGS=--exit to leave afterwards)
 	$(BIN)/python -m deployments.quickstart.demo $(ARGS)

@@ -7,6 +7,8 @@ from typing import Any
 
 from serving.build.anomaly.plan import AnomalyPlan
 from serving.build.anomaly.recipe import AnomalyRecipe
+from serving.build.imported.plan import ImportedPlan
+from serving.build.imported.recipe import ImportedRecipe
 from serving.build.plan import Plan
 from serving.build.recipe import Recipe, parse, read_document
 from serving.build.text.plan import TextPlan
@@ -17,6 +19,7 @@ DEFAULT = "text"
 KINDS: dict[str, tuple[type[Recipe], type[Plan[Any]]]] = {
     "text": (TextRecipe, TextPlan),
     "anomaly": (AnomalyRecipe, AnomalyPlan),
+    "imported": (ImportedRecipe, ImportedPlan),
 }
 
 

@@ -73,6 +73,8 @@ class Plan(ABC, Generic[R]):
 
     #: How the report says what each split was used for.
     splits: str = ""
+    #: What the data was used for, in the manifests.
+    role: str = "train, calibrate, test"
 
     def __init__(self, recipe: R, folder: Path, cache: Cache) -> None:
         self.recipe = recipe

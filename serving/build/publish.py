@@ -58,7 +58,7 @@ def publish(
     """
     recipe: Recipe = plan.recipe
     registered, refused = dict[str, Manifest](), dict[str, str]()
-    data = {**plan.data(), **recipe.data.model_dump(exclude={"file"}), "role": "train, calibrate, test"}
+    data = {**plan.data(), **recipe.data.model_dump(exclude={"file"}), "role": plan.role}
     for variant in variants:
         evaluation = variant.evaluation.read("evaluation.json")
         if variant.name in evidence:

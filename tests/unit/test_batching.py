@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.core.arrays import Layout, chunk_rows, merge, shape_of, split
+from serving.core.arrays import Layout, chunk_rows, join, merge, rows_of, shape_of, split
 from serving.core.batching import BatchQueue, Entry
 
 SOON = 10**12
@@ -291,3 +291,37 @@ def test_outputs_that_do_not_match_the_rows_are_not_shared_out() -> None:
     whole = split({"y": np.zeros((3, 2))}, [1])
     assert whole is not None
     assert whole[0]["y"].shape == (3, 2)  # one caller: the gateway's check will judge it
+
+
+def test_rows_on_another_axis_are_stacked_and_shared_out_there_and_shared_values_must_be_equal() -> None:
+    layout = Layout(inputs={"state": 1, "rate": None}, outputs={"stateN": 1, "rate": None})
+
+    def request(rows: int, value: float, rate: int = 16000) -> dict[str, np.ndarray]:
+        return {
+            "x": np.full((rows, 3), value, np.float32),
+            "state": np.full((2, rows, 4), value, np.float32),
+            "rate": np.array(rate),
+        }
+
+    one, two = request(1, 1.0), request(2, 2.0)
+    assert shape_of(one, 1, layout).signature == shape_of(two, 2, layout).signature is not None
+    assert shape_of(request(1, 1.0, 8000), 1, layout).signature != shape_of(one, 1, layout).signature
+    # Without the layout two rows would pass for the two layers of the state.
+    assert shape_of(one, 1).signature is None
+    merged = merge([one, two], layout.inputs)
+    assert merged["x"].shape == (3, 3)
+    assert merged["state"].shape == (2, 3, 4)
+    assert merged["rate"] == 16000
+    outputs = {"y": merged["x"][:, 0], "stateN": merged["state"], "rate": merged["rate"]}
+    shares = split(outputs, [1, 2], layout.outputs)
+    assert shares is not None
+    assert (shares[1]["stateN"] == 2).all()
+    assert shares[1]["stateN"].shape == (2, 2, 4)
+    assert shares[0]["y"].tolist() == [1]
+    assert split({**outputs, "stateN": merged["state"][:, :2]}, [1, 2], layout.outputs) is None
+    joined = join([rows_of(outputs, 0, 1, layout.outputs), rows_of(outputs, 1, 3, layout.outputs)], layout.outputs)
+    assert all(np.array_equal(joined[name], outputs[name]) for name in outputs)
+
+
+def test_a_request_without_any_rows_runs_alone() -> None:
+    assert shape_of({"rate": np.array(1)}, 1, Layout(inputs={"rate": None})).signature is None

@@ -37,7 +37,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "weather"}, "kind: 'weather' is not one of text, anomaly"),
+        ({"kind": "weather"}, "kind: 'weather' is not one of text, anomaly, imported"),
         ({"labels": ["a", "b", "c"]}, "labels: an anomaly detector has two, the normal one first"),
         ({"tokenizer": {}}, "tokenizer: unknown key"),
         ({"student": {"train": {"epochs": 0}}}, "student.train.epochs: 0: input should be greater than or equal to 1"),

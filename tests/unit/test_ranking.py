@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from serving.build.anomaly.ranking import interval, mean_difference, rank, resamples, summary
+from serving.build.anomaly.ranking import interval, mean_difference, rank, ranked, resamples
 
 
 @pytest.mark.parametrize("digits", [6, 1, 0])
@@ -45,9 +45,9 @@ def test_the_interval_holds_the_value_and_a_perfect_ranking_has_none() -> None:
     chance = np.random.default_rng(5)
     classes = (chance.random(600) < 0.3).astype(np.int64)
     weights = resamples(classes, 400, seed=1)
-    low, high = summary(chance.normal(classes, 1.0), classes, weights)["average_precision_ci"]  # type: ignore[misc]
+    low, high = ranked(chance.normal(classes, 1.0), classes, weights).summary()["average_precision_ci"]  # type: ignore[misc]
     assert 0.3 < low < high < 1
-    perfect = summary(classes.astype(float), classes, weights)
+    perfect = ranked(classes.astype(float), classes, weights).summary()
     assert perfect["average_precision"] == 1
     assert perfect["average_precision_ci"] == (1.0, 1.0)
 
@@ -56,9 +56,9 @@ def test_the_difference_of_equal_scores_is_nothing_and_of_better_ones_clear() ->
     chance = np.random.default_rng(6)
     classes = (chance.random(600) < 0.3).astype(np.int64)
     weights = resamples(classes, 400, seed=1)
-    good, bad = chance.normal(classes * 3, 1.0), chance.normal(classes * 0.5, 1.0)
-    assert mean_difference([good], [good], classes, weights) == {"difference": 0.0, "ci": (0.0, 0.0)}
-    better = mean_difference([good, good], [bad, bad], classes, weights)
+    good, bad = (ranked(chance.normal(classes * gap, 1.0), classes, weights) for gap in (3, 0.5))
+    assert mean_difference([good], [good]) == {"difference": 0.0, "ci": (0.0, 0.0)}
+    better = mean_difference([good, good], [bad, bad])
     assert better["ci"][0] > 0.1  # type: ignore[index]
 
 

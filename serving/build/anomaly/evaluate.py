@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from serving.build.anomaly.data import read_table
-from serving.build.anomaly.ranking import mean_difference, resamples, summary
+from serving.build.anomaly.ranking import Ranked, mean_difference, ranked, resamples
 from serving.build.cache import Tick, write_json
 from serving.build.evaluate import evaluate
 
@@ -23,7 +23,7 @@ def evaluate_detector(out: Path, needs: Mapping[str, Path], parameters: Mapping[
     logits = np.load(out / "logits.npy")
     classes = read_table(needs["data"], "test").classes
     weights = resamples(classes, parameters["draws"], parameters["seed"])
-    write_json(path, {**found, **summary(logits[:, 1] - logits[:, 0], classes, weights)})
+    write_json(path, {**found, **ranked(logits[:, 1] - logits[:, 0], classes, weights).summary()})
 
 
 def compare_students(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
@@ -34,15 +34,16 @@ def compare_students(out: Path, needs: Mapping[str, Path], parameters: Mapping[s
     classes = read_table(needs["data"], "test").classes
     weights = resamples(classes, parameters["draws"], parameters["seed"])
     logits = np.load(needs["teacher"] / "logits.npy")
-    teacher = [logits[:, 1] - logits[:, 0]]
+    teacher = [ranked(logits[:, 1] - logits[:, 0], classes, weights)]
     with np.load(needs["students"] / "scores.npz") as stored:
         scores = {name: stored[name] for name in stored.files}
-    kinds = {kind: [scores[name] for name in scores if name.startswith(kind)] for kind in ("distilled", "control")}
+    kinds: dict[str, list[Ranked]] = {"distilled": [], "control": []}
     runs = []
     for number, (name, values) in enumerate(scores.items()):
-        tick(number, len(scores) + 3, name)
+        tick(number, len(scores), name)
         kind, _, seed = name.partition("-")
-        runs.append({"kind": kind, "seed": int(seed), **summary(values, classes, weights)})
+        kinds[kind].append(ranked(values, classes, weights))
+        runs.append({"kind": kind, "seed": int(seed), **kinds[kind][-1].summary()})
     pairs = {
         "distilled_minus_control": (kinds["distilled"], kinds["control"]),
         "distilled_minus_teacher": (kinds["distilled"], teacher),
@@ -53,6 +54,6 @@ def compare_students(out: Path, needs: Mapping[str, Path], parameters: Mapping[s
         {
             "runs": runs,
             "draws": parameters["draws"],
-            "pairs": {name: mean_difference(ours, theirs, classes, weights) for name, (ours, theirs) in pairs.items()},
+            "pairs": {name: mean_difference(ours, theirs) for name, (ours, theirs) in pairs.items()},
         },
     )

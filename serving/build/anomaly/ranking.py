@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,10 @@ class Ranking(NamedTuple):
 
     average_precision: np.ndarray
     roc_auc: np.ndarray
+
+
+#: Sets of weights that are ranked at once, so that the sums stay in the processor's cache.
+_AT_ONCE = 16
 
 
 def rank(scores: np.ndarray, classes: np.ndarray, weights: np.ndarray) -> Ranking:
@@ -26,16 +30,20 @@ def rank(scores: np.ndarray, classes: np.ndarray, weights: np.ndarray) -> Rankin
         weights: [draws, n], how often each row counts.
     """
     order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
-    taken = weights[:, order].astype(np.float64)
-    hits = np.cumsum(taken * (classes[order] == 1), axis=1)[:, ends]
-    seen = np.cumsum(taken, axis=1)[:, ends]
-    gained = np.diff(hits, axis=1, prepend=0.0)
-    precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+    anomaly = classes[order] == 1
+    parts = [_rank(weights[at : at + _AT_ONCE, order], anomaly, ends) for at in range(0, len(weights), _AT_ONCE)]
+    return Ranking(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+
+def _rank(taken: np.ndarray, anomaly: np.ndarray, ends: np.ndarray) -> Ranking:
+    hits = np.cumsum(taken * anomaly, axis=1, dtype=np.int64)[:, ends]
+    seen = np.cumsum(taken, axis=1, dtype=np.int64)[:, ends]
+    gained = np.diff(hits, axis=1, prepend=0)
+    precision = np.divide(hits, seen, out=np.zeros(hits.shape), where=seen > 0)
     misses = seen - hits
     # Each anomaly wins against the normal rows behind its threshold, and half against those at it.
-    behind = misses[:, -1:] - misses + np.diff(misses, axis=1, prepend=0.0) / 2
+    behind = misses[:, -1:] - misses + np.diff(misses, axis=1, prepend=0) / 2
     positives, negatives = hits[:, -1], misses[:, -1]
     return Ranking(
         (gained * precision).sum(axis=1) / positives, (gained * behind).sum(axis=1) / (positives * negatives)
@@ -59,26 +67,33 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def summary(scores: np.ndarray, classes: np.ndarray, weights: np.ndarray) -> dict[str, object]:
-    """Average precision and ROC AUC of all rows, each with its bootstrap interval."""
-    whole = rank(scores, classes, np.ones((1, len(classes)), np.int16))
-    drawn = rank(scores, classes, weights)
-    return {
-        "average_precision": float(whole.average_precision[0]),
-        "average_precision_ci": interval(drawn.average_precision),
-        "roc_auc": float(whole.roc_auc[0]),
-        "roc_auc_ci": interval(drawn.roc_auc),
-    }
+class Ranked(NamedTuple):
+    """A score's ranking of all rows, and of each resample."""
+
+    whole: Ranking
+    drawn: Ranking
+
+    def summary(self) -> dict[str, object]:
+        """Average precision and ROC AUC of all rows, each with its bootstrap interval."""
+        return {
+            "average_precision": float(self.whole.average_precision[0]),
+            "average_precision_ci": interval(self.drawn.average_precision),
+            "roc_auc": float(self.whole.roc_auc[0]),
+            "roc_auc_ci": interval(self.drawn.roc_auc),
+        }
 
 
-def mean_difference(
-    ours: list[np.ndarray], theirs: list[np.ndarray], classes: np.ndarray, weights: np.ndarray
-) -> Mapping[str, object]:
-    """Mean average precision of some scores minus that of others, on the same resamples of the rows."""
+def ranked(scores: np.ndarray, classes: np.ndarray, weights: np.ndarray) -> Ranked:
+    """Rank all rows, and the resamples that `weights` [draws, n] describe."""
+    return Ranked(rank(scores, classes, np.ones((1, len(classes)), np.int16)), rank(scores, classes, weights))
 
-    def mean(many: list[np.ndarray], counts: np.ndarray) -> np.ndarray:
-        return np.asarray(np.mean([rank(scores, classes, counts).average_precision for scores in many], axis=0))
 
-    once = np.ones((1, len(classes)), np.int16)
-    low, high = interval(mean(ours, weights) - mean(theirs, weights))
-    return {"difference": float(mean(ours, once)[0] - mean(theirs, once)[0]), "ci": (low, high)}
+def mean_difference(ours: Sequence[Ranked], theirs: Sequence[Ranked]) -> dict[str, object]:
+    """Mean average precision of some scores minus that of others, with its interval; all of the same resamples."""
+
+    def mean(rankings: Iterable[Ranking]) -> np.ndarray:
+        return np.asarray(np.mean([ranking.average_precision for ranking in rankings], axis=0))
+
+    whole = mean(one.whole for one in ours) - mean(one.whole for one in theirs)
+    drawn = mean(one.drawn for one in ours) - mean(one.drawn for one in theirs)
+    return {"difference": float(whole[0]), "ci": interval(drawn)}

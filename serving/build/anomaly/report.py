@@ -45,16 +45,20 @@ def _distillation(document: Mapping[str, Any]) -> list[str]:
     for seed in document["recipe"]["student"]["seeds"]:
         pair = [runs[kind, seed] for kind in ("distilled", "control")]
         lines.append(f"| {seed} | " + " | ".join(_precision(run) for run in pair) + " |")
-    lines += ["", "The first seed is served, whichever is best. Mean over the seeds, on the same resamples:", ""]
+    gain = comparison["pairs"]["distilled_minus_control"]["ci"][0] > 0
+    lines += [
+        "",
+        "The first seed is served, whichever is best. "
+        + ("Distillation gains here." if gain else "**No gain of distillation is claimed**: labels alone do as well.")
+        + " Mean over the seeds, on the same resamples of the rows:",
+        "",
+    ]
     for name, pair in comparison["pairs"].items():
         ours, theirs = name.split("_minus_")
         low, high = pair["ci"]
-        if low > 0:
-            verdict = f"{ours} ranks better than {theirs}"
-        elif high < 0:
-            verdict = f"{ours} ranks worse than {theirs}"
-        else:
-            verdict = "no difference is claimed"
+        verdict = "no difference is claimed"
+        if low > 0 or high < 0:
+            verdict = f"{ours} ranks {'better' if low > 0 else 'worse'} than {theirs}"
         lines.append(f"- {ours} minus {theirs}: {pair['difference']:+.4f} ({low:+.4f} to {high:+.4f}): {verdict}.")
     return lines
 

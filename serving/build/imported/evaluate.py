@@ -1,0 +1,107 @@
+"""A streaming detector's evaluation, through the serving code: every clip from its beginning, its state given back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.build.cache import BuildError, Tick, write_json
+from serving.build.cpu import cpu_info
+from serving.build.evaluate import percentiles, quality
+from serving.build.imported.sound import read_clips
+from serving.build.imported.stream import feeds
+from serving.build.interface import draft
+from serving.runtimes.base import Session, open_session
+from serving.runtimes.pipeline import Pipeline
+
+_ALONE, _DRAWS, _SEED = 8, 1000, 5
+
+
+def evaluate_stream(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
+    """Measure on the test split; write `evaluation.json` and `scores.npy` [clips, windows].
+
+    `needs["teacher"]`, where given, is the evaluation of the model that this one is compared with. Windows of one clip
+    are alike, so intervals come from resampling whole clips.
+    """
+    manifest = draft(parameters, 1.0)
+    session = open_session(manifest, needs["model"], runtime="onnxruntime", threads=1)
+    pipeline = Pipeline(manifest, needs["model"])
+    clips = read_clips(needs["data"], "test")
+    threshold, score = parameters["stream"]["threshold"], parameters["stream"]["score"]
+    scores = _scores(pipeline, session, clips.windows, parameters)
+    np.save(out / "scores.npy", scores)
+    tick(1, 3, "alone")
+    alone = [_scores(pipeline, session, clips.windows[at : at + 1], parameters)[0] for at in range(_ALONE)]
+    tick(2, 3, "latency")
+    judge = np.load(needs["teacher"] / "scores.npy") if "teacher" in needs else scores
+    answers, judged = (values >= threshold for values in (scores, judge))
+    right = answers == clips.classes
+    flat = scores.ravel().astype(np.float64)
+    evaluation = {
+        "split": "test",
+        "clips": len(clips.classes),
+        **quality(
+            np.stack((1 - flat, flat), axis=1),
+            answers.ravel().astype(np.int64),
+            clips.classes.ravel(),
+            judged.ravel().astype(np.int64),
+            parameters["labels"],
+        ),
+        "accuracy_ci": _interval(right),
+        "teacher_disagreement_ci": _interval(answers != judged),
+        "score_difference": {
+            "mean": float(np.abs(scores - judge).mean()),
+            "p99": float(np.quantile(np.abs(scores - judge), 0.99)),
+            "max": float(np.abs(scores - judge).max()),
+        },
+        "batch_neighbour_delta": float(np.abs(np.stack(alone) - scores[:_ALONE]).max()),
+        "latency_ms": _latency(pipeline, session, clips.windows, parameters),
+        "bytes": (needs["model"] / manifest.entry).stat().st_size,
+        "model_bytes": (needs["model"] / manifest.entry).stat().st_size,
+        "score": score,
+        "cpu": cpu_info(),
+    }
+    write_json(out / "evaluation.json", evaluation)
+
+
+def _scores(pipeline: Pipeline, session: Session, windows: np.ndarray, parameters: Mapping[str, Any]) -> np.ndarray:
+    """Scores float32 [clips, windows]; every step must pass the server's own check."""
+    found = []
+    for step, (feed, answer) in enumerate(feeds(windows, parameters["stream"], parameters["inputs"])):
+        answer.update(session.run(pipeline.preprocess(feed)))
+        fault = pipeline.check(answer, len(windows))
+        if fault:
+            raise BuildError(f"window {step}: {fault}")
+        found.append(answer[parameters["stream"]["score"]].reshape(-1))
+    return np.stack(found, axis=1)
+
+
+def _latency(
+    pipeline: Pipeline, session: Session, windows: np.ndarray, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Milliseconds of one step of one thread: the session alone, and with what is around it."""
+    measured: dict[str, Any] = {"threads": 1}
+    for size in (1, 16):
+        feed, _ = next(feeds(windows[:size], parameters["stream"], parameters["inputs"]))
+
+        def bare(index: int, feed: dict[str, np.ndarray] = feed) -> None:
+            session.run(feed)
+
+        def whole(index: int, feed: dict[str, np.ndarray] = feed) -> None:
+            pipeline.postprocess(session.run(pipeline.preprocess(feed)))
+
+        measured[f"batch_{size}"] = percentiles(bare, 200)
+        measured[f"batch_{size}_whole"] = percentiles(whole, 200)
+    return measured
+
+
+def _interval(events: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the share of events [clips, windows], by resampling clips."""
+    share = events.mean(axis=1)
+    chance = np.random.default_rng(_SEED)
+    drawn = share[chance.integers(0, len(share), (_DRAWS, len(share)))].mean(axis=1)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(low), float(high)

@@ -1,0 +1,236 @@
+"""A streaming model is imported as it is, with its state, and its siblings are held against it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from onnx import TensorProto, helper, numpy_helper
+
+from serving.build.cache import BuildError
+from serving.build.imported.sound import expand, windows_of
+from serving.build.kinds import load_recipe
+from serving.build.runner import BuildResult, build
+from serving.errors import ConfigError
+from serving.registry.store import Registry
+from serving.runtimes.base import open_session
+from serving.runtimes.pipeline import Pipeline
+
+WINDOW, STEPS = 64, 10
+
+
+def graph() -> onnx.ModelProto:
+    """Loud is speech: sigmoid of the mean square of a convolution, smoothed by a state [1, n, 1] that is given back."""
+    chance = np.random.default_rng(2)
+    kernel = np.zeros((32, 1, 33), np.float32)
+    kernel[:, 0, 16] = 1
+    kernel += chance.normal(0, 0.001, kernel.shape).astype(np.float32)
+    constants = {
+        "kernel": kernel,
+        "channel": np.array([1], np.int64),
+        "last": np.array([1, 2], np.int64),
+        "first": np.array([0], np.int64),
+        "gain": np.array(60.0, np.float32),
+        "offset": np.array(-4.0, np.float32),
+        "keep": np.array(0.1, np.float32),
+    }
+    nodes = [
+        helper.make_node("Unsqueeze", ["input", "channel"], ["x"]),
+        helper.make_node("Conv", ["x", "kernel"], ["y"]),
+        helper.make_node("Mul", ["y", "y"], ["power"]),
+        helper.make_node("ReduceMean", ["power"], ["mean"], axes=[1, 2], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "channel"], ["now"]),
+        helper.make_node("Squeeze", ["state", "first"], ["before"]),
+        helper.make_node("Mul", ["before", "keep"], ["kept"]),
+        helper.make_node("Add", ["now", "kept"], ["level"]),
+        helper.make_node("Unsqueeze", ["level", "first"], ["stateN"]),
+        helper.make_node("Mul", ["level", "gain"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "offset"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["output"]),
+    ]
+    body = helper.make_graph(
+        nodes,
+        "loud",
+        [
+            helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", "t"]),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, [1, "n", 1]),
+            helper.make_tensor_value_info("sr", TensorProto.INT64, []),
+        ],
+        [
+            helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", 1]),
+            helper.make_tensor_value_info("stateN", TensorProto.FLOAT, [1, "n", 1]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model
+
+
+def clips(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mu-law noise uint8 [clips, samples], and which windows are loud, uint8 [clips, windows]."""
+    chance = np.random.default_rng(seed)
+    loud = (chance.random((count, STEPS)) < 0.5).astype(np.uint8)
+    sound = chance.normal(0, 1, (count, STEPS, WINDOW)) * np.where(loud, 0.4, 0.02)[:, :, None]
+    squeezed = np.sign(sound) * np.log1p(255 * np.abs(sound).clip(0, 1)) / np.log1p(255)
+    return np.round((squeezed + 1) * 127.5).astype(np.uint8).reshape(count, -1), loud
+
+
+def write(folder: Path, **change: Any) -> Path:
+    (folder / "model.onnx").write_bytes(graph().SerializeToString())
+    arrays = {}
+    for split, count in (("calibration", 8), ("test", 12)):
+        arrays[f"{split}-sound"], arrays[f"{split}-classes"] = clips(count, count)
+    np.savez(folder / "sound.npz", **change.pop("arrays", arrays))
+    document = {
+        "apiVersion": "canarium/recipe/v1",
+        "kind": "imported",
+        "model": "loud",
+        "labels": ["silence", "speech"],
+        "threads": 1,
+        "data": {"file": "sound.npz", "source": "made up", "licence": "CC0-1.0", "pii": "none"},
+        "source": {
+            "file": "model.onnx",
+            "sha256": hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest(),
+            "origin": "made up",
+            "licence": "CC0-1.0",
+        },
+        "inputs": [
+            {"name": "input", "datatype": "FP32", "shape": [-1, WINDOW + 8]},
+            {"name": "state", "datatype": "FP32", "shape": [1, -1, 1]},
+            {"name": "sr", "datatype": "INT64", "shape": []},
+        ],
+        "outputs": [
+            {"name": "output", "datatype": "FP32", "shape": [-1, 1]},
+            {"name": "stateN", "datatype": "FP32", "shape": [1, -1, 1]},
+        ],
+        "stream": {
+            "input": "input",
+            "window": WINDOW,
+            "context": 8,
+            "states": {"stateN": "state"},
+            "constants": {"sr": 16000},
+            "score": "output",
+        },
+        **change,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+class Built(NamedTuple):
+    recipe: Path
+    registry: Registry
+    cache: Path
+    result: BuildResult
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("imported")
+    registry, recipe = Registry(folder / "registry"), write(folder)
+    return Built(recipe, registry, folder / "cache", build(recipe, registry, cache_dir=folder / "cache"))
+
+
+def test_the_file_is_registered_byte_for_byte_and_its_siblings_name_it(built: Built) -> None:
+    found = {manifest.variant: manifest for manifest in built.registry.list()}
+    assert {name: manifest.lineage.relation for name, manifest in found.items()} == {
+        "fp32": "root",
+        "fp16": "quantized",
+        "int8": "quantized",
+    }
+    original = hashlib.sha256((built.recipe.parent / "model.onnx").read_bytes()).hexdigest()
+    assert found["fp32"].files["model.onnx"].sha256 == original
+    for name in ("fp16", "int8"):
+        assert found[name].lineage.parents[0].digest == found["fp32"].digest
+        assert found[name].quantization["calibration"]["model_sha256"] == original
+    assert found["fp16"].size_bytes < found["fp32"].size_bytes
+
+
+def test_siblings_agree_with_the_original_and_rows_with_themselves_alone(built: Built) -> None:
+    for name in ("fp32", "fp16", "int8"):
+        evaluation = built.registry.resolve(f"loud/{name}").evaluation
+        assert evaluation["clips"] == 12
+        assert evaluation["rows"] == 12 * STEPS
+        assert evaluation["accuracy"] > 0.9
+        assert evaluation["batch_neighbour_delta"] < 1e-4
+        low, high = evaluation["teacher_disagreement_ci"]
+        assert low <= evaluation["teacher_disagreement"] <= high <= 0.1
+    assert built.registry.resolve("loud/fp32").evaluation["score_difference"]["max"] == 0
+    assert built.registry.resolve("loud/int8").evaluation["score_difference"]["max"] > 0
+
+
+def test_state_goes_in_and_comes_out_and_the_class_is_read_from_the_score(built: Built) -> None:
+    manifest, folder = built.registry.open("loud/fp32")
+    pipeline, session = Pipeline(manifest, folder), open_session(manifest, folder, runtime="onnxruntime", threads=1)
+    quiet, loud = np.zeros(WINDOW + 8, np.float32), np.full(WINDOW + 8, 0.5, np.float32)
+    feed = {
+        "input": np.stack([quiet, loud, quiet]),
+        "state": np.zeros((1, 3, 1), np.float32),
+        "sr": np.array(16000, np.int64),
+    }
+    first = session.run(feed)
+    assert pipeline.check(first, 3) is None
+    assert pipeline.classes(first).tolist() == [0, 1, 0]
+    assert pipeline.postprocess(first) is first
+    summary = pipeline.summary(first)
+    assert summary.cls == 0
+    assert summary.prob == pytest.approx(1 - float(first["output"][0, 0]))
+    assert pipeline.probability(first, 1) == pytest.approx(float(first["output"][0, 0]))
+    second = session.run(feed | {"state": first["stateN"]})
+    assert second["output"][1, 0] > first["output"][1, 0]
+    assert (
+        pipeline.check({**first, "stateN": first["stateN"][:, :2]}, 3) == "stateN has shape [1, 2, 1] for a batch of 3"
+    )
+    assert "which is no probability" in str(pipeline.check({**first, "output": first["output"] + 1}, 3))
+
+
+def test_a_second_build_does_nothing(built: Built) -> None:
+    again = build(built.recipe, built.registry, cache_dir=built.cache)
+    assert again.cached
+    assert again.manifests == built.result.manifests
+
+
+def test_another_file_than_the_recipe_names_is_refused(tmp_path: Path) -> None:
+    recipe = write(tmp_path)
+    with (tmp_path / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(BuildError, match=r"its SHA-256 is [0-9a-f]{64}, source\.sha256 says"):
+        build(recipe, Registry(tmp_path / "registry"), cache_dir=tmp_path / "cache")
+
+
+def test_states_must_name_tensors(tmp_path: Path) -> None:
+    stream = {"input": "input", "window": 8, "states": {"stateN": "memory"}, "score": "output"}
+    with pytest.raises(ConfigError, match=r"feed exactly the inputs \(input, sr, state\), they feed input, memory"):
+        load_recipe(write(tmp_path, stream=stream))
+
+
+def test_unusable_sound_is_refused_by_name(tmp_path: Path) -> None:
+    sound, classes = clips(4, 1)
+    good = {
+        f"{split}-{what}": value
+        for split in ("calibration", "test")
+        for what, value in (("sound", sound), ("classes", classes))
+    }
+    for change, message in (
+        ({"test-sound": sound.astype(np.float32)}, "test-sound is float32"),
+        ({"test-classes": classes[:, :-1]}, r"test-classes has shape \[4, 9\] for sound"),
+        ({"test-classes": classes + 1}, "test-classes holds 2, expected 0 to 1"),
+        ({"test-classes": classes * 0}, "split test has no window of 'speech'"),
+    ):
+        recipe = write(tmp_path, arrays=good | change)
+        with pytest.raises(BuildError, match=message):
+            build(recipe, Registry(tmp_path / "registry"), cache_dir=tmp_path / "cache")
+
+
+def test_mu_law_and_windows() -> None:
+    assert expand(np.array([0, 255], np.uint8)).tolist() == [-1.0, 1.0]
+    assert abs(expand(np.array([127, 128], np.uint8))).max() < 1e-3
+    made = windows_of(np.arange(1, 7, dtype=np.float32)[None], window=3, context=2)
+    assert made.tolist() == [[[0, 0, 1, 2, 3], [2, 3, 4, 5, 6]]]
