@@ -54,7 +54,7 @@ def _document(
         "data": plan.data(),
         "variants": rows,
         "evidence": {name: made.read("evidence.json") for name, made in evidence.items()},
-        "calibration_drift": plan.made["calibration-drift"].read("drift.json"),
+        "calibration_drift": drift.read("drift.json") if (drift := plan.made.get("calibration-drift")) else None,
         **plan.findings(variants),
         "versions": versions(),
         "cpu": cpu_info(),

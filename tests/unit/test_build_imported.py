@@ -33,7 +33,6 @@ def graph() -> onnx.ModelProto:
     constants = {
         "kernel": kernel,
         "channel": np.array([1], np.int64),
-        "last": np.array([1, 2], np.int64),
         "first": np.array([0], np.int64),
         "gain": np.array(60.0, np.float32),
         "offset": np.array(-4.0, np.float32),

@@ -12,7 +12,8 @@ from serving.build.plan import Part
 def parts(document: Mapping[str, Any]) -> list[Part]:
     """From the report's JSON form: `evidence` (variant -> evidence.json), `variants` and `calibration_drift`."""
     evidence = document["evidence"]
-    found = [Part("Calibration data", _drift(document["calibration_drift"]))]
+    drift = document["calibration_drift"]
+    found = [Part("Calibration data", _drift(drift))] if drift else []
     if evidence:
         found += [
             Part("Slices", _slices(evidence)),
