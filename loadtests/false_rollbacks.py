@@ -85,8 +85,8 @@ class Tally:
 def events(drawn: Traffic, number: int, epoch: int) -> Iterator[tuple[Event, bool, bool, bool]]:
     """The records of one phase as the gateway writes them, each with: scored, labelled, harmful."""
     here = drawn.phase == number
-    columns = [column[here].tolist() for column in drawn[1:-1]]
-    for candidate, at_ns, latency_us, batch, timeout, lost, raised, scored, labelled, flipped, harmful in zip(
+    columns = [column[here].tolist() for column in drawn[1:]]
+    for candidate, at_ns, latency_us, batch, timeout, lost, raised, scored, labelled, flipped, harmful, user in zip(
         *columns, strict=True
     ):
         cause, flags, status = Cause.NONE, Flag.LIVE | Flag.BASELINE_VALID, 200
@@ -107,6 +107,7 @@ def events(drawn: Traffic, number: int, epoch: int) -> Iterator[tuple[Event, boo
             flips=int(flipped),
             mono_ns=at_ns,
             wall_ns=at_ns,
+            unit_key=user + 1,
         )
         yield event, scored, labelled, harmful
 

@@ -50,7 +50,7 @@ def main(quick: bool, write: bool, processes: int) -> None:
         nulls.append(row)
         say(f"  {row[0]}: {row[2]['any']} of {row[1]:,}")
     say("delays beside the bound")
-    swift = speeds(recorded, size.bounds, size.seed, processes)
+    swift = speeds(recorded, size, processes)
     say("thresholds of the comparators")
     thresholds, wrong = calibrate(recorded, size, processes)
     found = []

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from loadtests.detection.design import AIMED, Size
 from loadtests.detection.family import Recorded
 from loadtests.detection.feed import EPOCH, called, detectors, guards_for
 from loadtests.detection.pairs import bound
@@ -21,9 +22,8 @@ from monitoring.detectors.agreement import Agreement
 from monitoring.event import Event
 from serving.contract import Cause, Flag, Kind
 
-HARMS = (1.5, 2.0, 4.0)
-#: The one at which the aim is stated, and the aim: median over bound.
-AIMED, AIM = 2.0, 1.3
+#: Median over bound at `AIMED` times what is tolerated.
+AIM = 1.3
 WEIGHT = 0.25
 #: The longest run, in multiples of the bound.
 PATIENCE = 20
@@ -85,20 +85,22 @@ def _one(job: tuple[Recorded, str, float, int, int, int]) -> int:
     return observations(recorded, guard, rate, most, np.random.default_rng([seed, 3, run, round(rate * 1e6)]))
 
 
-def speeds(recorded: Recorded, runs: int, seed: int, processes: int) -> list[Speed]:
+def speeds(recorded: Recorded, size: Size, processes: int) -> list[Speed]:
     """Both guards at every multiple."""
     slim = recorded._replace(answers={}, facts={})
     found = []
     with Pool(processes) as pool:
         for guard in ("agreement", "errors"):
-            for harm in HARMS:
+            for harm in size.harms:
                 rate, limit, alpha = truth_and_limit(recorded, guard, harm)
                 least = bound(rate, limit, alpha)
                 most = round(PATIENCE * least)
                 at = np.array(
-                    pool.map(_one, [(slim, guard, rate, most, seed, run) for run in range(runs)], chunksize=10)
+                    pool.map(
+                        _one, [(slim, guard, rate, most, size.seed, run) for run in range(size.bounds)], chunksize=10
+                    )
                 )
                 ordered = np.where(at > 0, at, most)
                 median, p90 = np.quantile(ordered, (0.5, 0.9), method="higher")
-                found.append(Speed(guard, harm, least, float(median), float(p90), int(np.sum(at == 0)), runs))
+                found.append(Speed(guard, harm, least, float(median), float(p90), int(np.sum(at == 0)), size.bounds))
     return found

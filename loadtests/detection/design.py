@@ -16,6 +16,8 @@ from loadtests.detection.streams import LATER, RAMP, STEP, TRANSIENT, Harm, Onse
 #: Chance of a false alarm over the whole stream that every comparator is calibrated to, and that each guard is given.
 CHANCE = 0.01
 DEFAULT = Setting()
+#: Multiples of what is tolerated; the aim is stated at one of them.
+HARMS, AIMED = (1.5, 2.0, 4.0), 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ CACHE = (Cell("calibration cache", "of another pre-processing", 1.0, Harm("wrong
 SLICE = (
     Cell(
         "one slice", "shortest tenth of the mails", 1.0, Harm(f"scale ×{SCALES[-1]:g}", short_only=True),
-        "answers", _ANSWERS,
+        "answers", ("slices", *_ANSWERS),
     ),
 )  # fmt: skip
 ERRORS = tuple(
@@ -128,17 +130,21 @@ FACTORS = (
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How many of each: `healthy` and `runs` of each cell, `nulls` of each world with `requests` each, `bounds`."""
+    """How many runs: of each healthy stream, of each cell, of each null with so many `requests`, of each bound.
+
+    `harms`: multiples of what is tolerated at which delays are set beside their bounds.
+    """
 
     healthy: int
     runs: int
     nulls: int
     requests: int
     bounds: int
+    harms: tuple[float, ...]
     cells: tuple[Cell, ...]
     seed: int = 1
 
 
-FULL = Size(healthy=200, runs=50, nulls=1000, requests=4000, bounds=500, cells=(*DEFAULTS, *FACTORS))
+FULL = Size(healthy=200, runs=50, nulls=1000, requests=4000, bounds=1000, harms=HARMS, cells=(*DEFAULTS, *FACTORS))
 _QUICK_CELLS = (FLIPS[2], FLIPS[3], SHARP[2], SCALE[2], CACHE[0], ERRORS[1], ERRORS[3], SLOW[2], INVALID[1])
-QUICK = Size(healthy=100, runs=12, nulls=500, requests=2000, bounds=200, cells=_QUICK_CELLS)
+QUICK = Size(healthy=50, runs=10, nulls=1000, requests=800, bounds=600, harms=(AIMED,), cells=_QUICK_CELLS)

@@ -27,6 +27,7 @@ from serving.contract import Cause, Flag, Kind
 
 SECOND_NS = 1_000_000_000
 EPOCH = 2
+SLICES = ("short",)
 
 
 def guards_for(recorded: Recorded, alpha: float | None = None, tolerant: bool = True) -> ModelGuards:
@@ -63,7 +64,7 @@ def strict(recorded: Recorded) -> GuardSettings:
 
 def _guards(recorded: Recorded, settings: GuardSettings) -> ModelGuards:
     variants = {BASELINE: MonitorVariant(1), CANDIDATE: MonitorVariant(2, recorded.differs, recorded.reliability)}
-    guards = ModelGuards(MODEL, MonitorModel(BASELINE, BASELINE, variants, guards=settings))
+    guards = ModelGuards(MODEL, MonitorModel(BASELINE, BASELINE, variants, guards=settings, slices=SLICES))
     guards.configure(snapshot(1, 0.0))
     return guards
 
@@ -87,6 +88,8 @@ def pair_event(drawn: Answers, number: int) -> Event:
         answered=BASELINE,
         epoch=EPOCH,
         request_key=number + 1,
+        unit_key=int(drawn.unit[number]),
+        slices=int(drawn.short[number]),
         flips=int(guess != drawn.baseline[number]),
         cls=guess,
         ref_cls=int(drawn.baseline[number]),

@@ -112,4 +112,5 @@ def _answers(null: Null, recorded: Recorded, drawn: Traffic, row: Ints, random: 
         drawn.scored & ~failed,
         labelled,
         at_s + delay,
+        drawn.user + 1,
     )

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from loadtests.detection.bounds import AIM, AIMED, Speed
+from loadtests.detection.bounds import AIM, Speed
 from loadtests.detection.comparators import NAMES
-from loadtests.detection.design import CHANCE, Size
+from loadtests.detection.design import AIMED, CHANCE, Size
 from loadtests.detection.measure import Delays, Found
 from loadtests.proportions import upper
 from monitoring.config import GuardSettings

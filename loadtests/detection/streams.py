@@ -99,6 +99,7 @@ class Answers(NamedTuple):
     pair: Bools
     labelled: Bools  # only pairs
     label_at_s: Floats
+    unit: Ints  # key of the sticky user
 
     @property
     def flipped(self) -> Bools:
@@ -137,6 +138,7 @@ def answers(recorded: Recorded, harm: Harm, onset: Onset, setting: Setting, rand
         pair,
         pair & (random.random(count) < setting.labels),
         at_s + setting.label_delay_s,
+        np.arange(1, count + 1),
     )
 
 
