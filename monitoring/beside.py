@@ -118,10 +118,8 @@ def golden_verdict(variant: str, result: GoldenResult, baseline: str) -> Verdict
     word = "inconclusive" if few else "fail" if low or changed else "pass"
     parts = [f"{variant} answered {result.answered} of {result.rows} golden rows"]
     if accuracy is not None:
-        parts.append(
-            f"{result.right} of {result.labelled} right ({_percent(accuracy)}, {'under' if low else 'not under'} "
-            f"the floor of {_percent(result.floor)})"
-        )
+        held = f", {'under' if low else 'not under'} the floor of {_percent(result.floor)}" if result.floor else ""
+        parts.append(f"{result.right} of {result.labelled} right ({_percent(accuracy)}{held})")
     if result.stored:
         parts.append(
             f"{result.flips} of another class than when it was built"

@@ -30,8 +30,8 @@ log = logging.getLogger("canarium.monitor")
 Key = tuple[str, str]  # (model, variant)
 #: How often the folders are looked at (the command line makes reports too) and old files removed, seconds.
 LOOK_S, TIDY_S = 5.0, 60.0
-#: A first report is tried so long after the start, one that could not be made so long after that, seconds.
-FIRST_S, AGAIN_S = 60.0, 60.0
+#: A first report is tried so long after the start at most, one that could not be made so long after that, seconds.
+FIRST_S, AGAIN_S = 600.0, 60.0
 _FILE = re.compile(rf"{STAMP.pattern}\.(html|json)")
 
 

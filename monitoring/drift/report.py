@@ -130,7 +130,7 @@ def _render(current: Mapping[str, Any], reference: Mapping[str, Any] | None, col
         preset = DataDriftPreset(
             per_column_method={name: column.method for name, column in columns.items()},
             per_column_threshold={name: column.threshold for name, column in columns.items()},
-            drift_share=1 / len(columns),  # the thresholds are for all columns together: one over its own is a drift
+            drift_share=int(1000 / len(columns)) / 1000,  # thresholds are for all columns together: one is enough
         )
     html: str = Report([preset]).run(*sets).get_html_str(as_iframe=False)
     return html

@@ -124,6 +124,12 @@ def test_on_another_processor_bits_are_not_spoken_of() -> None:
     assert "bit" not in verdict.sentence
 
 
+def test_without_a_floor_accuracy_is_told_and_not_judged() -> None:
+    result = GoldenResult(0, 9, 9, 9, 3, 0, 0, 0, same_isa=True, floor=0.0, flips_max=0.02)
+    verdict = golden_verdict("b", result, "a")
+    assert (verdict.verdict, verdict.sentence) == ("pass", "b answered 9 of 9 golden rows, 3 of 9 right (33.3 %)")
+
+
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "golden.jsonl"
     path.write_text('{"inputs": []}\n{"label": 3}\n')
