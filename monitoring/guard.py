@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from monitoring.config import MonitorModel
+from monitoring.depth import Depth
 from monitoring.detectors.agreement import Agreement
 from monitoring.detectors.base import Detector
 from monitoring.detectors.errors import Errors
@@ -67,6 +68,7 @@ class Candidate:
         self.suspect = 0.0  # live answers that differ from the teacher's, estimated from the scored ones
         self.tripped: list[str] = []
         self.guards = guards_of(model, name)
+        self.depth = Depth()
         self.examples: dict[str, deque[int]] = {guard: deque(maxlen=EXAMPLES) for guard in self.guards}
         self._idle = self._hooked("idle")
         self._quiet = self._hooked("quiet")
@@ -170,6 +172,8 @@ class Candidate:
                 self.examples[name].clear()
         self.tripped = []
         self.suspect = 0.0
+        if not from_shadow:
+            self.depth.reset()
         self.arming = arming
 
     def state(self) -> dict[str, Any]:
@@ -181,6 +185,7 @@ class Candidate:
             "last_mono_ns": self.last_mono_ns,
             "tripped": self.tripped,
             "suspect": self.suspect,
+            "depth": self.depth.state(),
             "examples": {guard: list(keys) for guard, keys in self.examples.items()},
             "detectors": {name: guard.detector.state() for name, guard in self.guards.items()},
         }
@@ -192,6 +197,7 @@ class Candidate:
         self.last_ns, self.last_mono_ns = int(state["last_ns"]), int(state["last_mono_ns"])
         self.tripped = [str(guard) for guard in state["tripped"]]
         self.suspect = float(state["suspect"])
+        self.depth.load(state["depth"])
         for name, guard in self.guards.items():
             if name in state["detectors"]:  # else it is a guard that the monitor which stored this did not have
                 self.examples[name].extend(int(key) for key in state["examples"].get(name, ()))
@@ -365,6 +371,7 @@ class ModelGuards:
         if event.flips and event.kind == Kind.REFERENCE:
             # Somebody was given that answer, and others like it were not scored.
             candidate.suspect += 1.0 / (event.inclusion or 1.0)
+        candidate.depth.add(event)
         candidate.paired(event)
 
     # ------------------------------------------------------------ what follows

@@ -23,9 +23,7 @@ from prometheus_client.registry import Collector
 
 from monitoring.actuate import SECONDS_BOUNDS, Actuator
 from monitoring.beside import Beside
-from monitoring.detectors.agreement import Agreement
 from monitoring.ingest import Key, Totals
-from monitoring.intervals import wilson
 from monitoring.verdicts import VERDICTS, Verdict
 from monitoring.watch import Watch
 from serving.contract import (
@@ -103,6 +101,15 @@ PLAIN = (
     ),
     ("canarium_cancelled_requests", "Queued requests dropped because their client went away.", C_DROPPED_CANCELLED),
 )
+#: (key of `monitoring.depth.SCALES`, help, names of the mean and of the ends of its confidence sequence).
+AGREEMENT = (
+    ("agreement", "Share of answers on which the top class is the teacher's",
+     ("canarium_agreement_ratio", "canarium_agreement_ratio_lower", "canarium_agreement_ratio_upper")),
+    ("js", "Mean Jensen-Shannon divergence from the teacher's answer, nats",
+     ("canarium_js_divergence", "canarium_js_divergence_lower", "canarium_js_divergence_upper")),
+    ("kl", "Mean KL(teacher || candidate) of one answer, nats, at most 10 each",
+     ("canarium_kl_divergence", "canarium_kl_divergence_lower", "canarium_kl_divergence_upper")),
+)  # fmt: skip
 GAUGE_CELLS = (
     ("canarium_queue_rows", "Rows waiting for a worker now.", C_QUEUE_ROWS),
     ("canarium_workers", "Workers that can take a batch.", C_WORKERS),
@@ -149,22 +156,17 @@ class MonitorCollector(Collector):
         yield from self._self()
 
     def _agreement(self) -> Iterator[Metric]:
-        ratio = _gauge(
-            "canarium_agreement_ratio",
-            "Share of scored rows on which the top class is the teacher's, since the candidate got its traffic.",
-            MV,
-        )
-        lower = _gauge("canarium_agreement_ratio_lower", "Lower end of the 95 % Wilson interval of that share.", MV)
-        upper = _gauge("canarium_agreement_ratio_upper", "Upper end of the 95 % Wilson interval of that share.", MV)
-        for name, model in self._watch.models.items():
-            for candidate in model.guards.candidates.values():
-                agreement = candidate.detector(Agreement)
-                if agreement.rows:
-                    rows, agreed = agreement.rows, agreement.rows - agreement.events
-                    low, high = wilson(agreed, rows)
-                    for family, value in ((ratio, agreed / rows), (lower, low), (upper, high)):
-                        family.add_metric((name, candidate.name), value)
-        yield from (ratio, lower, upper)
+        for key, text, (mean, low, high) in AGREEMENT:
+            value = _gauge(mean, f"{text}, since the candidate got its traffic.", MV)
+            lower = _gauge(low, "Lower end of its 95 % confidence sequence, valid however often read.", MV)
+            upper = _gauge(high, "Upper end of its 95 % confidence sequence, valid however often read.", MV)
+            for name, model in self._watch.models.items():
+                for candidate in model.guards.candidates.values():
+                    found = candidate.depth.found(key)
+                    if found is not None:
+                        for family, number in zip((value, lower, upper), found, strict=True):
+                            family.add_metric((name, candidate.name), number)
+            yield from (value, lower, upper)
 
     def _calibration(self) -> Iterator[Metric]:
         labels = (*MV, "reference")

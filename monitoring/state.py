@@ -12,7 +12,7 @@ import msgspec
 log = logging.getLogger("canarium.monitor")
 
 FILE = "state.msgpack"
-VERSION = 7
+VERSION = 8
 
 
 class Committed(msgspec.Struct):

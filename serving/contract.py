@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -217,8 +218,8 @@ RECORD_DTYPE = np.dtype(
         ("margin", "<f4"),  # top-1 minus top-2 probability, row 0
         ("energy", "<f4"),  # -logsumexp(logits), row 0
         ("inclusion", "<f4"),  # probability with which this observation was sampled
-        ("slices", "<u4"),  # bits of the declared slices that the request is in, in their order
-        ("extra", "<u8"),  # KPI: hash of its name
+        ("slices", "<u4"),  # bits of the declared slices that the request is in, by name in the alphabet
+        ("extra", "<u8"),  # KPI: hash of its name. Pairs: see `pack_divergence`
     ]
 )
 #: The same layout for `struct.pack_into`; fields in RECORD_DTYPE's order.
@@ -296,6 +297,22 @@ BATCH_SIZE_BOUNDS: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
 DEFAULT_LATENCY_BUCKETS_MS: tuple[float, ...] = (
     0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 2000, 5000,
 )  # fmt: skip
+
+
+_FLOATS, _BITS = struct.Struct("<ff"), struct.Struct("<Q")
+
+
+def pack_divergence(js: float, kl: float) -> int:
+    """Jensen-Shannon and KL divergence in nats, as `extra` of a pair holds them; never 0, which means none."""
+    return int(_BITS.unpack(_FLOATS.pack(js, -kl))[0])
+
+
+def unpack_divergence(extra: int) -> tuple[float, float] | None:
+    """(js, kl) in nats; None if the pair has none."""
+    if not extra:
+        return None
+    js, kl = _FLOATS.unpack(_BITS.pack(extra))
+    return js, -kl
 
 
 def record_crc(record: bytes | memoryview) -> int:

@@ -74,7 +74,7 @@ def _model(model: ModelConfig, registry: Registry) -> MonitorModel:
         ],
         guards=msgspec.convert(model.guards.model_dump(), GuardSettings),
         labels=list(manifests[model.baseline].postprocess.labels),
-        slices=tuple(model.slices),
+        slices=tuple(sorted(model.slices)),
         kpis=[
             KpiTarget(name, *kpi.range, kpi.direction == "higher_is_better", kpi.margin)
             for name, kpi in model.kpis.items()

@@ -143,10 +143,14 @@ class Recorder:
         classes: np.ndarray,
         ref_classes: np.ndarray,
         ref_prob: float,
+        apart: tuple[float, float] | None,
         inclusion: float,
         infer_ns: int,
     ) -> None:
-        """A variant's answer beside the reference's to the same input."""
+        """A variant's answer beside the reference's to the same input.
+
+        `apart`: Jensen-Shannon and KL divergence of row 0, nats; None if this is no classification.
+        """
         series = self.series(model, variant)
         flips = int(np.count_nonzero(classes != ref_classes))
         self._spool.add(series, contract.C_PAIRS, len(classes))
@@ -176,6 +180,7 @@ class Recorder:
             energy=summary.energy,
             inclusion=inclusion,
             slices=trace.slices,
+            extra=contract.pack_divergence(*apart) if apart is not None else 0,
         )
 
     def feedback(

@@ -14,6 +14,7 @@ from serving.clock import Clock
 from serving.contract import BUCKETS, Cause, Kind, RouteTable
 from serving.gateway.recorder import Recorder, Trace
 from serving.gateway.variants import Fault, VariantPlane
+from serving.runtimes.answers import divergence
 
 #: Pieces of shadow and reference work under way at once; beyond it they are shed and counted.
 MAX_IN_FLIGHT = 128
@@ -124,6 +125,7 @@ class Scorer:
         classes = variant.pipeline.classes(outputs)
         ref_classes = reference.pipeline.classes(ref_outputs)
         ref_prob = reference.pipeline.probability(ref_outputs, summary.cls)
+        apart = divergence(reference.pipeline.shares(ref_outputs), variant.pipeline.shares(outputs))
         self._recorder.pair(
             kind,
             table.model,
@@ -135,6 +137,7 @@ class Scorer:
             classes=classes,
             ref_classes=ref_classes,
             ref_prob=ref_prob,
+            apart=apart,
             inclusion=share / BUCKETS,
             infer_ns=infer_ns,
         )

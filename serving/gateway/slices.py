@@ -10,21 +10,22 @@ from serving.config import SliceConfig
 
 
 class Slices:
-    """The slices of one model; bit n is the n-th of them in the configuration file.
+    """The slices of one model; bit n is the n-th of their names in the alphabet.
 
     Args:
-        declared: by name, in their order.
+        declared: by name.
     """
 
     def __init__(self, declared: Mapping[str, SliceConfig]) -> None:
+        rules = [declared[name] for name in sorted(declared)]
         self._headers = [
             (1 << at, rule.header.lower().encode(), rule.prefix.lower() if rule.prefix is not None else None,
              frozenset(value.lower() for value in rule.equals))
-            for at, rule in enumerate(declared.values()) if rule.header is not None
+            for at, rule in enumerate(rules) if rule.header is not None
         ]  # fmt: skip
         self._inputs = [
             (1 << at, rule.input, rule.min_chars, rule.max_chars)
-            for at, rule in enumerate(declared.values())
+            for at, rule in enumerate(rules)
             if rule.input is not None
         ]
 

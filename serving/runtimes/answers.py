@@ -10,6 +10,9 @@ import numpy as np
 
 from serving.registry.manifest import Postprocess
 
+#: Classes over which two answers are compared; the others count together.
+TOP = 5
+
 
 class Summary(NamedTuple):
     """Row 0 of an answer in four numbers.
@@ -43,9 +46,33 @@ class Reading(Protocol):
         """Probability of class `cls` in row 0; 0 if there is no such class."""
         ...
 
+    def shares(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Probability of each class in row 0, float64 [C]; empty if there are no classes."""
+        ...
+
     def summary(self, outputs: Mapping[str, np.ndarray]) -> Summary:
         """Row 0 in four numbers."""
         ...
+
+
+def divergence(teacher: np.ndarray, other: np.ndarray) -> tuple[float, float] | None:
+    """(Jensen-Shannon divergence, KL(teacher || other)) in nats of two answers; None unless they have the same classes.
+
+    Over the teacher's likeliest classes and all others together, which is never more than over all (data processing).
+    Probabilities under 1e-9 count as 1e-9, so that KL is finite. Source: Lin, "Divergence measures based on the Shannon
+    entropy" (IEEE Trans. Inf. Theory 1991).
+
+    Args:
+        teacher, other: probability of each class, float64 [C].
+    """
+    if not len(teacher) or len(teacher) != len(other):
+        return None
+    leading = np.argsort(teacher)[::-1][:TOP]
+    p, q = (np.maximum(np.append(row[leading], 1.0 - row[leading].sum()), 1e-9) for row in (teacher, other))
+    p, q = p / p.sum(), q / q.sum()
+    middle = (p + q) / 2
+    js = float(p @ np.log(p / middle) + q @ np.log(q / middle)) / 2
+    return max(0.0, js), max(0.0, float(p @ np.log(p / q)))
 
 
 class Classification:
@@ -82,6 +109,9 @@ class Classification:
         if not 0 <= cls < self._labels:
             return 0.0
         return float(self.probabilities(outputs[self._logits][:1])[0, cls])
+
+    def shares(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.asarray(self.probabilities(outputs[self._logits][:1])[0], dtype=np.float64)
 
     def summary(self, outputs: Mapping[str, np.ndarray]) -> Summary:
         # Plain Python: for a handful of classes numpy's call overhead would cost five times as much.
@@ -120,6 +150,9 @@ class Detection:
         score = float(outputs[self._score].flat[0])
         return (1.0 - score, score)[cls] if cls in (0, 1) else 0.0
 
+    def shares(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.array([self.probability(outputs, cls) for cls in (0, 1)])
+
     def summary(self, outputs: Mapping[str, np.ndarray]) -> Summary:
         score = float(outputs[self._score].flat[0])
         cls = int(score >= self._threshold)
@@ -141,6 +174,9 @@ class Passed:
 
     def probability(self, outputs: Mapping[str, np.ndarray], cls: int) -> float:
         return 0.0
+
+    def shares(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.empty(0)
 
     def summary(self, outputs: Mapping[str, np.ndarray]) -> Summary:
         return _NO_SUMMARY

@@ -161,6 +161,10 @@ class Pipeline:
         """Probability of class `cls` in row 0 of a session's outputs; 0 if there is no such class."""
         return self._reading.probability(outputs, cls)
 
+    def shares(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Probability of each class in row 0 of a session's outputs, float64 [C]; empty if there are no classes."""
+        return self._reading.shares(outputs)
+
     def classes(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Class index of each row, int64 [n], of a session's outputs; -1 if there are no classes."""
         return self._reading.classes(outputs)

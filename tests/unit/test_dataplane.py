@@ -160,6 +160,17 @@ async def test_every_reference_pair_is_recorded_with_its_flip(start: Start) -> N
     await gateway.ask("spam", sticky="u1")
     pairs = await _pairs(gateway, Kind.REFERENCE)
     assert [(row["flips"], row["rows"], row["cls"], row["ref_cls"]) for row in pairs] == [(1, 1, 0, 1)]
+    apart = contract.unpack_divergence(int(pairs[0]["extra"]))
+    assert apart is not None
+    assert min(apart) > 0.1  # opposite answers
+
+
+async def test_the_pair_of_a_healthy_candidate_is_not_apart(start: Start) -> None:
+    gateway = start(candidate="", routing={"reference_percent": 100})
+    await gateway.publish({"candidate": 100})
+    await gateway.ask("spam", sticky="u1")
+    (pair,) = await _pairs(gateway, Kind.REFERENCE)
+    assert contract.unpack_divergence(int(pair["extra"])) == pytest.approx((0.0, 0.0), abs=1e-6)
 
 
 async def test_shadow_answers_are_compared_and_never_returned(start: Start) -> None:

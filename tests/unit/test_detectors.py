@@ -162,6 +162,22 @@ class TestConformance:
                 feed(stopped, a, b)
         assert stopped.state() == whole.state()
 
+    def test_how_often_it_is_looked_at_changes_nothing(self, case: tuple[Callable[[], Detector], Feed]) -> None:
+        """Read after every observation or once at the end: the same counts and the same evidence."""
+        watched, left, feed = case[0](), case[0](), case[1]
+        for a, b in np.random.default_rng(8).random((400, 2)).tolist():
+            for detector in (watched, left):
+                feed(detector, a, b)
+            watched.settle()
+        left.settle()
+        assert (watched.observations, watched.events) == (left.observations, left.events)
+        for one, other in (
+            (watched.log_evidence, left.log_evidence),
+            (watched.log_pass_evidence, left.log_pass_evidence),
+            (watched.log_breach_evidence, left.log_breach_evidence),
+        ):
+            assert one == pytest.approx(other, abs=1e-9)
+
     def test_a_failed_detector_stays_failed_and_reports_once(self, case: tuple[Callable[[], Detector], Feed]) -> None:
         detector = case[0]()
         detector.failed = True

