@@ -173,7 +173,7 @@ def _latency(pipeline: Pipeline, session: Session, examples: Examples, tick: Tic
     return measured
 
 
-def percentiles(call: Callable[[int], None], runs: int) -> dict[str, float]:
+def percentiles(call: Callable[[int], object], runs: int) -> dict[str, float]:
     """Milliseconds of `runs` calls, after eight that do not count."""
     for index in range(8):
         call(index)

@@ -80,6 +80,8 @@ class Plan(ABC, Generic[R]):
         self.recipe = recipe
         self.folder = folder
         self.made: dict[str, Made] = {}
+        #: What was searched, for the report; None if nothing was.
+        self.searched: dict[str, Any] | None = None
         self._cache = cache
 
     @abstractmethod

@@ -63,6 +63,8 @@ def static_int8(
     options: dict[str, Any] = {"symmetric": False}
     if recipe["ranges"] != "minmax":
         options["num_bins"] = _BINS
+    if recipe["ranges"] == "percentile":
+        options["percentile"] = recipe["percentile"]
     calibrator = create_calibrator(
         prepared,
         list(recipe["operators"]),
@@ -74,7 +76,7 @@ def static_int8(
     save_tensors_data(calibrator.compute_data(), ranges)
     ranges.write_text(json.dumps(json.loads(ranges.read_text()), sort_keys=True, indent=1) + "\n")
 
-    without = _weightless(prepared, recipe["operators"])
+    without = sorted({*_weightless(prepared, recipe["operators"]), *recipe.get("exclude", ())})
     reduce_range = not has_vnni() if recipe["reduce_range"] == "auto" else bool(recipe["reduce_range"])
     quantize_static(
         prepared,
@@ -106,6 +108,7 @@ def static_int8(
             "operators": list(recipe["operators"]),
             "kept_in_float": without,
             "ranges": recipe["ranges"],
+            "percentile": recipe["percentile"] if recipe["ranges"] == "percentile" else None,
             "calibration": {
                 "split": "calibration",
                 **calibration,

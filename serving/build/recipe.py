@@ -45,6 +45,8 @@ class QuantizeRecipe(Section):
     ranges: Literal["minmax", "entropy", "percentile"] = "minmax"
     rows: Count = 256
     per_channel: bool = True
+    #: Share of the values that `percentile` keeps within the range, in percent.
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.999
     reduce_range: bool | Literal["auto"] = "auto"
     operators: tuple[str, ...] = ("MatMul", "Gemm", "Conv", "Gather")
 

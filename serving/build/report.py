@@ -15,6 +15,7 @@ from serving.build.cpu import cpu_info
 from serving.build.evidence import report as evidence_report
 from serving.build.plan import Part, Plan, Variant
 from serving.build.publish import Outcome
+from serving.build.search import report as search_report
 from serving.registry.files import write_atomically
 
 
@@ -28,7 +29,9 @@ def write(
     path = folder / f"{plan.recipe.model}-{key}.md"
     if not path.is_file():
         write_json(path.with_suffix(".json"), document)
-        write_atomically(path, _markdown(plan, document).encode())
+        plot = path.with_suffix(".svg")
+        write_atomically(plot, search_report.draw(document).encode())
+        write_atomically(path, _markdown(plan, document, plot.name).encode())
     return path
 
 
@@ -55,6 +58,7 @@ def _document(
         "variants": rows,
         "evidence": {name: made.read("evidence.json") for name, made in evidence.items()},
         "calibration_drift": drift.read("drift.json") if (drift := plan.made.get("calibration-drift")) else None,
+        "search": plan.searched,
         **plan.findings(variants),
         "versions": versions(),
         "cpu": cpu_info(),
@@ -62,7 +66,7 @@ def _document(
     }
 
 
-def _markdown(plan: Plan[Any], document: Mapping[str, Any]) -> str:
+def _markdown(plan: Plan[Any], document: Mapping[str, Any], plot: str) -> str:
     splits = {name: sum(counts.values()) for name, counts in document["data"]["splits"].items()}
     test = splits["test"]
     lines = [
@@ -101,6 +105,7 @@ def _markdown(plan: Plan[Any], document: Mapping[str, Any]) -> str:
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     parts = [
+        *search_report.parts(document, plot),
         *plan.parts(document),
         Part("Against the teacher", _teacher_lines(document)),
         *evidence_report.parts(document),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -31,6 +31,9 @@ NUMPY_TYPES: dict[str, np.dtype[np.generic]] = {
 }
 
 
+TorchMode = Literal["eager", "compiled", "bfloat16"]
+
+
 class Session(Protocol):
     """A loaded model. `run` may be called from several threads at once and releases the GIL."""
 
@@ -52,7 +55,7 @@ class Session(Protocol):
         ...
 
 
-def open_session(manifest: Manifest, folder: Path, *, runtime: str, threads: int) -> Session:
+def open_session(manifest: Manifest, folder: Path, *, runtime: str, threads: int, mode: TorchMode = "eager") -> Session:
     """Load an artifact.
 
     Args:
@@ -60,6 +63,7 @@ def open_session(manifest: Manifest, folder: Path, *, runtime: str, threads: int
         folder: its files by name, as `Registry.open` gives it.
         runtime: "onnxruntime" or "torch".
         threads: threads of one run. With "torch" they are shared by the process.
+        mode: for "torch", how the module runs (see `TorchSession`); other runtimes have one way.
 
     Raises:
         RegistryError: the runtime is unknown, cannot load this format, or refuses the file.
@@ -79,7 +83,7 @@ def open_session(manifest: Manifest, folder: Path, *, runtime: str, threads: int
         return OnnxSession(manifest, folder, threads=threads)
     from serving.runtimes.torch import TorchSession
 
-    return TorchSession(manifest, folder, threads=threads)
+    return TorchSession(manifest, folder, threads=threads, mode=mode)
 
 
 def check_names(given: Mapping[str, np.ndarray], expected: tuple[str, ...], ref: str) -> None:

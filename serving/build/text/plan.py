@@ -14,6 +14,7 @@ from serving.build.cpu import cpu_info
 from serving.build.evaluate import MEASURING, calibrate, evaluate
 from serving.build.export import export_onnx
 from serving.build.plan import Part, Plan, Variant
+from serving.build.search.run import Subject, search
 from serving.build.snapshot import SOURCES, snapshot
 from serving.build.text import report
 from serving.build.text.damage import damage
@@ -88,7 +89,8 @@ class TextPlan(Plan[TextRecipe]):
         teacher_onnx = self._export("teacher-onnx", teacher)
         variants = [self._variant("teacher", "onnx", teacher_onnx, None)]
         judge = variants[0]
-        variants.append(self._variant("int8", "onnx", self._quantize("int8-onnx", teacher_onnx, base), judge))
+        int8 = self._int8(teacher, teacher_onnx, base)
+        variants.append(self._variant("int8", "onnx", int8, judge))
 
         student = self.step(
             "student",
@@ -148,12 +150,30 @@ class TextPlan(Plan[TextRecipe]):
             (*_NETWORKS[:1], *_DATA),
         )
 
-    def _quantize(self, name: str, model: Made, base: dict[str, Made]) -> Made:
+    def _int8(self, module: Made, source: Made, base: dict[str, Made]) -> Made:
+        """The teacher's INT8: as the recipe says, or what its search takes."""
+        if self.recipe.search is None:
+            return self._quantize("int8-onnx", source, base)
+        subject = Subject(
+            "int8",
+            source,
+            module,
+            text_interface(self.recipe.labels, self.recipe.tokenizer),
+            {TOKENIZER: base["tokenizer"].folder / TOKENIZER},
+            lambda name, changes: self._quantize(name, source, base, changes),
+            self.recipe.quantize.model_dump(mode="json"),
+        )
+        made, self.searched = search(self, self.recipe.search, subject)
+        return made
+
+    def _quantize(
+        self, name: str, model: Made, base: dict[str, Made], changes: Mapping[str, Any] | None = None
+    ) -> Made:
         parameters = {
             "labels": list(self.recipe.labels),
             "max_chars": self.recipe.tokenizer.max_chars,
             "buckets": list(self.recipe.tokenizer.buckets),
-            "quantize": self.recipe.quantize.model_dump(mode="json"),
+            "quantize": self.recipe.quantize.model_dump(mode="json") | dict(changes or {}),
             "cpu": cpu_info()["flags"],
         }
         sources = (_HERE / "train.py", _HERE.parent / "quantize.py", _HERE.parent / "cpu.py")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from serving.build.recipe import Count, Positive, QuantizeRecipe, Recipe, Section, Share
+from serving.build.search.recipe import SearchRecipe
 
 
 class TokenizerRecipe(Section):
@@ -82,6 +83,7 @@ class TextRecipe(Recipe):
     teacher: TeacherRecipe
     student: StudentRecipe
     quantize: QuantizeRecipe = QuantizeRecipe()
+    search: SearchRecipe | None = None
     damage: DamageRecipe | None = None
     #: Rows of the test split that go into the artifacts, texts and all, to be asked again while they are served.
     golden_rows: Annotated[int, Field(ge=0, le=10_000)] = 128

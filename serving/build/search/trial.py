@@ -1,0 +1,67 @@
+"""Measure one candidate on the validation split, through the serving code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.build import metrics
+from serving.build.cache import Tick, write_json
+from serving.build.evaluate import infer, neighbour_delta, percentiles
+from serving.build.examples import read_examples
+from serving.build.interface import draft
+from serving.runtimes.base import open_session
+from serving.runtimes.pipeline import Pipeline
+
+_RUNS = 120
+SPLIT = "validation"
+
+
+def measure_trial(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
+    """Write `trial.json` and, unless it cannot run, `logits.npy` [n, C].
+
+    A candidate that cannot be loaded or run here is no error of the build: `failed` says why.
+
+    Args:
+        needs: `data`, `model`, and where it stands in for another, `judge`: that one's trial. Each further file of the
+            artifact is a need of its own.
+        parameters: those of `draft`, with `runtime` and `mode` of the session.
+    """
+    manifest = draft(parameters, 1.0)
+    files = [needs[name] for name in parameters["files"]]
+    pipeline = Pipeline(manifest, files[0].parent if files else needs["model"])
+    examples = read_examples(needs["data"], SPLIT, parameters["labels"])
+    found: dict[str, Any] = {"split": SPLIT, "rows": len(examples), "failed": ""}
+    try:
+        session = open_session(
+            manifest, needs["model"], runtime=parameters["runtime"], threads=1, mode=parameters["mode"]
+        )
+        logits = infer(pipeline, session, examples)
+        ready = [pipeline.preprocess(examples.take(at, at + 1)) for at in range(min(64, len(examples)))]
+        spent = percentiles(lambda index: session.run(ready[index % len(ready)]), _RUNS)
+        many = [pipeline.preprocess(examples.take(at, at + 16)) for at in range(0, max(len(examples) - 15, 1), 16)]
+        spent_many = percentiles(lambda index: session.run(many[index % len(many)]), 40)
+        change = neighbour_delta(pipeline, session, examples, logits) / max(float(logits.std()), 1e-12)
+        session.close()
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        write_json(out / "trial.json", {**found, "failed": f"cannot run here: {type(error).__name__}: {reason}"})
+        return
+    np.save(out / "logits.npy", logits)
+    judge = np.load(needs["judge"] / "logits.npy") if "judge" in needs else logits
+    answers = logits.argmax(axis=1)
+    write_json(
+        out / "trial.json",
+        {
+            **found,
+            "accuracy": float((answers == examples.classes).mean()),
+            "disagreement": float((answers != judge.argmax(axis=1)).mean()),
+            "mean_kl": metrics.mean_kl(judge, logits),
+            "neighbour_change": change,
+            "bytes": (needs["model"] / manifest.entry).stat().st_size,
+            "latency_ms": {"batch_1": spent, "batch_16": spent_many},
+        },
+    )

@@ -1,0 +1,170 @@
+"""A search measures its candidates on validation, takes one by a stated rule, and shows what none beats."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import build_kit
+import pytest
+
+from serving.build.runner import BuildResult, build
+from serving.build.search.choose import Trial, bounded, choose, front, refusal
+from serving.build.search.plot import Point, pareto
+from serving.build.search.recipe import QuantizeSearch
+from serving.registry.store import Registry
+
+# ---------------------------------------------------------------- the rule
+
+
+def trial(name: str, accuracy: float, divergence: float, p50: float, size: int, refused: str = "") -> Trial:
+    return Trial(name, 400, accuracy, divergence, p50, p50 * 2, size, refused)
+
+
+TRIALS = [
+    trial("minmax", 0.950, 0.004, 1.0, 100),
+    trial("entropy", 0.955, 0.001, 1.2, 100),
+    trial("small", 0.949, 0.009, 1.1, 40),
+    trial("wrong", 0.900, 0.080, 0.2, 10),
+    trial("dynamic", 0.956, 0.0001, 0.5, 50, "its answers depend on their batch neighbours"),
+]
+
+
+@pytest.mark.parametrize(("prefer", "name"), [("fidelity", "entropy"), ("size", "small"), ("speed", "minmax")])
+def test_each_preference_takes_another_but_none_a_bad_or_refused_one(prefer: str, name: str) -> None:
+    choice = choose(TRIALS, prefer)
+    assert choice is not None
+    assert choice.name == name
+
+
+def test_nothing_is_taken_when_all_are_refused() -> None:
+    assert choose([trial("one", 0.9, 0, 1, 1, "too slow")], "fidelity") is None
+
+
+def test_a_budget_keeps_the_first_and_always_the_same_others() -> None:
+    every = list(range(30))
+    kept = bounded(every, 8)
+    assert kept[0] == 0
+    assert len(kept) == 8
+    assert kept == sorted(kept) == bounded(every, 8)
+    assert bounded(every, 99) == every
+
+
+def test_settings_are_every_combination_by_name() -> None:
+    search = QuantizeSearch(ranges=("minmax", "percentile-99.9"), per_channel=(True, False), float_layers=(0, 2))
+    settings = {each["name"]: each for each in search.settings()}
+    assert len(settings) == 8
+    assert settings["percentile-99.9-per-tensor-float-2"]["quantize"] == {
+        "ranges": "percentile",
+        "percentile": 99.9,
+        "per_channel": False,
+    }
+
+
+def measured(**changes: Any) -> dict[str, Any]:
+    good: dict[str, Any] = {
+        "failed": "", "neighbour_change": 0.0, "accuracy": 0.95, "disagreement": 0.01,
+        "latency_ms": {"batch_1": {"p99": 3.0}},
+    }  # fmt: skip
+    return good | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"failed": "cannot run here: no such type"}, "cannot run here"),
+        ({"neighbour_change": 0.15}, "batched serving is refused"),
+        ({"accuracy": 0.8}, "accuracy_floor 0.9"),
+        ({"disagreement": 0.2}, "disagreement_ceiling 0.1"),
+        ({"latency_ms": {"batch_1": {"p99": 9.0}}}, "p99_ms_ceiling 5"),
+    ],
+)
+def test_requirements_refuse_candidates(changes: dict[str, Any], reason: str) -> None:
+    requirements = {"accuracy_floor": 0.9, "disagreement_ceiling": 0.1, "p99_ms_ceiling": 5.0}
+    found = refusal(measured(**changes), requirements)
+    assert reason in found
+    assert bool(found) == bool(reason)
+
+
+def test_the_front_holds_what_none_beats() -> None:
+    assert front([(1, 3), (2, 2), (3, 1), (3, 3), (2, 2)]) == [True, True, True, False, True]
+
+
+# ---------------------------------------------------------------- a whole search
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Registry, BuildResult, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("search")
+    document = build_kit.recipe() | {
+        "search": {
+            "quantize": {"ranges": ["minmax", "percentile-99.9", "entropy"], "float_layers": [0, 1]},
+            "candidates": 4,
+            "formats": ["dynamic-int8", "fp16", "torch", "torch-bf16"],
+        }
+    }
+    recipe = build_kit.write(folder, document, build_kit.rows())
+    registry = Registry(folder / "registry")
+    result = build(recipe, registry, cache_dir=folder / "cache")
+    return registry, result, json.loads(result.report_path.with_suffix(".json").read_text())["search"]
+
+
+def test_every_candidate_is_measured_on_validation(searched: tuple[Registry, BuildResult, dict[str, Any]]) -> None:
+    trials = searched[2]["trials"]
+    assert len(trials) == 1 + 4 + 4
+    assert searched[2]["left_out"] == 2
+    for name, row in trials.items():
+        assert row["split"] == "validation"
+        assert row["failed"] == "", name
+        assert row["latency_ms"]["batch_1"]["p50"] > 0
+    assert trials["fp32"]["mean_kl"] == 0
+
+
+def test_the_nearest_candidate_is_what_is_registered(searched: tuple[Registry, BuildResult, dict[str, Any]]) -> None:
+    registry, _, found = searched
+    allowed = {name: row for name, row in found["trials"].items() if name.startswith(("minmax", "perc", "entropy"))}
+    assert found["chosen"] == min(allowed, key=lambda name: allowed[name]["mean_kl"])
+    how = registry.resolve("tiny/int8").quantization
+    assert found["chosen"].startswith(how["ranges"])
+
+
+def test_layers_kept_in_float_are_those_that_suffer_most(
+    searched: tuple[Registry, BuildResult, dict[str, Any]],
+) -> None:
+    steps = {step.name: step for step in searched[1].steps}
+    layers = steps["int8-sensitivity"].read("sensitivity.json")["layers"]
+    assert [each["mean_kl"] for each in layers] == sorted((each["mean_kl"] for each in layers), reverse=True)
+    kept = [step for name, step in steps.items() if name.endswith("-float-1")]
+    assert kept
+    assert all(layers[0]["node"] in step.read("quantization.json")["kept_in_float"] for step in kept)
+
+
+def test_the_report_shows_the_search_and_a_plot_that_parses(
+    searched: tuple[Registry, BuildResult, dict[str, Any]],
+) -> None:
+    path = searched[1].report_path
+    text = path.read_text()
+    assert "## Search" in text
+    assert f"![Pareto plot of the variants]({path.stem}.svg)" in text
+    words = "".join(ElementTree.parse(path.with_suffix(".svg")).getroot().itertext())
+    for name in ("teacher", "int8", "distilled", "only tried"):
+        assert name in words
+
+
+def test_a_plot_of_points_on_one_spot_still_names_each() -> None:
+    same = [Point(f"model {index}", 1.0, 0.9, 0.88, 0.92, 1000, front=True) for index in range(3)]
+    root = ElementTree.fromstring(pareto("a < b", same))
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert {f"model {index} · 1.0 kB" for index in range(3)} <= set(texts)
+    places = [(element.get("x"), element.get("y")) for element in root.iter() if (element.text or "").startswith("mod")]
+    assert len(set(places)) == 3
+
+
+def test_a_recipe_without_a_search_has_a_plot_too(tmp_path: Path) -> None:
+    recipe = build_kit.write(tmp_path, build_kit.recipe(), build_kit.rows())
+    result = build(recipe, Registry(tmp_path / "registry"), cache_dir=tmp_path / "cache")
+    assert "## Search" not in result.report_path.read_text()
+    assert result.report_path.with_suffix(".svg").read_text().startswith("<svg")
