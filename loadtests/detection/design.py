@@ -132,7 +132,8 @@ FACTORS = (
 class Size:
     """How many runs: of each healthy stream, of each cell, of each null with so many `requests`, of each bound.
 
-    `harms`: multiples of what is tolerated at which delays are set beside their bounds.
+    `harms`: multiples of what is tolerated at which delays are set beside their bounds. `judged`: whether the guards
+    are asked about the healthy streams too, which takes as long as several cells.
     """
 
     healthy: int
@@ -141,10 +142,13 @@ class Size:
     requests: int
     bounds: int
     harms: tuple[float, ...]
+    judged: bool
     cells: tuple[Cell, ...]
     seed: int = 1
 
 
-FULL = Size(healthy=200, runs=50, nulls=1000, requests=4000, bounds=1000, harms=HARMS, cells=(*DEFAULTS, *FACTORS))
+FULL = Size(
+    healthy=150, runs=30, nulls=1000, requests=3000, bounds=1000, harms=HARMS, judged=True, cells=(*DEFAULTS, *FACTORS)
+)
 _QUICK_CELLS = (FLIPS[2], FLIPS[3], SHARP[2], SCALE[2], CACHE[0], ERRORS[1], ERRORS[3], SLOW[2], INVALID[1])
-QUICK = Size(healthy=50, runs=10, nulls=1000, requests=800, bounds=600, harms=(AIMED,), cells=_QUICK_CELLS)
+QUICK = Size(healthy=30, runs=8, nulls=800, requests=600, bounds=600, harms=(AIMED,), judged=False, cells=_QUICK_CELLS)

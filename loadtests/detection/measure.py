@@ -93,15 +93,15 @@ def _shown(
     return called, shown
 
 
-def _healthy(job: tuple[str, int, int]) -> tuple[dict[str, float], dict[str, float]]:
+def _healthy(job: tuple[str, int, int, bool]) -> tuple[dict[str, float], dict[str, float]]:
     """When guards called a healthy stream, and the highest score of each comparator on it.
 
     The guards of requests are left to `false_alarms`: they would take most of the time.
     """
-    kind, seed, run = job
+    kind, seed, run, judged_ = job
     cell = HEALTHY_CELLS[kind]
     random = np.random.default_rng([seed, 0, list(HEALTHY_CELLS).index(kind), run])
-    called, shown = _shown(cell, random, compare=True, judge=kind == "answers")
+    called, shown = _shown(cell, random, compare=True, judge=judged_ and kind == "answers")
     return called, {name: comparator(column).highest for name, (comparator, column) in shown.items()}
 
 
@@ -131,7 +131,9 @@ def calibrate(recorded: Recorded, size: Size, processes: int) -> tuple[Threshold
     wrong: dict[str, tuple[int, int]] = {}
     with Pool(processes, _start, (recorded, {})) as pool:
         for kind in kinds:
-            found = pool.map(_healthy, [(kind, size.seed, run) for run in range(size.healthy)], chunksize=4)
+            found = pool.map(
+                _healthy, [(kind, size.seed, run, size.judged) for run in range(size.healthy)], chunksize=4
+            )
             scores = [score for _, score in found]
             thresholds[kind] = {name: Threshold.at(CHANCE, [run[name] for run in scores]) for name in scores[0]}
             for guard in found[0][0]:

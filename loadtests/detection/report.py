@@ -135,8 +135,7 @@ def matched(size: Size, wrong: dict[str, tuple[int, int]]) -> str:
         f"default is {BUDGET:.0%} for all guards together) and its limit at the true healthy rate too, so that all ask "
         "the same question; *default margins*: with what it tolerates as configured (2 points of flips, 1.25 times the "
         "errors, 25 % and 5 ms of latency, 3 % harm), harms that nobody wants to be called about. `calibration` "
-        "has its default margin in both. "
-        f"On the same streams the guards called it: {guards}."
+        "has its default margin in both. " + (f"On the same streams the guards called it: {guards}." if wrong else "")
     )
 
 
