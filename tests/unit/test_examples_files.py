@@ -1,0 +1,74 @@
+"""The examples' shipped files are what their recipes, configurations and documents say."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import importlib.util
+import re
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from serving.build.imported.recipe import ImportedRecipe
+from serving.build.kinds import load_recipe
+from serving.config import load_config
+
+EXAMPLES = Path(__file__).parents[2] / "deployments" / "examples"
+
+
+@pytest.mark.parametrize("name", ["iot", "voice"])
+def test_recipe_and_configuration_are_valid_and_meet(name: str) -> None:
+    recipe = load_recipe(EXAMPLES / name / "recipe.yaml")
+    models = load_config(EXAMPLES / name / "canarium.yaml").models
+    assert list(models) == [recipe.model] == [name]
+    report = (EXAMPLES / name / "REPORT.md").read_text()
+    for variant in models[name].variants:
+        assert f"| {variant} |" in report
+
+
+def test_the_readings_are_those_of_the_documents_table_and_equal_ones_share_a_split() -> None:
+    with gzip.open(EXAMPLES / "iot" / "data" / "shuttle.csv.gz", "rt") as file:
+        rows = list(csv.reader(file))[1:]
+    counts = Counter((row[-1], row[-2]) for row in rows)
+    document = (EXAMPLES / "iot" / "README.md").read_text()
+    for split in ("train", "calibration", "validation", "test"):
+        assert f"| {split} | {counts[split, 'normal']:,} | {counts[split, 'anomaly']:,} |" in document
+    homes: dict[tuple[str, ...], str] = {}
+    assert all(homes.setdefault(tuple(row[:9]), row[-1]) == row[-1] for row in rows)
+
+
+def test_the_voice_model_and_its_licence_are_there() -> None:
+    recipe = load_recipe(EXAMPLES / "voice" / "recipe.yaml")
+    assert isinstance(recipe, ImportedRecipe)
+    model = EXAMPLES / "voice" / recipe.source.file
+    assert hashlib.sha256(model.read_bytes()).hexdigest() == recipe.source.sha256
+    assert "MIT License" in (model.parent / "LICENSE").read_text()
+    with np.load(EXAMPLES / "voice" / "data" / "speech.npz") as data:
+        clips = {split: data[f"{split}-classes"].shape for split in ("calibration", "test")}
+    assert clips == {"calibration": (12, 80), "test": (40, 80)}
+
+
+def _prepare() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("iot_prepare", EXAMPLES / "iot" / "prepare.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_preparing_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    prepare = _prepare()
+    source = "f1,f2,f3,f4,f5,f6,f7,f8,f9,anomaly\n50,21,77,0,28,0,27,48,22,1\n53,0,82,0,52,-5,29,30,2,0\n"
+    packed = gzip.compress(source.encode())
+    for name in ("one", "two"):
+        prepare.write(tmp_path / name, prepare.rows(packed))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    lines = gzip.decompress((tmp_path / "one").read_bytes()).decode().splitlines()
+    assert lines[0].endswith("f9,label,split")
+    assert re.fullmatch(r"50,21,77,0,28,0,27,48,22,anomaly,(train|calibration|validation|test)", lines[1])
