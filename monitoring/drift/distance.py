@@ -26,6 +26,9 @@ LEAST_SPREAD = 0.001
 #: values too rare for the reference to show.
 CONSTANT_SHARE = 0.99
 USUAL, OTHER = "usual", "other"
+#: Values are held within these quantiles of the reference: a few far out would decide the distance, and whether the
+#: reference has some of them is chance.
+TAILS = (0.02, 0.98)
 #: Resamples that a threshold is taken from, and rows of the reference that they are drawn from at most.
 RESAMPLES, RESAMPLED_ROWS, _CHUNK = 4000, 2000, 200
 
@@ -68,13 +71,17 @@ def _jensen_shannon(p: Floats, q: Floats) -> Floats:
 
 
 def simplified(reference: Values, current: Values) -> tuple[Values, Values]:
-    """Numbers that hardly ever vary in the reference as words; anything else as it is."""
+    """Both without what is too rare for the reference to tell of.
+
+    Numbers that hardly ever vary in the reference become words; others are held within its `TAILS`. Words stay.
+    """
     if is_words(reference) or not len(reference):
         return reference, current
     values, counts = np.unique(reference, return_counts=True)
     usual = values[counts.argmax()]
     if counts.max() < CONSTANT_SHARE * len(reference):
-        return reference, current
+        low, high = np.quantile(reference, TAILS)
+        return np.clip(reference, low, high), np.clip(current, low, high)
     before, after = (np.where(side == usual, USUAL, OTHER).astype(object) for side in (reference, current))
     return before, after
 
