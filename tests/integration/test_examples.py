@@ -78,7 +78,7 @@ def test_callers_share_requests_without_sharing_state(stack: Stack) -> None:
         inputs = []
         for name, array in (("input", sound[rows]), ("state", state[:, rows]), ("sr", np.array(16000, np.int64))):
             inputs.append(tritonclient.grpc.InferInput(name, list(array.shape), "INT64" if name == "sr" else "FP32"))
-            inputs[-1].set_data_from_numpy(np.ascontiguousarray(array))
+            inputs[-1].set_data_from_numpy(array.copy())
         answer = client.infer("voice", inputs, headers={"x-canarium-variant": variant})
         return answer.as_numpy("output"), answer.as_numpy("stateN")
 
