@@ -1,4 +1,5 @@
-"""A real Prometheus scrapes the real monitor, which reads a spool that the gateway's own recorder writes.
+"""A real Prometheus scrapes the real monitor, which reads a spool that the gateway's own recorder writes; what fires
+goes through a real Alertmanager, both with the shipped configurations but for addresses and waits.
 
 Only the control plane is a stand-in: it publishes one routing snapshot and accepts what the monitor posts.
 """
@@ -23,6 +24,8 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
+import yaml
+from support.alertmanager import RunningAlertmanager, Webhook
 from support.prometheus import RunningPrometheus, free_port, need
 
 from monitoring.config import MonitorConfig, MonitorModel, MonitorVariant, SloTarget
@@ -258,21 +261,44 @@ def _wait_healthy(process: subprocess.Popen[bytes], port: int, log: Path, timeou
 class Stack:
     """What the tests of this file look at."""
 
-    def __init__(self, control: ControlStandIn, traffic: Traffic, monitor: str, prometheus: RunningPrometheus) -> None:
+    def __init__(
+        self,
+        control: ControlStandIn,
+        traffic: Traffic,
+        monitor: str,
+        prometheus: RunningPrometheus,
+        webhook: Webhook,
+    ) -> None:
         self.control, self.traffic, self.monitor, self.prometheus = control, traffic, monitor, prometheus
+        self.webhook = webhook
+
+
+def shipped(monitor: str, alertmanager: str) -> str:
+    """deployments/prometheus/prometheus.yml with the addresses and the pace of this test."""
+    document = yaml.safe_load((DEPLOYMENTS / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    document["global"] = dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), "1s")
+    (job,), (alerting,) = document["scrape_configs"], document["alerting"]["alertmanagers"]
+    job["static_configs"][0]["targets"] = [monitor]
+    alerting["static_configs"][0]["targets"] = [alertmanager]
+    return yaml.safe_dump(document)
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     need("prometheus", "prometheus")
+    need("prometheus-alertmanager", "prometheus-alertmanager")
     folder = tmp_path_factory.mktemp("monitor")
     with (
         ControlStandIn() as control,
         Traffic(folder / "spool") as traffic,
         running_monitor(folder, control.url) as monitor,
-        RunningPrometheus([monitor], rules=[DEPLOYMENTS / "prometheus" / "rules.yml"]) as prometheus,
+        Webhook() as webhook,
+        RunningAlertmanager(DEPLOYMENTS / "alertmanager" / "alertmanager.yml", webhook) as alertmanager,
+        RunningPrometheus(
+            config=shipped(monitor, alertmanager.address), rules=[DEPLOYMENTS / "prometheus" / "rules.yml"]
+        ) as prometheus,
     ):
-        yield Stack(control, traffic, monitor, prometheus)
+        yield Stack(control, traffic, monitor, prometheus, webhook)
 
 
 def dashboard() -> list[str]:
@@ -332,6 +358,14 @@ def test_recorded_burn_rates_agree_with_the_monitors_own(stack: Stack) -> None:
     stack.prometheus.wait_for(f"abs(max({recorded} > 0) / scalar({own}) - 1) < 0.25", timeout_s=60)
 
 
+def test_a_breached_objective_reaches_the_pager(stack: Stack) -> None:
+    """About 1 % of the requests get a 503, where 0.1 % is the objective."""
+    receiver, alert = stack.webhook.wait_for("CanariumErrorBudgetBurn", timeout_s=90)
+    assert receiver == "pager"
+    assert (alert["labels"]["model"], alert["labels"]["slo"]) == (MODEL, "availability")
+    assert "the objective is 0.999" in alert["annotations"]["description"]
+
+
 def test_nothing_alerts_while_nothing_is_wrong(stack: Stack) -> None:
     stack.prometheus.wait_for("canarium_detector_log_evidence", timeout_s=30)
     names = {alert["labels"]["alertname"] for alert in stack.prometheus.alerts() if alert["state"] == "firing"}
@@ -344,6 +378,7 @@ def test_a_kill_is_alerted_within_seconds(stack: Stack) -> None:
     stack.prometheus.wait_for('ALERTS{alertname="CanariumKillSwitchOn",model="moderation",alertstate="firing"}', 30)
     stack.prometheus.wait_for('ALERTS{alertname="CanariumGuardTripped",guard="invalid_output"}', 30)
     assert any(path == "/admin/v1/models/moderation:kill" for path, _ in stack.control.posted)
+    assert stack.webhook.wait_for("CanariumKillSwitchOn")[1]["labels"]["model"] == MODEL
     (query,) = ONLY_AFTER_A_TRIP
     stack.prometheus.wait_for(f"{query} > 0", 30)
     assert stack.prometheus.value(query) < 5
