@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import msgspec
@@ -29,6 +30,12 @@ class Interface(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(
             self, postprocess=msgspec.structs.replace(self.postprocess, temperature=temperature)
         )
+
+
+def pipeline_folder(manifest: Manifest, needs: Mapping[str, Path]) -> Path:
+    """Where a pipeline finds its tokenizer, when each file of an artifact is a need of its own."""
+    tokenizer = needs.get(manifest.preprocess.tokenizer)
+    return tokenizer.parent if tokenizer else needs["model"]
 
 
 def draft(parameters: Mapping[str, Any], temperature: float) -> Manifest:

@@ -10,7 +10,7 @@ from serving.build.cache import Made, Tick, write_json
 from serving.build.cpu import cpu_info
 from serving.build.evaluate import MEASURING
 from serving.build.examples import read_examples
-from serving.build.interface import draft
+from serving.build.interface import draft, pipeline_folder
 from serving.build.plan import Plan, Variant
 
 _HERE = Path(__file__).parent
@@ -35,8 +35,7 @@ def examine_variant(out: Path, needs: Mapping[str, Path], parameters: Mapping[st
 
     train, test = (read_examples(needs["data"], split, parameters["labels"]) for split in ("train", "test"))
     manifest = draft(parameters, 1.0)
-    files = [needs[name] for name in parameters["files"]]
-    pipeline = Pipeline(manifest, files[0].parent if files else needs["model"])
+    pipeline = Pipeline(manifest, pipeline_folder(manifest, needs))
     examine(subject_of(train, test, parameters["labels"]), manifest, pipeline, out, needs, tick)
 
 

@@ -13,7 +13,7 @@ from serving.build import metrics
 from serving.build.cache import Tick, write_json
 from serving.build.evaluate import infer
 from serving.build.examples import read_examples
-from serving.build.interface import draft
+from serving.build.interface import draft, pipeline_folder
 from serving.runtimes.base import open_session
 from serving.runtimes.pipeline import Pipeline
 
@@ -33,8 +33,7 @@ def rank_layers(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, A
 
     logging.getLogger().setLevel(logging.ERROR)  # the quantizer logs to the root logger
     recipe, manifest = parameters["quantize"], draft(parameters, 1.0)
-    files = [needs[name] for name in parameters["files"]]
-    pipeline = Pipeline(manifest, files[0].parent if files else needs["model"])
+    pipeline = Pipeline(manifest, pipeline_folder(manifest, needs))
     examples = read_examples(needs["data"], "validation", parameters["labels"]).head(_ROWS)
     prepared, alone = out / "prepared.onnx", out / manifest.entry
     quant_pre_process(needs["model"] / "model.onnx", prepared, skip_symbolic_shape=True)

@@ -12,7 +12,7 @@ from serving.build import metrics
 from serving.build.cache import Tick, write_json
 from serving.build.evaluate import infer, neighbour_delta, percentiles
 from serving.build.examples import read_examples
-from serving.build.interface import draft
+from serving.build.interface import draft, pipeline_folder
 from serving.runtimes.base import open_session
 from serving.runtimes.pipeline import Pipeline
 
@@ -31,8 +31,7 @@ def measure_trial(out: Path, needs: Mapping[str, Path], parameters: Mapping[str,
         parameters: those of `draft`, with `runtime` and `mode` of the session.
     """
     manifest = draft(parameters, 1.0)
-    files = [needs[name] for name in parameters["files"]]
-    pipeline = Pipeline(manifest, files[0].parent if files else needs["model"])
+    pipeline = Pipeline(manifest, pipeline_folder(manifest, needs))
     examples = read_examples(needs["data"], SPLIT, parameters["labels"])
     found: dict[str, Any] = {"split": SPLIT, "rows": len(examples), "failed": ""}
     try:
