@@ -94,8 +94,13 @@ def start_rollout(state: ControlState, command: StartRollout, now_ns: int) -> Ou
 
 
 def move_rollout(state: ControlState, command: MoveRollout, now_ns: int) -> Outcome:
-    """Carry out one event. Raises `RequestError` NOT_FOUND or CONFLICT (see `rollout.step`)."""
+    """Carry out one event. Raises `RequestError` NOT_FOUND or CONFLICT (see `rollout.step`).
+
+    A killed rollout goes on when its kill is re-armed, never by itself.
+    """
     rollout = rollout_of(state, command.id)
+    if command.event.move is Move.REARM:
+        raise RequestError(ErrorKind.CONFLICT, f"rollout {command.id}: re-arm the kill of {rollout.model} instead")
     if command.event.move is Move.RETRY and not rollout.live:
         _refuse_second(state, rollout.model, rollout.variant)
     return _moved(state, rollout, command.event, command.by, now_ns, command.salt)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 KILLS = 50
-EVERY = [f"tiny/{name}:1" for name in ("broken", "distilled", "distilled-int8", "distilled-torch", "int8", "teacher")]
+EVERY = [f"tiny/{name}:1" for name in ("broken", "distilled-int8", "distilled-torch", "distilled", "int8", "teacher")]
 
 
 @pytest.mark.timeout(600)

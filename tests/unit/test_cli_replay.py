@@ -75,10 +75,12 @@ def test_json_says_when_each_guard_tripped_and_each_move_was_made(
     assert (recording["records"], recording["files"], recording["seconds"]) == (60, 1, 19.0)
     assert len(recording["unreadable"]) == 1
     assert [(move["from"], move["to"]) for move in found["moves"]] == [
-        ("pending", "warmup"), ("warmup", "shadow"), ("shadow", "rolling_back"), ("rolling_back", "rolled_back"),
+        ("pending", "warmup"), ("warmup", "shadow"), ("shadow", "paused"), ("paused", "rolling_back"),
+        ("rolling_back", "rolled_back"),
     ]  # fmt: skip
     guards = {guard["guard"]: guard for guard in found["guards"]}
-    (trip,) = guards["agreement"]["trips"]
+    pause, trip = guards["agreement"]["trips"]  # over the limit an answer before the gross one
+    assert pause["action"] == "pause"
     assert (trip["action"], guards["agreement"]["required"]) == ("rollback", True)
     assert 0 < trip["pairs"] == trip["live_answers"] == trip["suspect_answers"] < 20
     assert trip["after_s"] == trip["pairs"] - 1

@@ -99,7 +99,8 @@ STEPS = [FIRST, {"bake": {}}]
         ({"steps": [FIRST, {"bake": {"until": "maybe"}}]}, "steps[1].bake.until: invalid enum value 'maybe'"),
         ({"steps": [FIRST, {"approve": {"role": "boss"}}]}, "steps[1].approve.role: invalid enum value 'boss'"),
         ({"steps": STEPS, "required": ["speed"]},
-         "required: unknown guard 'speed', expected some of invalid_output, errors, latency, agreement, harm"),
+         "required: unknown guard 'speed', expected some of invalid_output, errors, latency, agreement, harm, "
+         "interference, srm, kpi"),
         ({"steps": STEPS, "required": []}, "required: a promotion needs at least one guard that must pass"),
         ({"steps": STEPS, "holdback": 60}, "holdback: 60 is not between 0 and 50"),
         ({"steps": STEPS, "limits": {"max_suspect_responses": 0}}, "limits.max_suspect_responses: 0 is under 1"),
