@@ -1,44 +1,26 @@
-"""The guards of one model: events in, verdicts and trips out. Pure: time is in the records.
-
-Evidence belongs to an *arming* of a candidate: the epoch at which it got traffic, and the re-arms
-of its veto and of its model's kill-switch since. A new arming starts from nothing, except that what
-was gathered in shadow carries forward. A guard trips once per arming.
-"""
+"""The guards of one model: events in, verdicts and trips out. Pure: time is in the records."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
+from monitoring.candidate import TRIPS, Arming, Candidate
 from monitoring.config import MonitorModel
-from monitoring.depth import Depth
 from monitoring.detectors.agreement import Agreement
-from monitoring.detectors.base import Detector
 from monitoring.detectors.errors import Errors
 from monitoring.event import DIVIDED, Event, is_error
 from monitoring.guards.base import Guard, Names
-from monitoring.guards.table import guards_of
 from monitoring.returns import Returned
 from monitoring.verdicts import Verdict, statistic, verdict
-from serving.contract import BUCKETS, SHADOW_GUARDS, Cause, Flag, Kind, Latch, Reason, RouteTable, Snapshot
+from serving.contract import BUCKETS, Cause, Flag, Kind, Latch, Reason, RouteTable, Snapshot
 
 #: Epochs whose weights are remembered, for records that are read late.
 EPOCHS_KEPT = 256
-EXAMPLES = 5
 #: How long what a candidate has left queued may slow the baseline, nanoseconds.
 REST_NS = 60_000_000_000
-
-#: (since, cleared veto, cleared kill of the model, cleared global kill); since is -1 without traffic.
-Arming = tuple[int, int, int, int]
-UNARMED: Arming = (-1, 0, 0, 0)
-
-#: What a guard does by itself; a pause or an alert is for others to see in its verdict.
-TRIPS = ("rollback", "kill")
-
-D = TypeVar("D", bound=Detector)
 
 
 class Trip(msgspec.Struct, frozen=True):
@@ -53,155 +35,6 @@ class Trip(msgspec.Struct, frozen=True):
     statistic: dict[str, Any]
     mono_ns: int  # of the record that tripped it
     wall_ns: int
-
-
-class Candidate:
-    """All guards of one candidate, over one arming."""
-
-    def __init__(self, name: str, model: MonitorModel) -> None:
-        self.name = name
-        self.arming: Arming = UNARMED
-        self.weight = 0.0  # share of all traffic, in [0, 1]
-        self.shadow = 0.0
-        self.last_ns = 0
-        self.last_mono_ns = 0
-        self.suspect = 0.0  # live answers that differ from the teacher's, estimated from the scored ones
-        self.tripped: list[str] = []
-        self.guards = guards_of(model, name)
-        self.depth = Depth()
-        self.examples: dict[str, deque[int]] = {guard: deque(maxlen=EXAMPLES) for guard in self.guards}
-        self._idle = self._hooked("idle")
-        self._quiet = self._hooked("quiet")
-        self._divided = self._hooked("divided")
-        self._diverted = self._hooked("diverted")
-        self._returned = self._hooked("returned")
-        self._answered = self._hooked("answered")
-        self._raced = self._hooked("raced")
-        self._paired = self._hooked("paired")
-        self._labelled = self._hooked("labelled")
-        self._resolved = self._hooked("resolved")
-
-    def _hooked(self, hook: str) -> list[tuple[deque[int], Callable[..., bool]]]:
-        """The guards that look at one kind of event: where each keeps its examples, and what it is told by."""
-        return [
-            (self.examples[name], getattr(guard, hook))
-            for name, guard in self.guards.items()
-            if getattr(type(guard), hook) is not getattr(Guard, hook)
-        ]
-
-    def detector(self, kind: type[D]) -> D:
-        """Its detector of that kind. Raises `KeyError` if it has none."""
-        found = self.guards[kind.name].detector
-        assert isinstance(found, kind)
-        return found
-
-    def alpha(self, budget: float) -> float:
-        """What each guard may take of the candidate's chance of a false alarm.
-
-        It is shared among those that act; the others, which pause a ramp or only tell, may be wrong as often as one.
-        """
-        return budget / max(1, sum(guard.action in TRIPS for guard in self.guards.values()))
-
-    def allot(self, budget: float) -> None:
-        """Share the candidate's chance of a false alarm out among its guards."""
-        for guard in self.guards.values():
-            guard.detector.alpha = self.alpha(budget)
-
-    def idle(self, event: Event) -> None:
-        """See `Guard.idle`; likewise those that follow."""
-        for _, told in self._idle:
-            told(event)
-
-    def quiet(self, event: Event) -> None:
-        for _, told in self._quiet:
-            told(event)
-
-    def divided(self, event: Event, from_candidate: bool | None, share: float) -> None:
-        for _, told in self._divided:
-            told(event, from_candidate, share)
-
-    def diverted(self) -> None:
-        for _, told in self._diverted:
-            told()
-
-    def returned(self, event: Event, found: Returned, from_candidate: bool) -> None:
-        for _, told in self._returned:
-            told(event, found, from_candidate)
-
-    def answered(self, event: Event, invalid: bool) -> None:
-        for examples, told in self._answered:
-            if told(event, invalid):
-                examples.append(event.request_key)
-
-    def raced(self, event: Event, error: bool, from_candidate: bool, share: float) -> None:
-        for examples, told in self._raced:
-            if told(event, error, from_candidate, share):
-                examples.append(event.request_key)
-
-    def paired(self, event: Event) -> None:
-        for examples, told in self._paired:
-            if told(event):
-                examples.append(event.request_key)
-
-    def labelled(self, event: Event, teacher_right: bool, candidate_right: bool) -> None:
-        for examples, told in self._labelled:
-            if told(event, teacher_right, candidate_right):
-                examples.append(event.request_key)
-
-    def resolved(self, event: Event, prob: float, right: bool) -> None:
-        for examples, told in self._resolved:
-            if told(event, prob, right):
-                examples.append(event.request_key)
-
-    @property
-    def live(self) -> bool:
-        """Takes traffic or copies of it."""
-        return self.weight > 0 or self.shadow > 0
-
-    def arm(self, arming: Arming) -> None:
-        """Start anew if the arming differs; from shadow to traffic, keep what the pairs have shown."""
-        since, *cleared = arming
-        if since < 0:
-            arming = (self.arming[0], *arming[1:])
-        if arming == self.arming:
-            return
-        from_shadow = self.arming[0] < 0 and tuple(cleared) == self.arming[1:]
-        for name, guard in self.guards.items():
-            if not (from_shadow and name in SHADOW_GUARDS):
-                guard.detector.rearm()
-                self.examples[name].clear()
-        self.tripped = []
-        self.suspect = 0.0
-        if not from_shadow:
-            self.depth.reset()
-        self.arming = arming
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "arming": list(self.arming),
-            "weight": self.weight,
-            "shadow": self.shadow,
-            "last_ns": self.last_ns,
-            "last_mono_ns": self.last_mono_ns,
-            "tripped": self.tripped,
-            "suspect": self.suspect,
-            "depth": self.depth.state(),
-            "examples": {guard: list(keys) for guard, keys in self.examples.items()},
-            "detectors": {name: guard.detector.state() for name, guard in self.guards.items()},
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        since, veto, kill, all_kill = (int(part) for part in state["arming"])
-        self.arming = (since, veto, kill, all_kill)
-        self.weight, self.shadow = float(state["weight"]), float(state["shadow"])
-        self.last_ns, self.last_mono_ns = int(state["last_ns"]), int(state["last_mono_ns"])
-        self.tripped = [str(guard) for guard in state["tripped"]]
-        self.suspect = float(state["suspect"])
-        self.depth.load(state["depth"])
-        for name, guard in self.guards.items():
-            if name in state["detectors"]:  # else it is a guard that the monitor which stored this did not have
-                self.examples[name].extend(int(key) for key in state["examples"].get(name, ()))
-                guard.detector.load(state["detectors"][name])
 
 
 class ModelGuards:

@@ -11,25 +11,28 @@ from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
+from pydantic import Field, Strict, ValidationError, field_validator, model_validator
 
 from serving import yaml12
-from serving.contract import GUARDS
+from serving.config_monitoring import (
+    DriftConfig,
+    GoldenConfig,
+    GuardsConfig,
+    KpiConfig,
+    PayloadsConfig,
+    SliceConfig,
+)
+from serving.config_section import Percent, Section
 from serving.errors import ConfigError
 from serving.governance.settings import CardConfig, GovernanceConfig, SystemCardConfig
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-Percent = Annotated[float, Strict(), Field(ge=0, le=100)]
 Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ServerConfig(_Section):
+class ServerConfig(Section):
     """Addresses and processes."""
 
     host: str = "127.0.0.1"
@@ -64,7 +67,7 @@ class ServerConfig(_Section):
         return self
 
 
-class StateConfig(_Section):
+class StateConfig(Section):
     """Where the control plane and the spools keep their files."""
 
     dir: str = ".canarium"
@@ -97,11 +100,11 @@ def _check_database_url(value: str) -> None:
         )
 
 
-class RegistryConfig(_Section):
+class RegistryConfig(Section):
     dir: str = ".canarium/registry"
 
 
-class AuthConfig(_Section):
+class AuthConfig(Section):
     """`none` is allowed on loopback only; `tokens` reads `name:role:sha256` lines."""
 
     mode: Literal["none", "tokens"] = "none"
@@ -115,7 +118,7 @@ class AuthConfig(_Section):
         return self
 
 
-class VariantConfig(_Section):
+class VariantConfig(Section):
     """One variant: which artifact, how it runs, where it lives."""
 
     artifact: str
@@ -136,19 +139,19 @@ class VariantConfig(_Section):
         return value
 
 
-class OverrideConfig(_Section):
+class OverrideConfig(Section):
     header: str = "x-canarium-variant"
     role: Literal["viewer", "tester", "labeller", "operator", "release-manager", "admin"] = "tester"
 
 
-class FallbackConfig(_Section):
+class FallbackConfig(Section):
     """When the baseline answers in a candidate's place, and how much time it is left."""
 
     on: tuple[Literal["error", "timeout", "invalid_output"], ...] = ("error", "timeout", "invalid_output")
     budget_ms: Annotated[int, Strict(), Field(ge=1, le=60_000)] = 200
 
 
-class QueueConfig(_Section):
+class QueueConfig(Section):
     """What waits for a variant, and for how long; `max_wait_ms` None: see `ModelConfig.queue`."""
 
     max_rows: Annotated[int, Strict(), Field(ge=1, le=1_000_000)] = 256
@@ -157,10 +160,10 @@ class QueueConfig(_Section):
     default_timeout_ms: Annotated[int, Strict(), Field(ge=1, le=600_000)] = 1000
 
 
-class RoutingConfig(_Section):
+class RoutingConfig(Section):
     sticky_key: str = "header:x-user-id"
-    weights: dict[str, Percent] = {}
-    shadow: dict[str, Percent] = {}
+    weights: dict[str, Percent] = Field(default_factory=dict)
+    shadow: dict[str, Percent] = Field(default_factory=dict)
     reference_percent: Percent = 5
     override: OverrideConfig = OverrideConfig()
     fallback: FallbackConfig = FallbackConfig()
@@ -181,14 +184,14 @@ class RoutingConfig(_Section):
         return value
 
 
-class CapacityConfig(_Section):
+class CapacityConfig(Section):
     """What is done about a baseline that could not carry all traffic alone, which a kill may ask of it."""
 
     #: shed: after a kill the excess is refused (503); reserve: no more is ever taken than the baseline can do (429).
     on_kill: Literal["shed", "reserve"] = "shed"
 
 
-class SloConfig(_Section):
+class SloConfig(Section):
     """One service level objective over a rolling window."""
 
     name: Literal["latency", "availability"]
@@ -205,157 +208,7 @@ class SloConfig(_Section):
         return self
 
 
-class InvalidOutputGuard(_Section):
-    limit: Annotated[int, Strict(), Field(ge=1)] = 3
-
-
-class ErrorsGuard(_Section):
-    """`ratio` is the tolerated ratio r of the candidate's error odds to the baseline's."""
-
-    ratio: Annotated[float, Strict(), Field(ge=1)] = 1.25
-
-
-class LatencyGuard(_Section):
-    """Tail race over the baseline's running `quantile`; `margin` is the tolerated excess."""
-
-    quantile: Annotated[float, Strict(), Field(gt=0.5, lt=1)] = 0.99
-    margin: Annotated[float, Strict(), Field(ge=0)] = 0.25
-    margin_ms: Annotated[float, Strict(), Field(ge=0)] = 5.0
-
-
-class AgreementGuard(_Section):
-    """Top-1 flips against the teacher: limit = reference disagreement + margin, gross = limit x factor."""
-
-    margin: Annotated[float, Strict(), Field(ge=0, le=1)] = 0.02
-    limit: Annotated[float, Strict(), Field(gt=0, lt=1)] | None = None
-    gross_factor: Annotated[float, Strict(), Field(gt=1)] = 3.0
-
-
-class HarmGuard(_Section):
-    """Labelled flips (teacher right, candidate wrong) per labelled pair."""
-
-    budget: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.03
-
-
-class CalibrationGuard(_Section):
-    """Confidence against what it was worth when the variant was built; `margin` is the tolerated difference."""
-
-    margin: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.02
-
-
-class InterferenceGuard(_Section):
-    """The baseline's latency while a candidate has traffic, against its own before."""
-
-    margin: Annotated[float, Strict(), Field(ge=0)] = 1.0
-    margin_ms: Annotated[float, Strict(), Field(ge=0)] = 5.0
-    spells: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.5
-
-
-class SlicesGuard(_Section):
-    """Declared slices by themselves; `factor` times the limit of `agreement` is tolerated in each."""
-
-    factor: Annotated[float, Strict(), Field(ge=1)] = 3.0
-
-
-class GuardsConfig(_Section):
-    """The statistical guards and the error budgets of their alarms and of their passes."""
-
-    false_rollback: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.01
-    #: A candidate over any required guard's limit is promoted only if that very guard passes by mistake,
-    #: so each guard has the whole budget.
-    false_promotion: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.05
-    monitor_loss: Literal["baseline", "hold"] = "baseline"
-    monitor_loss_s: Annotated[float, Strict(), Field(gt=0)] = 60.0
-    invalid_output: InvalidOutputGuard = InvalidOutputGuard()
-    errors: ErrorsGuard = ErrorsGuard()
-    latency: LatencyGuard = LatencyGuard()
-    agreement: AgreementGuard = AgreementGuard()
-    harm: HarmGuard = HarmGuard()
-    calibration: CalibrationGuard = CalibrationGuard()
-    slices: SlicesGuard = SlicesGuard()
-    interference: InterferenceGuard = InterferenceGuard()
-    #: Guards that only observe.
-    dry_run: tuple[str, ...] = ()
-
-    @field_validator("dry_run")
-    @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [name for name in names if name not in GUARDS]:
-            raise ValueError(f"unknown guard {unknown[0]!r}, expected some of {', '.join(GUARDS)}")
-        return names
-
-
-class KpiConfig(_Section):
-    """A business KPI that comes back as feedback; values are clipped to `range`, `margin` is in its unit."""
-
-    range: tuple[Annotated[float, Strict()], Annotated[float, Strict()]] = (0.0, 1.0)
-    direction: Literal["higher_is_better", "lower_is_better"] = "higher_is_better"
-    margin: Annotated[float, Strict(), Field(gt=0)]
-
-    @model_validator(mode="after")
-    def _margin_fits(self) -> KpiConfig:
-        low, high = self.range
-        if not low < high:
-            raise ValueError(f"range: {low:g} is not under {high:g}")
-        if self.margin >= high - low:
-            raise ValueError(f"margin: {self.margin:g} is not under the width of the range, {high - low:g}")
-        return self
-
-
-class SliceConfig(_Section):
-    """A part of the traffic: by the length of a text input, or by a header (letters' case does not matter)."""
-
-    input: str | None = None
-    min_chars: Annotated[int, Strict(), Field(ge=0)] = 0
-    max_chars: Annotated[int, Strict(), Field(ge=0)] | None = None
-    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
-    prefix: Annotated[str, Field(min_length=1)] | None = None
-    equals: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> SliceConfig:
-        if (self.input is None) == (self.header is None):
-            raise ValueError("goes either by an input or by a header")
-        bounds, values = self.min_chars > 0 or self.max_chars is not None, bool(self.prefix or self.equals)
-        if self.input is not None and (values or not bounds):
-            raise ValueError("an input is parted by min_chars and max_chars")
-        if self.header is not None and (bounds or not values):
-            raise ValueError("a header is parted by prefix and equals")
-        if self.max_chars is not None and self.max_chars < self.min_chars:
-            raise ValueError(f"max_chars: {self.max_chars} is under min_chars, {self.min_chars}")
-        return self
-
-
-class PayloadsConfig(_Section):
-    """Derived features of sampled live requests, kept for drift reports; at 0 percent nothing is kept."""
-
-    percent: Percent = 0
-    keep_hours: Annotated[float, Strict(), Field(gt=0, le=8760)] = 72.0
-    keep_mib: Annotated[int, Strict(), Field(ge=1, le=65_536)] = 64
-
-
-class DriftConfig(_Section):
-    """Reports that compare those features with what the build measured; 0 minutes: on demand only."""
-
-    every_minutes: Annotated[float, Strict(), Field(ge=0, le=10_080)] = 60.0
-    window_hours: Annotated[float, Strict(), Field(gt=0, le=8760)] = 24.0
-    min_rows: Annotated[int, Strict(), Field(ge=30, le=100_000)] = 200
-    least_distance: Annotated[float, Strict(), Field(gt=0, le=10)] = 0.1
-    false_alarm: Annotated[float, Strict(), Field(ge=0.0005, lt=1)] = 0.001
-    timeout_s: Annotated[float, Strict(), Field(gt=0, le=3600)] = 300.0
-    keep_reports: Annotated[int, Strict(), Field(ge=1, le=10_000)] = 24
-
-
-class GoldenConfig(_Section):
-    """Rows with known answers that every variant in use is asked again and again; 0 minutes: never."""
-
-    every_minutes: Annotated[float, Strict(), Field(ge=0, le=10_080)] = 0
-    file: str | None = None
-    floor: Annotated[float, Strict(), Field(ge=0, le=1)] = 0
-    flips_max: Annotated[float, Strict(), Field(ge=0, le=1)] = 0.02
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """One model: its variants, how traffic is routed and what is watched."""
 
     baseline: str
@@ -365,11 +218,11 @@ class ModelConfig(_Section):
     capacity: CapacityConfig = CapacityConfig()
     slo: tuple[SloConfig, ...] = ()
     guards: GuardsConfig = GuardsConfig()
-    slices: Annotated[dict[str, SliceConfig], Field(max_length=20)] = {}
+    slices: dict[str, SliceConfig] = Field(default_factory=dict, max_length=20)
     #: In place of `governance.policy`.
     policy: str | None = None
     card: CardConfig = CardConfig()
-    kpis: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")], KpiConfig] = {}
+    kpis: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")], KpiConfig] = Field(default_factory=dict)
     payloads: PayloadsConfig = PayloadsConfig()
     drift: DriftConfig = DriftConfig()
     golden: GoldenConfig = GoldenConfig()
@@ -410,7 +263,7 @@ class ModelConfig(_Section):
         return self
 
 
-class Config(_Section):
+class Config(Section):
     """A whole deployment."""
 
     apiVersion: Literal["canarium/v1"]

@@ -7,6 +7,7 @@ whether it can pass, whether copies are enough for it) is in `serving.contract.G
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import ClassVar, Generic, Self, TypeVar
 
 import msgspec
@@ -28,7 +29,7 @@ class Names(msgspec.Struct, frozen=True):
     share: float
 
 
-class Guard(Generic[D]):
+class Guard(ABC, Generic[D]):
     """One guard of one candidate.
 
     A guard overrides the hooks of the events that it looks at; each returns whether the event is an example of what
@@ -41,9 +42,9 @@ class Guard(Generic[D]):
         self.detector = detector
 
     @classmethod
+    @abstractmethod
     def build(cls, model: MonitorModel, variant: str) -> Self | None:
         """The guard of a candidate as the settings want it; None if there is nothing that it could judge."""
-        raise NotImplementedError
 
     @property
     def action(self) -> str:
@@ -110,9 +111,9 @@ class Guard(Generic[D]):
 
     # ------------------------------------------------------------ what it says
 
+    @abstractmethod
     def finding(self, names: Names) -> str:
         """What was observed and what it is held to: the first half of the verdict's sentence."""
-        raise NotImplementedError
 
     def conclusion(self, word: str) -> str:
         """What follows from it: the second half. `word` is fail, pass or inconclusive."""

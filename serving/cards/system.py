@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from serving.cards.facts import UNSTATED, escaped, flat, listed, number, plain, relation_of, table
-from serving.config import Config, GuardsConfig, ModelConfig
+from serving.config import Config, ModelConfig
+from serving.config_monitoring import GuardsConfig
 from serving.contract import GUARD_ROLES
 from serving.governance.settings import CardConfig
 from serving.registry.manifest import Manifest

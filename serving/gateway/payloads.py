@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 
 from serving.clock import Clock
-from serving.config import PayloadsConfig
+from serving.config_monitoring import PayloadsConfig
 from serving.contract import BUCKETS, C_PAYLOADS, C_PAYLOADS_DROPPED
 from serving.core.routing import bucket_of
 from serving.errors import RequestError

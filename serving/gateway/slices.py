@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from serving.config import SliceConfig
+from serving.config_monitoring import SliceConfig
 
 
 class Slices:

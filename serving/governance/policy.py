@@ -13,9 +13,10 @@ from typing import Annotated, Literal
 
 import msgspec
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
+from pydantic import Field, Strict, ValidationError, field_validator, model_validator
 
 from serving import yaml12
+from serving.config_section import Section
 from serving.errors import ConfigError
 
 Tier = Literal["low", "limited", "high"]
@@ -23,11 +24,7 @@ _PATH = re.compile(r"[A-Za-z0-9_-]+(\.([A-Za-z0-9_-]+|\*))*")
 ROLE = re.compile(r"[a-z][a-z0-9-]{0,38}")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Rule(_Section):
+class Rule(Section):
     """Evidence and its limits, both included.
 
     `evidence` is a path in the manifest such as `evaluation.accuracy_ci.0`; `*` stands for every key or index, all of
@@ -54,7 +51,7 @@ class Rule(_Section):
         return self
 
 
-class Approvals(_Section):
+class Approvals(Section):
     """How many people with this role must approve; without a role, with any."""
 
     count: Annotated[int, Strict(), Field(ge=1, le=20)] = 1
@@ -68,7 +65,7 @@ class Approvals(_Section):
         return value
 
 
-class Policy(_Section):
+class Policy(Section):
     """A whole policy. Each approval that it asks for must come from another key."""
 
     apiVersion: Literal["canarium/policy/v1"]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from serving.config_section import Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TrustedKey(_Section):
+class TrustedKey(Section):
     """Whose approvals count, and in which roles; `key` is a line that `canarium key show` prints."""
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
@@ -19,7 +17,7 @@ class TrustedKey(_Section):
     roles: Annotated[tuple[str, ...], Field(min_length=1)] = ("approver",)
 
 
-class GovernanceConfig(_Section):
+class GovernanceConfig(Section):
     """Whether only approved artifacts are served, under which policy, and whose approvals count."""
 
     mode: Literal["off", "warn", "enforce"] = "off"
@@ -37,7 +35,7 @@ class GovernanceConfig(_Section):
         return self
 
 
-class CardConfig(_Section):
+class CardConfig(Section):
     """What only people know of a model, for its card."""
 
     owner: str = ""

@@ -7,6 +7,7 @@ so that it travels with the weights and into an exported graph.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -44,9 +45,9 @@ class _Detector(nn.Module):
         """Rows in standard deviations from the mean, cut to ± clip."""
         return ((features - self.mean) / self.spread).clamp(-self._clip, self._clip)
 
+    @abstractmethod
     def score(self, features: Tensor) -> Tensor:
         """[n], higher for what is less normal."""
-        raise NotImplementedError
 
     def forward(self, features: Tensor) -> Tensor:
         logit = self.scale * self.score(features) + self.offset

@@ -11,20 +11,18 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from monitoring import detectors
 from monitoring.detectors.agreement import Agreement
-from monitoring.detectors.base import BatchRace, Detector
-from monitoring.detectors.betting import Betting, Drift, Mirrored, log_evidence_path, log_gain_mirrored
+from monitoring.detectors.base import Detector
+from monitoring.detectors.betting import log_evidence_path, log_gain_mirrored
 from monitoring.detectors.calibration import Calibration, Expected
 from monitoring.detectors.errors import Errors
 from monitoring.detectors.harm import Harm
 from monitoring.detectors.interference import Interference
 from monitoring.detectors.invalid_output import InvalidOutput
 from monitoring.detectors.kpi import Kpi, KpiTarget
-from monitoring.detectors.latency import Latency, RunningQuantile
+from monitoring.detectors.latency import Latency
 from monitoring.detectors.slices import Slices
 from monitoring.detectors.srm import Srm
 
@@ -429,70 +427,6 @@ class TestPower:
             guard.observe(True, True, share=0.05, batch_key=9)
         assert (guard.events, guard.candidate_errors) == (1, 16)
         assert not guard.failed
-
-
-class TestPrimitive:
-    @given(st.lists(st.tuples(st.floats(allow_nan=True), st.floats(1e-9, 1 - 1e-9)), max_size=50))
-    def test_never_breaks(self, stream: list[tuple[float, float]]) -> None:
-        bets = (Betting(), Mirrored(), Drift())
-        for value, limit in stream:
-            for bet in bets:
-                bet.update(value, limit)
-        assert all(math.isfinite(bet.log_evidence) for bet in bets)
-
-    def test_a_limit_that_leaves_nothing_to_bet_on_changes_nothing(self) -> None:
-        bet = Betting()
-        bet.update(1.0, 1.0)
-        bet.update(1.0, 2.0)
-        assert bet.log_evidence == pytest.approx(0.0)
-
-    def test_counted_observations_are_as_many_single_ones(self) -> None:
-        once, often = Betting(), Betting()
-        once.update(0.0, 0.1, count=40)
-        for _ in range(40):
-            often.update(0.0, 0.1)
-        assert once.log_evidence == pytest.approx(often.log_evidence)
-
-    def test_a_damaged_state_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="finite log products"):
-            Betting().load([1.0])
-
-    def test_drift_forgets_a_long_healthy_past(self) -> None:
-        """After 5,000 healthy observations the test has to climb out, the detector has not."""
-        rng = np.random.default_rng(8)
-        stream = np.concatenate([rng.random(5000) < 0.02, rng.random(400) < 0.3])
-        drift = Drift()
-
-        def alarmed(value: float) -> bool:
-            drift.update(value, 0.05)
-            return drift.log_evidence >= math.log(1e6)
-
-        assert 5000 < next(n for n, value in enumerate(stream, 1) if alarmed(float(value))) < 5100
-
-    def test_the_quantile_is_frozen_from_the_past(self) -> None:
-        quantile = RunningQuantile(0.9)
-        for value in range(1, 512):
-            quantile.observe(value)
-        assert math.isinf(quantile.value)
-        quantile.observe(512)
-        frozen = quantile.value
-        assert 440 < frozen < 480
-        for _ in range(255):
-            quantile.observe(1e6)
-        assert quantile.value == frozen
-        quantile.observe(1e6)
-        assert quantile.value > frozen
-
-    def test_a_race_by_batches_expects_the_share_of_batches(self) -> None:
-        race = BatchRace()
-        assert race.share(0.05) == 0.05
-        for batch in range(1, 101):
-            race.count(True, batch)
-            for _ in range(19):
-                race.count(False, 1000 + batch)
-        assert race.share(0.05) == pytest.approx(0.5)
-        assert race.first(1)
-        assert not race.first(1)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -17,7 +17,6 @@ from monitoring.guard import ModelGuards
 from monitoring.guards.agreement import AgreementGuard, agreement_limit, gross_limit
 from monitoring.guards.base import Names
 from monitoring.guards.table import GUARD_KINDS
-from monitoring.join import Answer, Joiner, Truth
 from monitoring.verdicts import Verdict, verdict
 from serving.contract import GUARD_ROLES, Cause, Flag, Kind, Latch, Reason, RouteTable, Snapshot, VariantEntry
 
@@ -373,79 +372,6 @@ class TestLimits:
     def test_the_availability_objective_is_the_error_budget(self) -> None:
         watched = msgspec.structs.replace(model(), slo=[SloTarget("availability", 0.99)])
         assert ModelGuards("m", watched).candidates["int8"].detector(Errors).budget == pytest.approx(0.01)
-
-
-class TestJoin:
-    def test_a_label_finds_its_request_and_pair_in_any_order(self) -> None:
-        for order in ("rpl", "rlp", "lrp", "lpr", "plr", "prl"):
-            joiner, found = Joiner(), []
-            for step in order:
-                if step == "r":
-                    joiner.request(7, "int8", 0)
-                elif step == "p":
-                    found.append(joiner.pair(7, "int8", cls=1, ref_cls=0, at_ns=0))
-                else:
-                    found += joiner.label(7, 0, 0).pairs
-            (labelled,) = [item for item in found if item is not None]
-            assert (labelled.teacher_right, labelled.candidate_right) == (True, False)
-            assert joiner.counts.joined == {"int8": 1}
-
-    def test_an_answer_with_its_label_comes_once_whichever_was_first(self) -> None:
-        for first in ("label", "request"):
-            joiner = Joiner()
-            if first == "label":
-                assert joiner.label(7, 0, 0).answer is None
-                found = joiner.request(7, "int8", 0, cls=1, prob=0.9)
-            else:
-                assert joiner.request(7, "int8", 0, cls=1, prob=0.9) is None
-                found = joiner.label(7, 0, 0).answer
-            assert found == Answer("int8", cls=1, label=0, prob=0.9)
-            assert joiner.label(7, 0, 0).answer is None
-            assert joiner.request(7, "int8", 0, cls=1, prob=0.9) is None
-
-    def test_answers_that_are_in_no_statistic_are_joined_and_not_told(self) -> None:
-        joiner = Joiner()
-        joiner.request(7, "int8", 0)
-        assert joiner.label(7, 0, 0).answer is None
-        assert joiner.counts.joined == {"int8": 1}
-
-    def test_the_delay_of_labels_is_counted(self) -> None:
-        joiner = Joiner()
-        for key, delay_s in enumerate((1, 60, 61, 3000, 80_000, 86_401)):
-            joiner.request(key, "int8", 0, cls=0, prob=0.9)
-            joiner.label(key, 0, delay_s * 10**9)
-        assert joiner.counts.delays == {"int8": [2, 1, 1, 0, 1, 1]}
-        assert joiner.counts.answers == {"int8": 6}
-
-    def test_one_request_is_labelled_once(self) -> None:
-        joiner = Joiner()
-        joiner.pair(7, "int8", 1, 0, 0)
-        joiner.request(7, "int8", 0)
-        assert len(joiner.label(7, 0, 0).pairs) == 1
-        assert joiner.label(7, 1, 0) == joiner.label(7, 0, 0) == Truth()
-        assert joiner.pair(7, "int8", 1, 0, 0) is None
-        assert joiner.counts.duplicate == 2
-
-    def test_unknown_ids_are_kept_then_counted(self) -> None:
-        joiner = Joiner(ttl_ns=100)
-        joiner.label(1, 0, at_ns=0)
-        joiner.request(2, "int8", at_ns=99)
-        assert joiner.counts.unknown == 0
-        joiner.request(3, "int8", at_ns=101)
-        assert (joiner.counts.unknown, len(joiner)) == (1, 2)
-
-    def test_memory_is_bounded(self) -> None:
-        joiner = Joiner(capacity=10)
-        for key in range(100):
-            joiner.request(key, "int8", key)
-        assert (len(joiner), joiner.counts.evicted) == (10, 90)
-
-    def test_it_can_be_stored(self) -> None:
-        joiner, again = Joiner(), Joiner()
-        joiner.request(1 << 63, "int8", 5)
-        joiner.pair(1 << 63, "int8", 1, 0, 6)
-        again.load(msgspec.msgpack.decode(msgspec.msgpack.encode(joiner.state())))
-        assert len(again.label(1 << 63, 0, 7).pairs) == 1
 
 
 def test_a_guard_in_dry_run_says_what_it_would_do_and_does_not_act() -> None:

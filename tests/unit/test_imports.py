@@ -20,9 +20,9 @@ IMPURE = frozenset({"ray", "httpx", "grpc", "prometheus_client", "asyncio", "tim
 CONTRACT = "serving.contract"
 
 PURE = (
-    "serving.core.", "monitoring.detectors.", "monitoring.windows", "monitoring.event", "monitoring.guard",
-    "monitoring.guards.", "monitoring.verdicts", "monitoring.slo", "monitoring.evidence", "monitoring.reliability",
-    "monitoring.intervals", "monitoring.depth", "monitoring.recording", "monitoring.replay",
+    "serving.core.", "monitoring.detectors.", "monitoring.windows", "monitoring.event", "monitoring.candidate",
+    "monitoring.guard", "monitoring.guards.", "monitoring.verdicts", "monitoring.slo", "monitoring.evidence",
+    "monitoring.reliability", "monitoring.intervals", "monitoring.depth", "monitoring.recording", "monitoring.replay",
 )  # fmt: skip
 
 #: Bytes on sockets; what they mean is the business of the gateway, which imports these and not the other way round.

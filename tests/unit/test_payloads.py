@@ -11,7 +11,7 @@ import pytest
 from monitoring.drift.rows import compact, read_rows
 from monitoring.payloads import FINISHED_MS, prune, segments
 from serving.clock import SystemClock
-from serving.config import PayloadsConfig
+from serving.config_monitoring import PayloadsConfig
 from serving.contract import AGG_OFFSET, C_PAYLOADS, C_PAYLOADS_DROPPED, CELLS
 from serving.gateway import payloads
 from serving.gateway.dataplane import DataPlane

@@ -15,7 +15,7 @@ from monitoring.detectors.slices import AGREEMENT, ERRORS, Slices
 from monitoring.event import Event
 from monitoring.guard import ModelGuards
 from monitoring.verdicts import Verdict
-from serving.config import SliceConfig
+from serving.config_monitoring import SliceConfig
 from serving.contract import BUCKETS, Cause, Kind, RouteTable, Snapshot, VariantEntry
 from serving.gateway.slices import Slices as Declared
 from tests.support.gateway import InProcessGateway
