@@ -27,6 +27,7 @@ import numpy as np
 
 from loadtests.proportions import lower, upper
 from loadtests.worlds import EXCEPTIONS, FLIPS, HARM, WORLDS, Traffic, World, before, traffic
+from monitoring.candidate import Candidate
 from monitoring.config import (
     AgreementSettings,
     ErrorsSettings,
@@ -38,7 +39,6 @@ from monitoring.config import (
 )
 from monitoring.event import Event
 from monitoring.guard import ModelGuards
-from monitoring.guards.table import guards_of
 from serving.contract import BUCKETS, Cause, Flag, Kind, RouteTable, Snapshot, VariantEntry
 
 MODEL, BASELINE, CANDIDATE = "m", "baseline", "candidate"
@@ -72,9 +72,9 @@ class Tally:
     counts: dict[str, int]
 
     def budget(self, guard: str) -> float:
-        """What was configured for a guard, or for all together."""
+        """What was configured for all together, or the share of it that a guard which acts has."""
         whole = SETTINGS[self.setting].false_rollback
-        return whole if guard == "any" else whole / len(guards_of(_model(self.setting), CANDIDATE))
+        return whole if guard == "any" else Candidate(CANDIDATE, _model(self.setting)).alpha(whole)
 
     def refuted(self) -> list[str]:
         """Where there were so many that the budget cannot be the truth."""

@@ -11,6 +11,7 @@ import pytest
 from serving import yaml12
 from tests.support import postgres as postgresql
 from tests.support import tiny
+from tests.support.monitor import Control, Monitor
 from tests.support.stack import ROOT, Stack, running
 
 QUICKSTART = ROOT / "deployments" / "quickstart" / "canarium.yaml"
@@ -76,3 +77,19 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     }
     with running(document, tmp_path_factory.mktemp("quickstart")) as stack:
         yield stack
+
+
+@pytest.fixture
+def control() -> Iterator[Control]:
+    server = Control()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def monitor(tmp_path: Path, control: Control) -> Iterator[Monitor]:
+    process = Monitor(tmp_path, control)
+    yield process
+    if process.process is not None and process.process.poll() is None:
+        process.process.kill()
+        process.process.wait()

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -19,22 +18,6 @@ from tests.support.monitor import ROOT, Control, Gateway, Monitor, until
 from tests.support.prometheus import need
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def control() -> Iterator[Control]:
-    server = Control()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def monitor(tmp_path: Path, control: Control) -> Iterator[Monitor]:
-    process = Monitor(tmp_path, control)
-    yield process
-    if process.process is not None and process.process.poll() is None:
-        process.process.kill()
-        process.process.wait()
 
 
 def consumed(monitor: Monitor, number: int) -> None:

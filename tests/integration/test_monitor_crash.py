@@ -7,7 +7,6 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,11 @@ from monitoring import config, state
 from monitoring.watch import Watch
 from serving.clock import SystemClock
 from serving.contract import SPOOL_CAPACITY, Cause, Snapshot
-from tests.support.monitor import Control, Gateway, Monitor, until
+from tests.support.monitor import Gateway, Monitor, until
 
 pytestmark = pytest.mark.integration
 
 KILLS = 12
-
-
-@pytest.fixture
-def control() -> Iterator[Control]:
-    server = Control()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def monitor(tmp_path: Path, control: Control) -> Iterator[Monitor]:
-    process = Monitor(tmp_path, control)
-    yield process
-    if process.process is not None and process.process.poll() is None:
-        process.process.kill()
-        process.process.wait()
 
 
 class Traffic(threading.Thread):

@@ -10,18 +10,19 @@ import time
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import build_kit
 import msgspec
 import numpy as np
 import pytest
+from built_kit import Built, built_in
 
 from monitoring.golden import read
 from serving.build import metrics
 from serving.build.cache import BuildError, Cache
 from serving.build.kinds import load_recipe
-from serving.build.runner import BuildResult, build
+from serving.build.runner import build
 from serving.build.text.data import near_key, read_rows
 from serving.errors import ConfigError
 from serving.registry.store import Registry
@@ -31,19 +32,10 @@ from serving.runtimes.pipeline import Pipeline
 QUICKSTART = Path(__file__).parents[2] / "deployments" / "quickstart"
 
 
-class Built(NamedTuple):
-    recipe: Path
-    registry: Registry
-    cache: Path
-    result: BuildResult
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("build")
-    recipe = build_kit.write(folder, build_kit.recipe(), build_kit.rows())
-    registry = Registry(folder / "registry")
-    return Built(recipe, registry, folder / "cache", build(recipe, registry, cache_dir=folder / "cache"))
+    return built_in(folder, build_kit.write(folder, build_kit.recipe(), build_kit.rows()))
 
 
 # ---------------------------------------------------------------- the recipe

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anomaly_kit
 import numpy as np
 import pytest
+from built_kit import Built, built_in
 
 from serving.build.cache import BuildError
 from serving.build.kinds import load_recipe
-from serving.build.runner import BuildResult, build
+from serving.build.runner import build
 from serving.errors import ConfigError
 from serving.registry.store import Registry
 from serving.runtimes.base import open_session
 from serving.runtimes.pipeline import Pipeline
 
 
-class Built(NamedTuple):
-    recipe: Path
-    registry: Registry
-    cache: Path
-    result: BuildResult
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("anomaly")
-    recipe = anomaly_kit.write(folder, anomaly_kit.recipe(), anomaly_kit.rows())
-    registry = Registry(folder / "registry")
-    return Built(recipe, registry, folder / "cache", build(recipe, registry, cache_dir=folder / "cache"))
+    return built_in(folder, anomaly_kit.write(folder, anomaly_kit.recipe(), anomaly_kit.rows()))
 
 
 @pytest.mark.parametrize(

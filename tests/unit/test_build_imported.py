@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import stream_kit
 import yaml
+from built_kit import Built, built_in
 
 from serving.build.cache import BuildError
 from serving.build.imported.sound import expand, windows_of
 from serving.build.kinds import load_recipe
-from serving.build.runner import BuildResult, build
+from serving.build.runner import build
 from serving.errors import ConfigError
 from serving.registry.store import Registry
 from serving.runtimes.base import open_session
@@ -75,18 +76,10 @@ def write(folder: Path, **change: Any) -> Path:
     return path
 
 
-class Built(NamedTuple):
-    recipe: Path
-    registry: Registry
-    cache: Path
-    result: BuildResult
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("imported")
-    registry, recipe = Registry(folder / "registry"), write(folder)
-    return Built(recipe, registry, folder / "cache", build(recipe, registry, cache_dir=folder / "cache"))
+    return built_in(folder, write(folder))
 
 
 def test_the_file_is_registered_byte_for_byte_and_its_siblings_name_it(built: Built) -> None:
