@@ -153,7 +153,7 @@ def settings(model: type[BaseModel] = Config, path: str = "") -> Iterator[tuple[
         if inner:
             yield from settings(inner[0], _PLACES.get(here, here))
         else:
-            yield here, _type(field.annotation, field.metadata), _default(field.default)
+            yield here, _type(field.annotation, field.metadata), _default(field.get_default(call_default_factory=True))
 
 
 def _is_section(annotation: Any) -> bool:
