@@ -12,7 +12,7 @@ import msgspec
 log = logging.getLogger("canarium.monitor")
 
 FILE = "state.msgpack"
-VERSION = 8
+VERSION = 9
 
 
 class Committed(msgspec.Struct):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +23,9 @@ _GROWTH = np.expm1(TILTS)
 _LOG_K = math.log(len(TILTS))
 #: Units between two looks at the evidence.
 LOOK = 8
+#: How long a request waits for those that began before it and take longer (nanoseconds), and how many may wait.
+HOLD_NS = 5_000_000_000
+HELD_MAX = 65_536
 
 
 class Tilted:
@@ -64,13 +69,45 @@ class Tilted:
         self._logs = logs
 
 
+class Held:
+    """Requests that have ended, kept until they can be taken in the order in which they began.
+
+    A candidate that answers late is recorded late: counted as they end, its users would be missing for as long.
+    More than HELD_MAX are not kept: the earliest goes on.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._waiting: list[tuple[int, int, int, float]] = []  # a heap: begun, arm (-1 a third), unit, share
+
+    def put(self, begun_ns: int, from_candidate: bool | None, unit: int, share: float) -> None:
+        arm = -1 if from_candidate is None else int(from_candidate)
+        heapq.heappush(self._waiting, (begun_ns, arm, unit, share))
+
+    def take(self, before_ns: int) -> Iterator[tuple[bool | None, int, float]]:
+        """Those that began until then, the earliest first: (from the candidate, unit, share)."""
+        while self._waiting and (self._waiting[0][0] <= before_ns or len(self._waiting) > HELD_MAX):
+            _, arm, unit, share = heapq.heappop(self._waiting)
+            yield (None if arm < 0 else bool(arm)), unit, share
+
+    def state(self) -> list[tuple[int, int, int, float]]:
+        return list(self._waiting)
+
+    def load(self, state: list[tuple[int, int, int, float]]) -> None:
+        self._waiting = [(int(begun), int(arm), int(unit), float(share)) for begun, arm, unit, share in state]
+        heapq.heapify(self._waiting)
+
+
 class Srm(Detector):
     """Sample ratio mismatch: users of the candidate and of the baseline against the configured split.
 
     Assumption: a user is a hash bucket, so whether it is the candidate's is a coin whose chance w is the share in
     force when it was first met; w is exact, so any mismatch means that routing, recording or the users themselves
-    are not what the comparison needs. Each user counts once an arming, and counting begins behind the candidate's
-    first request: what a candidate that is still being opened cannot take is no mismatch.
+    are not what the comparison needs. Requests are taken in the order in which they began, and so only HOLD_NS later:
+    else a candidate that stalls would lack users for a while. Each user counts once an arming, and counting begins
+    behind the candidate's first request: what a candidate that is still being opened cannot take is no mismatch.
     Observation: for each user first met in either arm, X = 1{it is the candidate's}, in {0, 1}.
     Formula: E[X | past] = w, tested from both sides. L = exp(t X) / (1 - w + w exp(t)) is the likelihood ratio of
     odds that are exp(t) times the configured ones; its expectation under the null is 1 for every w, so w may change
@@ -87,17 +124,19 @@ class Srm(Detector):
     """
 
     name: ClassVar[str] = "srm"
-    FIELDS: ClassVar[tuple[str, ...]] = (*Detector.FIELDS, "expected", "begun", "stopped", "_tilted", "_units")
+    FIELDS: ClassVar[tuple[str, ...]] = (*Detector.FIELDS, "expected", "begun", "stopped", "_tilted", "_units", "_held")
 
     def __init__(self, **budgets: float) -> None:
         self._tilted = Tilted()
         self._units = SeenUnits()
+        self._held = Held()
         super().__init__(**budgets)
 
     def reset(self) -> None:
         super().reset()
         self._tilted.reset()
         self._units.reset()
+        self._held.reset()
         self.expected = 0.0
         self.begun = False
         self.stopped = False
@@ -105,6 +144,20 @@ class Srm(Detector):
     def stop(self) -> None:
         """Count no more until the next arming: the candidate's users are sent elsewhere on purpose."""
         self.stopped = True
+        self._held.reset()
+
+    def arrive(self, from_candidate: bool | None, unit: int, share: float, begun_ns: int, ended_ns: int) -> None:
+        """One request that has ended: it is observed once all that began before it have had the time to end.
+
+        Args:
+            from_candidate, unit, share: see `observe`.
+            begun_ns, ended_ns: wall time.
+        """
+        if self.stopped or not 0.0 < share < 1.0:
+            return
+        self._held.put(begun_ns, from_candidate, unit, share)
+        for request in self._held.take(ended_ns - HOLD_NS):
+            self.observe(*request)
 
     def observe(self, from_candidate: bool | None, unit: int, share: float) -> bool:
         """One request; True when it makes the detector fail. `observations` are users, `events` the candidate's.

@@ -18,7 +18,8 @@ class SrmGuard(Guard[Srm]):
         return cls(Srm(pass_alpha=model.guards.false_promotion))
 
     def divided(self, event: Event, from_candidate: bool | None, share: float) -> bool:
-        self.detector.observe(from_candidate, event.unit_key or event.request_key, share)
+        begun_ns = event.wall_ns - event.total_us * 1000
+        self.detector.arrive(from_candidate, event.unit_key or event.request_key, share, begun_ns, event.wall_ns)
         return False
 
     def diverted(self) -> bool:

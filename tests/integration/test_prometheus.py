@@ -201,6 +201,7 @@ class Traffic:
             ref_prob=0.1 if flipped else 0.88,
             inclusion=1.0,
             infer_ns=2_000_000,
+            apart=(0.02, 0.05),
         )
 
 

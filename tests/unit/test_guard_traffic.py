@@ -79,6 +79,19 @@ class TestSplit:
             split(world, 2000, {name: share / 10_000 for name, share in weights.items()}, epoch=epoch)
         assert [world.of("srm", name).verdict for name in ("int8", "tiny")] == ["pass", "inconclusive"]
 
+    def test_a_candidate_that_answers_late_lacks_no_users(self) -> None:
+        world = World()
+        world.guards.configure(snapshot({"int8": 5000}, 2))
+        split(world, 40, {"int8": 0.5})
+        for _ in range(
+            60
+        ):  # recorded when they end: the baseline's at once, those of three seconds' hanging after them
+            world.request("teacher")
+        for _ in range(60):
+            world.request("int8", Reason.FALLBACK, cause=Cause.TIMEOUT, total_us=3_000_000)
+        split(world, 400, {"int8": 0.5})
+        assert world.of("srm").verdict != "fail"
+
     def test_failures_and_wrong_requests_are_users_as_well_and_testers_are_none(self) -> None:
         world = World()
         world.guards.configure(snapshot({"int8": 5000}, 2))
@@ -87,6 +100,9 @@ class TestSplit:
         world.request("teacher", status=400, flags=4)
         for reason in (Reason.OVERRIDE, Reason.PINNED):
             world.request("int8", reason, flags=0)
+        assert world.of("srm").verdict == "no_data"  # others may have begun before them and still be under way
+        world.at_ns += 10 * SECOND
+        world.request("teacher")
         assert world.of("srm").statistic["observations"] == 2
 
     @pytest.mark.parametrize("last", [{"reason": Reason.KILLED}, {"reason": Reason.FALLBACK, "cause": Cause.KILLED}])
