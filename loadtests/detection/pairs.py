@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from loadtests.proportions import lower, upper
 from monitoring.config import GuardSettings
-from monitoring.detectors.betting import log_gain, log_mean_exp
+from monitoring.detectors.betting import log_gain, log_mixture
 from serving.contract import GUARDS
 
 Ints = npt.NDArray[np.int64]
@@ -67,7 +67,7 @@ def crossings(
         for some in np.array_split(open_, len(open_) // 500 + 1):
             bad = (random.random((len(some), min(BLOCK, horizon - start))) < rate).astype(np.int64)
             path = logs[some, None, :] + np.cumsum(gains[bad], axis=1)
-            over = (log_mean_exp(path) if stake is None else path[..., 0]) >= threshold
+            over = (log_mixture(path) if stake is None else path[..., 0]) >= threshold
             hit, first = over.any(axis=1), over.argmax(axis=1)
             logs[some] = path[:, -1]
             at[some[hit]] = start + 1 + first[hit]

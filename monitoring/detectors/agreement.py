@@ -26,9 +26,9 @@ class Agreement(Detector):
     >>> guard = Agreement(limit=0.055, gross=0.165)
     >>> flips = [1 if n % 3 == 0 else 0 for n in range(1, 200)]
     >>> next(n for n, flip in enumerate(flips, start=1) if guard.observe(flip, rows=1))
-    102
+    99
     >>> guard.breached, guard.events
-    (True, 34)
+    (True, 33)
     """
 
     name: ClassVar[str] = "agreement"

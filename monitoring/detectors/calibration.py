@@ -81,7 +81,7 @@ class Calibration(Detector):
     >>> next(n for n in range(1, 500) if guard.observe(0.95, right=n % 4 != 0))
     64
     >>> next(n for n in range(1, 500) if (guard.score(0.95, by_teacher=0.75), guard.breached)[1])
-    8
+    9
     """
 
     name: ClassVar[str] = "calibration"

@@ -39,9 +39,9 @@ class Errors(Detector):
 
     >>> guard = Errors(ratio=1.25, alpha=0.002)
     >>> next(n for n in range(1, 100) if guard.observe(from_candidate=True, error=True, share=0.05))
-    3
+    4
     >>> round(guard.log_evidence, 2), round(guard.log_threshold, 2)
-    (6.31, 6.21)
+    (8.5, 6.21)
     """
 
     name: ClassVar[str] = "errors"

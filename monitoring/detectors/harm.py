@@ -21,7 +21,7 @@ class Harm(Detector):
 
     >>> guard = Harm(budget=0.03)
     >>> next(n for n in range(1, 400) if guard.observe(teacher_right=True, candidate_right=n % 5 != 0))
-    40
+    35
     """
 
     name: ClassVar[str] = "harm"

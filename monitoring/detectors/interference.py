@@ -117,7 +117,7 @@ class Interference(Detector):
     >>> for tenth in range(600):  # ten requests a second, of 20 ms
     ...     guard.learn(20_000, wall_ns=tenth * 100_000_000)
     >>> next(tenth for tenth in range(600, 2000) if guard.observe(60_000, at_ns=tenth * 100_000_000))
-    860
+    880
     """
 
     name: ClassVar[str] = "interference"

@@ -81,7 +81,7 @@ class Spells(Betting):
     >>> for tenth in range(200):
     ...     spells.count(tenth % 2 == 0, slow=tenth % 2 == 0, at_ns=tenth * 100_000_000)
     >>> round(spells.log_evidence, 1)
-    23.6
+    23.1
     """
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class Latency(Detector):
     ...     guard.observe(False, 1000, share=0.05, at_ns=n * 1_000_000_000)
     ...     return guard.observe(True, slow_us, share=0.05, at_ns=n * 1_000_000_000 + 1)
     >>> next(n for n in range(2, 100) if second(n, slow_us=50_000))
-    15
+    16
     """
 
     name: ClassVar[str] = "latency"

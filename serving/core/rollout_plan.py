@@ -1,7 +1,8 @@
 """What a rollout will need before it starts: answers and time a step, by the traffic there is now. Pure.
 
 Expectations, not promises. Evidence is taken to grow as it does on average: after n observations with mean p it
-is the mean over the stakes of exp(n g_k), g_k the expected log gain of stake k (see `monitoring.detectors.betting`).
+is the weighted mean over the stakes of exp(n g_k), g_k the expected log gain of stake k (see
+`monitoring.detectors.betting`).
 Beside it stands the least number of observations that any test with the same budget can do with on average,
 ln(1/alpha) / KL(p, m), m being the limit (Wald). How fast `latency` passes depends on tails that nobody knows yet:
 it is not predicted.
@@ -12,9 +13,8 @@ from __future__ import annotations
 import math
 
 import msgspec
-import numpy as np
 
-from monitoring.detectors.betting import log_gain, log_gain_mirrored, log_mean_exp
+from monitoring.detectors.betting import EQUAL, WEIGHTS, Floats, log_gain, log_gain_mirrored, log_mixture
 from serving.core.freeze import seconds
 from serving.core.rollout_policy import Gate, Policy
 
@@ -137,7 +137,7 @@ def _warnings(at: int, gate: Gate, spent: float | None, passes: dict[str, Need],
 
 def _need_to_pass(rate: float, limit: float, alpha: float, gathered: float, each_s: float) -> Need:
     gains = rate * log_gain_mirrored(1.0, limit) + (1 - rate) * log_gain_mirrored(0.0, limit)
-    needed = _first(gains.tolist(), alpha)
+    needed = _first(gains, EQUAL, alpha)
     left = max(0.0, needed - gathered)
     bound = _bound(rate, limit, alpha) if rate < limit else MANY
     return Need(needed, bound, None if needed >= MANY or not each_s else left / each_s)
@@ -146,20 +146,20 @@ def _need_to_pass(rate: float, limit: float, alpha: float, gathered: float, each
 def _need_to_detect(limit: float, harm: float, alpha: float, each_s: float, answers: float) -> Need:
     rate = min(harm * limit, 0.99)
     gains = rate * log_gain(1.0, limit) + (1 - rate) * log_gain(0.0, limit)
-    needed = _first(gains.tolist(), alpha)
+    needed = _first(gains, WEIGHTS, alpha)
     spent = None if needed >= MANY or not each_s else needed / each_s
     return Need(needed, _bound(rate, limit, alpha), spent, 0.0 if spent is None else spent * answers * rate)
 
 
-def _first(gains: list[float], alpha: float) -> int:
-    """The least n at which the mean over the stakes of exp(n g_k) reaches 1 / alpha; MANY if it never does."""
-    rates, target = np.array(gains), -math.log(alpha)
-    if rates.max() <= 0 or float(log_mean_exp(rates * MANY)) < target:
+def _first(rates: Floats, weights: Floats, alpha: float) -> int:
+    """The least n at which the mixture over the stakes of exp(n g_k) reaches 1 / alpha; MANY if it never does."""
+    target = -math.log(alpha)
+    if rates.max() <= 0 or float(log_mixture(rates * MANY, weights)) < target:
         return MANY
     low, high = 0, MANY
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if float(log_mean_exp(rates * middle)) >= target else (middle, high)
+        low, high = (low, middle) if float(log_mixture(rates * middle, weights)) >= target else (middle, high)
     return high
 
 

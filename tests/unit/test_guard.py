@@ -309,8 +309,8 @@ class TestVerdicts:
             if trips := watched.trips():
                 break
         assert trips[0].sentence == (
-            "broken disagrees with teacher on 33 of 97 scored answers (34.0 %), "
-            "over the gross limit of 16.5 %: evidence e^6.5 ≥ e^6.4"
+            "broken disagrees with teacher on 32 of 94 scored answers (34.0 %), "
+            "over the gross limit of 16.5 %: evidence e^6.6 ≥ e^6.4"
         )
         assert trips[0].statistic["example_request_keys"][-1] == f"{96:016x}"
 
