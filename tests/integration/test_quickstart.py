@@ -16,7 +16,7 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from serving.commands import examine
-from tests.support.load import Background, send_all, text_request
+from tests.support.load import Background, send_all, text_request, told
 from tests.support.prometheus import RunningPrometheus
 from tests.support.stack import ROOT, Stack, wait_for
 
@@ -141,6 +141,7 @@ def test_shadow_traffic_is_scored_and_never_returned(quickstart: Stack) -> None:
     outcomes = send_all(
         _url(quickstart), [text_request("moderation", mail, f"s{n}") for n, mail in enumerate(_mails(50))]
     )
+    assert [told(outcome) for outcome in outcomes if not outcome.ok] == []
     assert {outcome.variant for outcome in outcomes} == {"teacher"}
     wait_for(
         lambda: 'canarium_shadow_total{model="moderation",result="ok",variant="distilled"} 0.0'
