@@ -141,12 +141,11 @@ class ModelGuards:
         weights = self._weights.get(event.epoch)
         if weights is None or event.reason not in DIVIDED:
             return
-        theirs = weights.get(self.baseline, 0.0)
-        for name, candidate in self.candidates.items():
-            mine = weights.get(name, 0.0)
-            if mine > 0 and event.epoch >= candidate.arming[0] >= 0:
+        for name, share in weights.items():
+            candidate = self.candidates.get(name) if share > 0 else None
+            if candidate is not None and event.epoch >= candidate.arming[0] >= 0:
                 arm = None if event.variant not in (name, self.baseline) else event.variant == name
-                candidate.divided(event, arm, mine / (mine + theirs))
+                candidate.divided(event, arm, share / (share + weights.get(self.baseline, 0.0)))
 
     def _alone(self, event: Event) -> bool:
         """Whether no candidate has traffic when this request of the baseline is answered, nor had a minute before."""
