@@ -54,7 +54,7 @@ class Depth:
 
     def top_k(self) -> dict[str, float]:
         """The share of the k likeliest classes that are the teacher's, with its interval, as a verdict shows it."""
-        shown = {}
+        shown: dict[str, float] = {}
         for k in TOP_KS:
             found = self.found(f"top_{k}")
             if found is not None:

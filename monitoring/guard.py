@@ -151,10 +151,10 @@ class ModelGuards:
         if weights is None or event.reason not in DIVIDED:
             return
         for name, share in weights.items():
-            candidate = self.candidates.get(name) if share > 0 else None
-            if candidate is not None and event.epoch >= candidate.arming[0] >= 0:
+            known = self.candidates.get(name) if share > 0 else None
+            if known is not None and event.epoch >= known.arming[0] >= 0:
                 arm = None if event.variant not in (name, self.baseline) else event.variant == name
-                candidate.divided(event, arm, share / (share + weights.get(self.baseline, 0.0)))
+                known.divided(event, arm, share / (share + weights.get(self.baseline, 0.0)))
 
     def _alone(self, event: Event) -> bool:
         """Whether no candidate has traffic when this request of the baseline is answered, nor had a minute before."""
