@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from serving.registry.manifest import Lineage, Manifest, Parent, Postprocess
 from serving.registry.store import Registry
@@ -19,18 +19,15 @@ from serving.registry.store import Registry
 TOO_NARROW = 8.0
 #: Logits are so many times too large.
 SHARPER = 4.0
-#: Rounds of a loop that does nothing: some tens of milliseconds a batch.
-ROUNDS = 40_000
 
 
 def register(root: Path, model: str, source: str) -> list[str]:
-    """Register `wrong-scale`, `sharpened`, `slow` and `nan`; returns their names."""
+    """Register `wrong-scale`, `sharpened` and `nan`; returns their names."""
     registry = Registry(root)
     manifest, folder = registry.open(f"{model}/{source}")
     edits: dict[str, Callable[[onnx.ModelProto], None]] = {
         "wrong-scale": wrong_scale,
         "sharpened": lambda proto: None,
-        "slow": slow,
         "nan": nothing_but_nan,
     }
     for name, edit in edits.items():
@@ -48,28 +45,6 @@ def wrong_scale(proto: onnx.ModelProto) -> None:
     for name in scales:
         values = numpy_helper.to_array(stored[name]) / np.float32(TOO_NARROW)
         stored[name].CopyFrom(numpy_helper.from_array(values, name))
-
-
-def slow(proto: onnx.ModelProto) -> None:
-    """The same answers, later."""
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Identity", ["value"], ["value_out"])],
-        "spin",
-        [
-            helper.make_tensor_value_info("round", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("value", TensorProto.FLOAT, None),
-        ],
-        [
-            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("value_out", TensorProto.FLOAT, None),
-        ],
-    )
-    rounds, always = np.array(ROUNDS, np.int64), np.array(True)
-    proto.graph.initializer.extend(
-        [numpy_helper.from_array(rounds, "spin_rounds"), numpy_helper.from_array(always, "spin_always")]
-    )
-    _after(proto, helper.make_node("Loop", ["spin_rounds", "spin_always", "fast"], ["logits"], body=body), "fast")
 
 
 def nothing_but_nan(proto: onnx.ModelProto) -> None:
