@@ -121,11 +121,12 @@ def weight(stack: Stack, variant: str) -> float:
     return next(float(one["weight"]) for one in stack.model(MODEL)["variants"] if one["name"] == variant)
 
 
-def tripped(stack: Stack, variant: str) -> str | None:
-    """The guard that took the variant away, from the audit; None so far."""
+def tripped(stack: Stack, variant: str) -> tuple[str, str] | None:
+    """What the monitor did about the variant and the guard that made it, from the audit; None so far."""
     for entry in stack.admin.get("/audit", params={"limit": 100}).json()["entries"]:
-        if entry["variant"] == variant and entry["evidence"].get("guard"):
-            return str(entry["evidence"]["guard"])
+        evidence = entry["evidence"]
+        if evidence.get("guard") and evidence.get("variant", entry["variant"]) == variant:
+            return entry["action"], evidence["guard"]
     return None
 
 
@@ -181,12 +182,13 @@ def test_each_harm_is_found_by_the_guard_meant_for_it(
         said = failing(stack, variant)
         assert set(said) <= meant | likewise, said
         assert all(verdict["sentence"].startswith((variant, "teacher")) for verdict in said.values()), said
-        assert action in {said[guard]["action"] for guard in meant & set(said)}
         if action == "pause":  # nothing is taken away from a variant by a guard that pauses its ramp
+            assert {said[guard]["action"] for guard in meant} == {"pause"}
             assert weight(stack, variant) == PERCENT
             stack.traffic(MODEL, weights={variant: 0})
         else:
-            wait_for(lambda: tripped(stack, variant), 10)
-            assert tripped(stack, variant) in meant | likewise
-            wait_for(lambda: weight(stack, variant) == 0, 10)
+            did, guard = wait_for(lambda: tripped(stack, variant), 20)
+            assert did == action
+            assert guard in meant | likewise
+            wait_for(lambda: stack.model(MODEL)["killed"] if action == "kill" else weight(stack, variant) == 0, 10)
     assert load.failures == {}
