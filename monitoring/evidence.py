@@ -21,7 +21,7 @@ Records = npt.NDArray[np.void]
 _COLUMNS = (
     "kind", "series", "answered", "flags", "cause", "status", "epoch", "total_us", "batch_key", "request_key",
     "rows", "flips", "wall_ns", "mono_ns", "inclusion", "cls", "ref_cls", "prob", "ref_prob", "slices", "extra",
-    "reason", "unit_key",
+    "reason", "unit_key", "overlap",
 )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ class Evidence:
         self._resolved(answer, event)
 
     def _pair(self, event: Event) -> None:
-        if event.answered != self.guards.teacher or event.status != 200:
+        if event.answered != self.guards.teacher or event.variant == event.answered or event.status != 200:
             return
         if event.cls >= 0:
             self.reliability.score(event.variant, event.cls, event.prob, event.ref_prob)

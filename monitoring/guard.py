@@ -13,6 +13,7 @@ from monitoring.detectors.agreement import Agreement
 from monitoring.detectors.errors import Errors
 from monitoring.event import DIVIDED, Event, is_error
 from monitoring.guards.base import Guard, Names
+from monitoring.intervals import MeanSequence
 from monitoring.returns import Returned
 from monitoring.verdicts import Verdict, statistic, verdict
 from serving.contract import BUCKETS, Cause, Flag, Kind, Latch, Reason, RouteTable, Snapshot
@@ -48,6 +49,7 @@ class ModelGuards:
         self.candidates: dict[str, Candidate] = {}
         self.epoch: int | None = None  # of the table in force; None before the first
         self.reference = 1.0  # share of candidates' answers that the teacher scores, in [0, 1]
+        self.noise = MeanSequence()  # share of its answers that the teacher changes when asked again
         self._weights: dict[int, dict[str, float]] = {}  # epoch -> share of each variant
         self.unknown_epochs = 0  # records not used in a race: the weights they were routed by are not known
         self.skipped_epochs = 0  # records from before the arming
@@ -66,6 +68,7 @@ class ModelGuards:
         if table.baseline != self.baseline or table.teacher != self.teacher:
             self.baseline, self.teacher = table.baseline, table.teacher
             self.candidates.clear()
+            self.noise.reset()
         self.epoch = table.epoch
         self.reference = table.reference_bp / BUCKETS
         shares = table_weights(table)
@@ -94,7 +97,13 @@ class ModelGuards:
         if candidate is None:
             candidate = self.candidates[variant] = Candidate(variant, self._model)
             candidate.allot(self._model.guards.false_rollback)
+            candidate.detector(Agreement).floor = self.floor
         return candidate
+
+    @property
+    def floor(self) -> float:
+        """The share of flips that the teacher has with itself at least; 0 while it is not known to have any."""
+        return self.noise.interval()[0]
 
     # ------------------------------------------------------------ events
 
@@ -141,12 +150,11 @@ class ModelGuards:
         weights = self._weights.get(event.epoch)
         if weights is None or event.reason not in DIVIDED:
             return
-        theirs = weights.get(self.baseline, 0.0)
-        for name, candidate in self.candidates.items():
-            mine = weights.get(name, 0.0)
-            if mine > 0 and event.epoch >= candidate.arming[0] >= 0:
+        for name, share in weights.items():
+            known = self.candidates.get(name) if share > 0 else None
+            if known is not None and event.epoch >= known.arming[0] >= 0:
                 arm = None if event.variant not in (name, self.baseline) else event.variant == name
-                candidate.divided(event, arm, mine / (mine + theirs))
+                known.divided(event, arm, share / (share + weights.get(self.baseline, 0.0)))
 
     def _alone(self, event: Event) -> bool:
         """Whether no candidate has traffic when this request of the baseline is answered, nor had a minute before."""
@@ -194,8 +202,13 @@ class ModelGuards:
         candidate.raced(event, error, from_candidate, mine / (mine + theirs))
 
     def _pair(self, event: Event) -> None:
+        if event.answered != self.teacher or event.status != 200:
+            return
+        if event.variant == self.teacher:
+            self._once_more(event)
+            return
         candidate = self.candidates.get(event.variant)
-        if candidate is None or event.answered != self.teacher or event.status != 200:
+        if candidate is None:
             return
         if event.epoch < candidate.arming[0]:
             self.skipped_epochs += 1
@@ -206,6 +219,13 @@ class ModelGuards:
             candidate.suspect += 1.0 / (event.inclusion or 1.0)
         candidate.depth.add(event)
         candidate.paired(event)
+
+    def _once_more(self, event: Event) -> None:
+        """The teacher's second answer to an input beside its first."""
+        if event.rows > 0:
+            self.noise.add(event.flips / event.rows, event.inclusion)
+            for candidate in self.candidates.values():
+                candidate.detector(Agreement).floor = self.floor
 
     # ------------------------------------------------------------ what follows
 
@@ -273,7 +293,7 @@ class ModelGuards:
         return [self._verdict(candidate, guard, "") for guard in candidate.guards.values()]
 
     def _verdict(self, candidate: Candidate, guard: Guard[Any], degraded: str) -> Verdict:
-        return verdict(
+        found = verdict(
             guard,
             Names(candidate.name, self.teacher, self._share(candidate)),
             candidate.last_ns,
@@ -281,6 +301,21 @@ class ModelGuards:
             dry_run=guard.name in self._model.guards.dry_run,
             examples=list(candidate.examples[guard.name]),
         )
+        if guard.name != Agreement.name:
+            return found
+        return msgspec.structs.replace(found, statistic=found.statistic | candidate.depth.top_k() | self._noise())
+
+    def _noise(self) -> dict[str, float]:
+        """How far the teacher differs from itself, with its interval, as the verdicts on agreement show it."""
+        if not self.noise.count:
+            return {}
+        lower, upper = self.noise.interval()
+        return {
+            "teacher_noise": round(self.noise.mean, 5),
+            "teacher_noise_lower": round(lower, 5),
+            "teacher_noise_upper": round(upper, 5),
+            "teacher_noise_pairs": self.noise.count,
+        }
 
     def _trip(self, candidate: Candidate, guard: Guard[Any]) -> Trip:
         return Trip(
@@ -318,6 +353,7 @@ class ModelGuards:
             "unknown_epochs": self.unknown_epochs,
             "skipped_epochs": self.skipped_epochs,
             "rest_ns": self._rest_ns,
+            "noise": self.noise.state(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -326,6 +362,8 @@ class ModelGuards:
         self._weights = {int(epoch): dict(shares) for epoch, shares in state["weights"].items()}
         self.unknown_epochs, self.skipped_epochs = int(state["unknown_epochs"]), int(state["skipped_epochs"])
         self._rest_ns = int(state["rest_ns"])
+        if "noise" in state:  # else the monitor that stored this did not look at it
+            self.noise.load(state["noise"])
         self.candidates.clear()
         for name, stored in state["candidates"].items():
             self._candidate(name).load(stored)

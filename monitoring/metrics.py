@@ -59,6 +59,7 @@ from serving.contract import (
     CAUSE_WORDS,
     ROLLOUT_STATES,
     STATUS_CODES,
+    TOP_KS,
     Cause,
     Latch,
 )
@@ -156,17 +157,44 @@ class MonitorCollector(Collector):
         yield from self._self()
 
     def _agreement(self) -> Iterator[Metric]:
-        for key, text, (mean, low, high) in AGREEMENT:
-            value = _gauge(mean, f"{text}, since the candidate got its traffic.", MV)
-            lower = _gauge(low, "Lower end of its 95 % confidence sequence, valid however often read.", MV)
-            upper = _gauge(high, "Upper end of its 95 % confidence sequence, valid however often read.", MV)
+        yield from self._top_k()
+        yield from self._noise()
+        for key, text, names in AGREEMENT:
+            families = _with_ends(names, f"{text}, since the candidate got its traffic.", MV)
             for name, model in self._watch.models.items():
                 for candidate in model.guards.candidates.values():
-                    found = candidate.depth.found(key)
-                    if found is not None:
-                        for family, number in zip((value, lower, upper), found, strict=True):
-                            family.add_metric((name, candidate.name), number)
-            yield from (value, lower, upper)
+                    for family, number in zip(families, candidate.depth.found(key) or (), strict=False):
+                        family.add_metric((name, candidate.name), number)
+            yield from families
+
+    def _top_k(self) -> Iterator[Metric]:
+        families = _with_ends(
+            ("canarium_top_k_agreement_ratio", "canarium_top_k_agreement_ratio_lower",
+             "canarium_top_k_agreement_ratio_upper"),
+            "Share of the k likeliest classes that are the teacher's k likeliest, since the candidate got its traffic.",
+            (*MV, "k"),
+        )  # fmt: skip
+        for name, model in self._watch.models.items():
+            for candidate in model.guards.candidates.values():
+                for k in TOP_KS:
+                    found = candidate.depth.found(f"top_{k}")
+                    for family, number in zip(families, found or (), strict=False):
+                        family.add_metric((name, candidate.name, str(k)), number)
+        yield from families
+
+    def _noise(self) -> Iterator[Metric]:
+        families = _with_ends(
+            ("canarium_teacher_noise_ratio", "canarium_teacher_noise_ratio_lower",
+             "canarium_teacher_noise_ratio_upper"),
+            "Share of its answers on which the teacher, asked once more, names another class.",
+            ("model",),
+        )  # fmt: skip
+        for name, model in self._watch.models.items():
+            noise = model.guards.noise
+            if noise.count:
+                for family, number in zip(families, (noise.mean, *noise.interval()), strict=True):
+                    family.add_metric((name,), number)
+        yield from families
 
     def _calibration(self) -> Iterator[Metric]:
         labels = (*MV, "reference")
@@ -438,6 +466,13 @@ def _counter(name: str, text: str, labels: Sequence[str] = ()) -> CounterMetricF
 
 def _gauge(name: str, text: str, labels: Sequence[str] = ()) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, text, labels=labels)
+
+
+def _with_ends(names: tuple[str, str, str], text: str, labels: Sequence[str]) -> tuple[GaugeMetricFamily, ...]:
+    """A mean and the ends of its confidence sequence."""
+    ends = ("Lower end", "Upper end")
+    told = (text, *(f"{end} of its 95 % confidence sequence, valid however often read." for end in ends))
+    return tuple(_gauge(name, said, labels) for name, said in zip(names, told, strict=True))
 
 
 def _single(family: Any, value: float) -> Metric:

@@ -14,7 +14,7 @@ from serving.contract import RECORD_DTYPE
 SUFFIX = ".parquet"
 #: Columns that hold names; the others are fields of `contract.RECORD_DTYPE` under their own names.
 TEXTS = ("spool", "model", "variant", "answered_by")
-_INTERNAL = ("crc", "series", "answered", "pad", "slices")
+_INTERNAL = ("crc", "series", "answered", "overlap", "slices")
 NUMBERS = tuple(name for name in RECORD_DTYPE.names or () if name not in _INTERNAL)
 _MAGIC = b"PAR1"
 

@@ -165,6 +165,7 @@ class RoutingConfig(Section):
     weights: dict[str, Percent] = Field(default_factory=dict)
     shadow: dict[str, Percent] = Field(default_factory=dict)
     reference_percent: Percent = 5
+    noise_percent: Percent = 1
     override: OverrideConfig = OverrideConfig()
     fallback: FallbackConfig = FallbackConfig()
     queue: QueueConfig = QueueConfig()

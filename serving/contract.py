@@ -11,7 +11,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -212,7 +212,7 @@ RECORD_DTYPE = np.dtype(
         ("cls", "<i2"),  # predicted class of row 0; -1 unknown. LABEL: the true class
         ("ref_cls", "<i2"),  # pairs: the teacher's class of row 0
         ("flips", "<u2"),  # pairs: rows whose top-1 differs
-        ("pad", "<u2"),
+        ("overlap", "<u2"),  # pairs: see `pack_overlap`
         ("prob", "<f4"),  # probability of the predicted class, row 0. KPI: the value
         ("ref_prob", "<f4"),  # pairs: the teacher's probability of the *candidate's* class, row 0
         ("margin", "<f4"),  # top-1 minus top-2 probability, row 0
@@ -313,6 +313,23 @@ def unpack_divergence(extra: int) -> tuple[float, float] | None:
         return None
     js, kl = _FLOATS.unpack(_BITS.pack(extra))
     return js, -kl
+
+
+#: By how many of the likeliest classes the overlap of two answers is told.
+TOP_KS: tuple[int, ...] = (2, 3, 5)
+
+
+def pack_overlap(common: Mapping[int, int]) -> int:
+    """For each of TOP_KS how many of the k likeliest classes two answers share, as `overlap` of a pair holds it.
+
+    A k that is not there, for want of classes, is told apart from none in common.
+    """
+    return sum((common[k] + 1) << 3 * at for at, k in enumerate(TOP_KS) if k in common)
+
+
+def unpack_overlap(overlap: int) -> dict[int, int]:
+    """What `pack_overlap` was given."""
+    return {k: found - 1 for at, k in enumerate(TOP_KS) if (found := overlap >> 3 * at & 7)}
 
 
 def record_crc(record: bytes | memoryview) -> int:

@@ -19,6 +19,9 @@ class Agreement(Detector):
     Source: betting.py; Podkopaev & Ramdas, "Tracking the risk of a deployed model and detecting
     harmful distribution shifts" (ICLR 2022), for watching a risk against a tolerated level.
 
+    A teacher whose answers to one input differ cannot be agreed with more than it agrees with itself: `floor`, the
+    share of flips of which that is certain, raises both limits where it is over the limit. It is known before X.
+
     Args:
         limit: tolerated share of flips, in (0, 1).
         gross: share over which it is rolled back, in (limit, 1).
@@ -35,10 +38,26 @@ class Agreement(Detector):
     FIELDS: ClassVar[tuple[str, ...]] = (*Detector.FIELDS, "rows", "breached", "_over_limit")
 
     def __init__(self, limit: float = 0.05, gross: float = 0.15, **budgets: float) -> None:
-        self.limit = limit
-        self.gross = gross
+        self._limits = limit, gross
+        self.floor = 0.0
         self._over_limit = Betting()
         super().__init__(**budgets)
+
+    @property
+    def limit(self) -> float:
+        """Share of flips that is tolerated now."""
+        return max(self._limits[0], self.floor)
+
+    @property
+    def gross(self) -> float:
+        """Share of flips over which it is rolled back now; halfway to 1 where the floor leaves no more room."""
+        limit, gross = self._limits
+        return gross if self.floor <= limit else min(self.floor + gross - limit, (1.0 + self.floor) / 2)
+
+    @property
+    def raised(self) -> bool:
+        """Whether the floor is over the limit that was given."""
+        return self.floor > self._limits[0]
 
     def reset(self) -> None:
         super().reset()
@@ -55,12 +74,13 @@ class Agreement(Detector):
         if rows <= 0:
             return False
         value = min(max(flips, 0), rows) / rows
+        limit = self.limit
         self.observations += 1
         self.rows += rows
         self.events += min(max(flips, 0), rows)
         self._against.update(value, self.gross)
-        self._over_limit.update(value, self.limit)
-        self._for.update(value, self.limit)
+        self._over_limit.update(value, limit)
+        self._for.update(value, limit)
         if self.log_breach_evidence >= self.log_threshold:
             self.breached = True
         return self._judge()

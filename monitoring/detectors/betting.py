@@ -41,6 +41,7 @@ WEIGHTS: Floats = np.array([1, 2, 5, 10, 14, 14, 13, 12, 10, 8, 6, 5]) / 100
 #: Of the mirrored bet, whose best stake (m - p) / m may be anything: each the same.
 EQUAL: Floats = np.full(len(STAKES), 1 / len(STAKES))
 _TINY = 1e-9
+_NOTHING: Floats = np.zeros(len(STAKES))
 
 
 def log_gain(values: npt.ArrayLike, limits: npt.ArrayLike, upper: float = 1.0) -> Floats:
@@ -58,6 +59,15 @@ def log_gain_mirrored(values: npt.ArrayLike, limits: npt.ArrayLike, upper: float
     m = np.asarray(limits, dtype=np.float64)[..., None]
     gain = np.log1p(-STAKES * (x - m) / np.maximum(upper - m, _TINY))
     return np.where((m > 0) & (m < upper), gain, 0.0)
+
+
+def log_gain_of_one(value: float, limit: float) -> Floats:
+    """`log_gain` of one observation in [0, 1], to the bit: a tenth of the time where each has a limit of its own."""
+    if limit >= 1.0:
+        return _NOTHING
+    value = min(max(value, 0.0), 1.0)
+    gain: Floats = np.log1p(STAKES * (value / max(limit, _TINY) - 1.0))
+    return gain
 
 
 @lru_cache(maxsize=4096)
@@ -104,8 +114,13 @@ class _Evidence:
     @property
     def log_evidence(self) -> float:
         """log E_n; 0 before the first observation."""
-        top = float(self._logs.max())
+        top = self.most
         return top + math.log(float(np.exp(self._logs - top) @ self.weights))
+
+    @property
+    def most(self) -> float:
+        """The largest log product: `log_evidence` is never over it, and takes longer."""
+        return float(np.maximum.reduce(self._logs))
 
     def reset(self) -> None:
         self._logs = self._start()
@@ -162,11 +177,16 @@ class Averaged(_Evidence):
     def update(self, hypothesis: int, value: float, limit: float) -> None:
         """One observation in [0, 1] for one hypothesis. A value that is not a number is no observation."""
         if not (math.isnan(value) or math.isnan(limit)):
-            self._logs[self._span(hypothesis)] += log_gain(value, limit)
+            self._logs[self._span(hypothesis)] += log_gain_of_one(value, limit)
 
     def log_evidence_of(self, hypothesis: int) -> float:
         """log of the e-value of one hypothesis alone."""
         return float(log_mixture(self._logs[self._span(hypothesis)]))
+
+    def log_evidence_of_each(self) -> Floats:
+        """`log_evidence_of` every hypothesis, shape (hypotheses,)."""
+        found: Floats = log_mixture(self._logs.reshape(self._hypotheses, len(STAKES)))
+        return found
 
     @staticmethod
     def _span(hypothesis: int) -> slice:

@@ -136,8 +136,12 @@ class Calibration(Detector):
         if self._teacher is None:
             return
         self._put(prob, by_teacher, self._teacher, self.by_teacher, self.seen_by_teacher)
-        if self.log_breach_evidence >= self.log_threshold:
+        if not self.breached and self.by_teacher.most >= self.log_threshold <= self.log_breach_evidence:
             self.breached = True
+
+    def _judge(self) -> bool:
+        # The evidence is not over the largest product, and nothing here passes.
+        return self.by_labels.most >= self.log_threshold and super()._judge()
 
     def _put(self, prob: float, outcome: float, worth: Sequence[Expected], evidence: Averaged, seen: Tally) -> bool:
         if math.isnan(prob) or math.isnan(outcome):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+import numpy as np
+
 from monitoring.detectors.base import BatchRace, Detector
 from monitoring.detectors.betting import Betting
 
@@ -39,16 +41,24 @@ class RunningQuantile:
 
     def reset(self) -> None:
         self._counts: dict[int, float] = {}
+        self._block: list[float] = []  # durations that are in no bin yet: sorted in a block at a time
         self._seen = 0
         self.value = math.inf  # microseconds; no value is over it during the warm-up
 
     def observe(self, value_us: float) -> None:
         """One duration in microseconds."""
-        bin_ = min(_BINS, int(math.log(value_us) / _GROWTH)) if value_us > 1 else 0
-        self._counts[bin_] = self._counts.get(bin_, 0.0) + 1.0
+        self._block.append(value_us)
         self._seen += 1
-        if self._seen >= WARM_UP and self._seen % BLOCK == 0:
-            self._freeze()
+        if self._seen % BLOCK == 0:
+            self._sort()
+            if self._seen >= WARM_UP:
+                self._freeze()
+
+    def _sort(self) -> None:
+        bins = np.log(np.maximum(self._block, 1.0)) / _GROWTH
+        for bin_ in np.minimum(bins, _BINS).astype(np.int64).tolist():
+            self._counts[bin_] = self._counts.get(bin_, 0.0) + 1.0
+        self._block.clear()
 
     def _freeze(self) -> None:
         left = sum(self._counts.values()) * (1.0 - self.level)
@@ -61,10 +71,13 @@ class RunningQuantile:
         self._counts = {bin_: count for bin_, count in faded.items() if count > 1e-3}
 
     def state(self) -> dict[str, Any]:
+        if self._block:
+            self._sort()
         return {"counts": sorted(self._counts.items()), "seen": self._seen, "value": min(self.value, 1e300)}
 
     def load(self, state: dict[str, Any]) -> None:
         self._counts = {int(bin_): float(count) for bin_, count in state["counts"]}
+        self._block.clear()
         self._seen = int(state["seen"])
         self.value = float(state["value"]) if state["value"] < 1e300 else math.inf
 

@@ -111,6 +111,8 @@ class Slices(Detector):
         return [divmod(at, 2) for at in range(2 * len(self.names)) if self.evidence.log_evidence_of(at) >= least]
 
     def _judge(self) -> bool:
+        if not self.failed and self.evidence.most < self.log_threshold:
+            return False  # what e-BH compares is not over the largest product, and nothing here passes
         failed = super()._judge()
         if failed:
             self.settle()
@@ -123,7 +125,7 @@ class Slices(Detector):
             self.named += [one for one in found if one not in self.named]
 
     def _sorted(self) -> Any:
-        return np.sort([self.evidence.log_evidence_of(at) for at in range(2 * len(self.names))])[::-1]
+        return np.sort(self.evidence.log_evidence_of_each())[::-1]
 
     def _of(self, slices: int) -> Iterator[int]:
         return (at for at in range(len(self.names)) if slices >> at & 1)

@@ -31,6 +31,7 @@ class AgreementGuard(Guard[Agreement]):
             f"{names.variant} disagrees with {names.teacher} on {detector.events} of {detector.rows} scored answers "
             f"{ratio(detector.events, detector.rows)}, "
             f"{'over' if detector.failed or detector.breached else 'held to'} the {kind} of {percent(limit)}"
+            f"{f', as {names.teacher} disagrees with itself as often' if detector.raised else ''}"
         )
 
 

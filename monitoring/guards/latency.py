@@ -22,7 +22,7 @@ class LatencyGuard(Guard[Latency]):
         )
 
     def idle(self, event: Event) -> bool:
-        self.detector.learn(event.total_us)  # so that the threshold is known when traffic comes
+        self.detector.baseline.observe(event.total_us)  # so that the threshold is known when traffic comes
         return False
 
     def raced(self, event: Event, error: bool, from_candidate: bool, share: float) -> bool:

@@ -21,7 +21,7 @@ from serving.clock import Clock
 from serving.config import Config, ModelConfig
 from serving.contract import C_SHED, Cause, Kind, Reason, Snapshot
 from serving.core.rate import TokenBucket
-from serving.core.routing import route
+from serving.core.routing import bucket_of, route
 from serving.errors import ErrorKind, RequestError, bad_request
 from serving.gateway.caller import Caller
 from serving.gateway.live import LiveRouting, View
@@ -306,6 +306,13 @@ class DataPlane:
         teacher = self.planes.get(work.model, table.teacher) if work.reference or work.shadows else None
         if work.reference and teacher is not None and teacher is not answer.plane:
             self._scorer.reference(answer, teacher, table)
+        share = round(work.config.routing.noise_percent * 100)
+        if (
+            answer.plane.entry.name == table.teacher
+            and (table.candidates or table.shadow)
+            and bucket_of(table.salt, work.trace.request_id, "noise") < share
+        ):
+            self._scorer.again(answer, table, share)
         for name in work.shadows:
             shadow = self.planes.get(work.model, name)
             if shadow is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 import numpy as np
 import xxhash
@@ -144,12 +146,14 @@ class Recorder:
         ref_classes: np.ndarray,
         ref_prob: float,
         apart: tuple[float, float] | None,
+        common: Mapping[int, int],
         inclusion: float,
         infer_ns: int,
     ) -> None:
         """A variant's answer beside the reference's to the same input.
 
         `apart`: Jensen-Shannon and KL divergence of row 0, nats; None if this is no classification.
+        `common`: see `contract.pack_overlap`, of row 0.
         """
         series = self.series(model, variant)
         flips = int(np.count_nonzero(classes != ref_classes))
@@ -181,6 +185,7 @@ class Recorder:
             inclusion=inclusion,
             slices=trace.slices,
             extra=contract.pack_divergence(*apart) if apart is not None else 0,
+            overlap=contract.pack_overlap(common),
         )
 
     def feedback(

@@ -14,7 +14,7 @@ from serving.clock import Clock
 from serving.contract import BUCKETS, Cause, Kind, RouteTable
 from serving.gateway.recorder import Recorder, Trace
 from serving.gateway.variants import Fault, VariantPlane
-from serving.runtimes.answers import divergence
+from serving.runtimes.answers import divergence, in_common
 
 #: Pieces of shadow and reference work under way at once; beyond it they are shed and counted.
 MAX_IN_FLIGHT = 128
@@ -44,7 +44,7 @@ class Scorer:
     def reference(self, answer: Answered, teacher: VariantPlane, table: RouteTable) -> None:
         """Have the teacher answer what a candidate answered, and record the pair."""
         candidate = answer.plane.entry.name
-        if not self._spawn(self._reference(answer, teacher, table)):
+        if not self._spawn(self._reference(answer, teacher, table, table.reference_bp)):
             self._recorder.count(table.model, candidate, contract.C_REFERENCE_SHED)
 
     def shadow(self, answer: Answered, shadow: VariantPlane, teacher: VariantPlane | None, table: RouteTable) -> None:
@@ -55,6 +55,15 @@ class Scorer:
         """
         if not self._spawn(self._shadow(answer, shadow, teacher, table)):
             self._recorder.count(table.model, shadow.entry.name, contract.C_SHADOW_SHED)
+
+    def again(self, answer: Answered, table: RouteTable, share: int) -> None:
+        """Have the teacher answer once more what it has answered, and record how far it differs from itself.
+
+        Args:
+            share: basis points of its answers for which this is done.
+        """
+        if not self._spawn(self._reference(answer, answer.plane, table, share)):
+            self._recorder.count(table.model, answer.plane.entry.name, contract.C_REFERENCE_SHED)
 
     async def close(self) -> None:
         """Cancel what is under way."""
@@ -71,7 +80,7 @@ class Scorer:
         task.add_done_callback(self._tasks.discard)
         return True
 
-    async def _reference(self, answer: Answered, teacher: VariantPlane, table: RouteTable) -> None:
+    async def _reference(self, answer: Answered, teacher: VariantPlane, table: RouteTable, share: int) -> None:
         candidate = answer.plane
         try:
             outputs, infer_ns = await self._answer(answer, teacher)
@@ -81,9 +90,7 @@ class Scorer:
             self._recorder.count(table.model, candidate.entry.name, cell)
             return
         self._recorder.count(table.model, candidate.entry.name, contract.C_REFERENCE_OK)
-        self._pair(
-            Kind.REFERENCE, table, answer, candidate, answer.outputs, teacher, outputs, table.reference_bp, infer_ns
-        )
+        self._pair(Kind.REFERENCE, table, answer, candidate, answer.outputs, teacher, outputs, share, infer_ns)
 
     async def _shadow(
         self, answer: Answered, shadow: VariantPlane, teacher: VariantPlane | None, table: RouteTable
@@ -125,7 +132,7 @@ class Scorer:
         classes = variant.pipeline.classes(outputs)
         ref_classes = reference.pipeline.classes(ref_outputs)
         ref_prob = reference.pipeline.probability(ref_outputs, summary.cls)
-        apart = divergence(reference.pipeline.shares(ref_outputs), variant.pipeline.shares(outputs))
+        ref_shares, shares = reference.pipeline.shares(ref_outputs), variant.pipeline.shares(outputs)
         self._recorder.pair(
             kind,
             table.model,
@@ -137,7 +144,8 @@ class Scorer:
             classes=classes,
             ref_classes=ref_classes,
             ref_prob=ref_prob,
-            apart=apart,
+            apart=divergence(ref_shares, shares),
+            common=in_common(ref_shares, shares),
             inclusion=share / BUCKETS,
             infer_ns=infer_ns,
         )

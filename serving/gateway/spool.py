@@ -286,6 +286,7 @@ class SpoolWriter:
         inclusion: float = 1.0,
         slices: int = 0,
         extra: int = 0,
+        overlap: int = 0,
     ) -> None:
         """Append one record (fields of `contract.RECORD_DTYPE`), over the oldest one if the ring is full."""
         seq = self._written + 1
@@ -294,14 +295,14 @@ class SpoolWriter:
             _RECORD.pack_into(
                 self._map, offset, seq, 0, kind, flags, reason, cause, mono_ns, wall_ns, request_key, unit_key,
                 batch_key, trace_hi, trace_lo, series, answered, status, rows, epoch, total_us, preprocess_us,
-                queue_us, infer_us, candidate_us, cls, ref_cls, flips, 0, prob, ref_prob, margin, energy, inclusion,
-                slices, extra,
+                queue_us, infer_us, candidate_us, cls, ref_cls, flips, overlap, prob, ref_prob, margin, energy,
+                inclusion, slices, extra,
             )  # fmt: skip
         except (struct.error, OverflowError, TypeError):
             values = (
                 kind, flags, reason, cause, mono_ns, wall_ns, request_key, unit_key, batch_key, trace_hi, trace_lo,
                 series, answered, status, rows, epoch, total_us, preprocess_us, queue_us, infer_us, candidate_us,
-                cls, ref_cls, flips, 0, prob, ref_prob, margin, energy, inclusion, slices, extra,
+                cls, ref_cls, flips, overlap, prob, ref_prob, margin, energy, inclusion, slices, extra,
             )  # fmt: skip
             _RECORD.pack_into(self._map, offset, seq, 0, *map(_clip, values, _LIMITS))
         self._words[(offset + CRC_OFFSET) >> 2] = zlib.crc32(self._view[offset + CRC_START : offset + RECORD_SIZE])

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from serving.contract import TOP_KS
 from serving.registry.manifest import Postprocess
 
 #: Classes over which two answers are compared; the others count together.
@@ -73,6 +74,18 @@ def divergence(teacher: np.ndarray, other: np.ndarray) -> tuple[float, float] | 
     middle = (p + q) / 2
     js = float(p @ np.log(p / middle) + q @ np.log(q / middle)) / 2
     return max(0.0, js), max(0.0, float(p @ np.log(p / q)))
+
+
+def in_common(teacher: np.ndarray, other: np.ndarray) -> dict[int, int]:
+    """For each k of TOP_KS that is under the number of classes: how many of the k likeliest are the same in both.
+
+    Args:
+        teacher, other: probability of each class, float64 [C].
+    """
+    if len(teacher) != len(other):
+        return {}
+    first, second = (np.argsort(-row, kind="stable") for row in (teacher, other))
+    return {k: len(set(first[:k].tolist()) & set(second[:k].tolist())) for k in TOP_KS if k < len(teacher)}
 
 
 class Classification:

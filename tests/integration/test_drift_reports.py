@@ -156,6 +156,7 @@ def test_a_report_shows_the_sampled_requests_in_a_browser(stack: Stack, tmp_path
         with context.expect_page() as opened:
             page.get_by_role("link", name="Report").first.click()
         shown = opened.value
+        shown.wait_for_load_state()  # a page that is only being opened cannot be loaded again
         faults: list[str] = []
         foreign: list[str] = []
         shown.on("pageerror", lambda error: faults.append(str(error)))

@@ -53,7 +53,7 @@ class InProcessGateway:
                             name: {"artifact": f"tiny/{name}:1", "placement": "colocated", "hang_timeout_s": 0.5}
                             for name in graphs
                         },
-                        "routing": {"reference_percent": 0, **routing},
+                        "routing": {"reference_percent": 0, "noise_percent": 0, **routing},
                         "capacity": {"on_kill": on_kill},
                         "slices": dict(slices),
                     }

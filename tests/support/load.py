@@ -33,6 +33,11 @@ def send_all(url: str, requests: Iterable[Request], clients: int = 16) -> list[O
     return outcomes
 
 
+def told(outcome: Outcome) -> tuple[str, str]:
+    """Code and body of an answer."""
+    return outcome.code, outcome.response.body.decode(errors="replace")[:200] if outcome.response else ""
+
+
 class Background:
     """`clients` users in a thread who send until told to stop. Use it as a context manager."""
 
@@ -77,11 +82,7 @@ class Background:
     @property
     def failures(self) -> list[tuple[str, str]]:
         """Code and body of every request that did not get a 2xx answer."""
-        return [
-            (outcome.code, outcome.response.body.decode(errors="replace")[:200] if outcome.response else "")
-            for outcome in list(self.outcomes)
-            if not outcome.ok
-        ]
+        return [told(outcome) for outcome in list(self.outcomes) if not outcome.ok]
 
     @property
     def reasons(self) -> Counter[str]:

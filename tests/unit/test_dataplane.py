@@ -173,6 +173,18 @@ async def test_the_pair_of_a_healthy_candidate_is_not_apart(start: Start) -> Non
     assert contract.unpack_divergence(int(pair["extra"])) == pytest.approx((0.0, 0.0), abs=1e-6)
 
 
+async def test_the_teacher_is_asked_again_only_while_it_is_compared_with(start: Start) -> None:
+    gateway = start(candidate="flips", routing={"noise_percent": 100})
+    await gateway.publish()
+    await gateway.ask("spam", sticky="u1")
+    await gateway.publish({"candidate": 1})
+    reply = await gateway.ask("spam", sticky="u1")
+    assert reply.variant == "teacher"
+    (pair,) = await _pairs(gateway, Kind.REFERENCE)
+    assert pair["series"] == pair["answered"]
+    assert (pair["flips"], pair["inclusion"], pair["overlap"]) == (0, 1.0, 0)  # of two classes both are always there
+
+
 async def test_shadow_answers_are_compared_and_never_returned(start: Start) -> None:
     gateway = start(shadowed="flips")
     await gateway.publish(shadow={"shadowed": 100})

@@ -11,8 +11,8 @@ import pytest
 from monitoring.depth import KL_MOST, Depth
 from monitoring.event import Event
 from monitoring.intervals import MeanSequence
-from serving.contract import Kind, pack_divergence, unpack_divergence
-from serving.runtimes.answers import divergence
+from serving.contract import Kind, pack_divergence, pack_overlap, unpack_divergence, unpack_overlap
+from serving.runtimes.answers import divergence, in_common
 
 
 class TestDivergence:
@@ -48,6 +48,24 @@ class TestDivergence:
         assert 0 < packed < 1 << 64
         assert unpack_divergence(packed) == pytest.approx(pair, rel=1e-6)
         assert unpack_divergence(0) is None
+
+
+class TestOverlap:
+    def test_of_the_likeliest_classes_those_that_both_have(self) -> None:
+        teacher = np.array([0.4, 0.3, 0.2, 0.05, 0.03, 0.02])
+        assert in_common(teacher, teacher) == {2: 2, 3: 3, 5: 5}
+        assert in_common(teacher, teacher[::-1]) == {2: 0, 3: 0, 5: 4}
+        assert in_common(teacher, np.array([0.3, 0.2, 0.4, 0.05, 0.03, 0.02])) == {2: 1, 3: 3, 5: 5}
+
+    def test_as_many_as_there_are_say_nothing(self) -> None:
+        assert in_common(np.array([0.5, 0.5]), np.array([0.9, 0.1])) == {}
+        assert in_common(np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.2, 0.7])) == {2: 1}
+        assert in_common(np.array([0.5, 0.5]), np.array([0.5, 0.3, 0.2])) == {}
+
+    @pytest.mark.parametrize("common", [{}, {2: 0}, {2: 2, 3: 1}, {2: 1, 3: 3, 5: 5}])
+    def test_a_record_holds_it(self, common: dict[int, int]) -> None:
+        assert 0 <= pack_overlap(common) < 1 << 16
+        assert unpack_overlap(pack_overlap(common)) == common
 
 
 class TestSequence:
@@ -109,3 +127,14 @@ def test_each_measure_has_its_own_unit() -> None:
     assert js[0] == pytest.approx(0.1, rel=1e-6)
     assert js[2] <= math.log(2)
     assert kl[0] == pytest.approx(KL_MOST)
+
+
+def test_top_k_agreement_is_shown_where_there_are_as_many_classes() -> None:
+    depth = Depth()
+    for n in range(200):
+        depth.add(Event(Kind.REFERENCE, "int8", "teacher", overlap=pack_overlap({2: 2 if n % 10 else 1, 3: 3})))
+    shown = depth.top_k()
+    assert shown["top_2"] == pytest.approx(0.95, abs=0.01)
+    assert shown["top_2_lower"] < 0.95 < shown["top_2_upper"]
+    assert shown["top_3"] == 1.0
+    assert not any(name.startswith("top_5") for name in shown)

@@ -202,6 +202,27 @@ class TestPairs:
         feed(watched, pair("broken", True), times=400)
         assert [(trip.guard, trip.action) for trip in watched.trips()] == [("agreement", "rollback")]
 
+    def test_nobody_can_agree_with_a_teacher_more_than_it_does_itself(self) -> None:
+        """A teacher that changes a fifth of its answers when asked again, and a candidate no worse than that."""
+        steady, moody = guards(), guards()
+        for watched in (steady, moody):
+            for n in range(2000):
+                feed(watched, pair("teacher", watched is moody and n % 5 == 0))
+            for n in range(1000):
+                feed(watched, pair("int8", n % 5 == 0))
+        assert of(steady, "agreement").verdict == "fail"
+        found = of(moody, "agreement")
+        assert found.verdict != "fail"
+        assert 0.15 < found.statistic["limit"] < 0.2 < found.statistic["gross_limit"] < 0.5
+        assert found.sentence.count("as teacher disagrees with itself as often") == 1
+        assert found.statistic["teacher_noise"] == pytest.approx(0.2, abs=0.02)
+        assert found.statistic["teacher_noise_pairs"] == 2000
+        again = guards()
+        again.load(json.loads(json.dumps(moody.state())))
+        assert of(again, "agreement") == found
+        moody.configure(snapshot({"int8": 500}, epoch=2, baseline="broken"))
+        assert "teacher_noise" not in of(moody, "agreement").statistic
+
     def test_what_shadow_has_shown_carries_into_traffic(self) -> None:
         watched = guards({})
         watched.configure(snapshot({}, shadow={"broken": 2000}))
