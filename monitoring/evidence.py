@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from monitoring.audits import Audits
 from monitoring.config import MonitorModel
 from monitoring.event import DIVIDED, Event
 from monitoring.guard import ModelGuards
@@ -48,6 +49,7 @@ class Evidence:
         self.joiner = Joiner()
         self.returns = Returns() if config.kpis else None
         self.reliability = ModelReliability(config)
+        self.audits = Audits()
 
     def take(self, event: Event) -> None:
         """One record of this model, in order of arrival."""
@@ -71,6 +73,9 @@ class Evidence:
         elif event.kind in (Kind.REFERENCE, Kind.SHADOW):
             self.guards.observe(event)
             self._pair(event)
+        elif event.kind == Kind.AUDIT:
+            self.guards.observe(event)
+            self.audits.add(event.variant, event.prob)
 
     def calibration(self) -> dict[str, Any]:
         """`reports`: `monitoring.reliability.Report`s; `coverage`: how many answers were labelled, and how late."""

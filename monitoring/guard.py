@@ -106,6 +106,9 @@ class ModelGuards:
                 self._request(event)
         elif event.kind in (Kind.REFERENCE, Kind.SHADOW):
             self._pair(event)
+        elif event.kind == Kind.AUDIT and (candidate := self.candidates.get(event.variant)) is not None:
+            candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
+            candidate.audited(event)  # of the artifact, whatever it was routed by
 
     def labelled(self, variant: str, teacher_right: bool, candidate_right: bool, event: Event) -> None:
         """A pair whose true class is known."""

@@ -28,6 +28,7 @@ from monitoring.verdicts import VERDICTS, Verdict
 from monitoring.watch import Watch
 from serving.contract import (
     BATCH_SIZE_BOUNDS,
+    C_AUDITS,
     C_BATCH_ROWS,
     C_BATCH_SIZE,
     C_BATCHES,
@@ -99,6 +100,7 @@ PLAIN = (
         "Rows of the sample that are not kept: the queue or the disk was full.",
         C_PAYLOADS_DROPPED,
     ),
+    ("canarium_activation_audits", "Rows that workers have audited for saturation.", C_AUDITS),
     ("canarium_cancelled_requests", "Queued requests dropped because their client went away.", C_DROPPED_CANCELLED),
 )
 #: (key of `monitoring.depth.SCALES`, help, names of the mean and of the ends of its confidence sequence).
@@ -144,6 +146,7 @@ class MonitorCollector(Collector):
         yield from _counters(totals)
         yield from _distributions(totals)
         yield from self._agreement()
+        yield from self._saturation()
         yield from self._calibration()
         yield from self._labels()
         verdicts = self._watch.verdicts()
@@ -167,6 +170,17 @@ class MonitorCollector(Collector):
                         for family, number in zip((value, lower, upper), found, strict=True):
                             family.add_metric((name, candidate.name), number)
             yield from (value, lower, upper)
+
+    def _saturation(self) -> Iterator[Metric]:
+        family = _gauge(
+            "canarium_activation_saturation_ratio",
+            "Share of an INT8 variant's activations outside their ranges, mean of about the latest 100 audited rows.",
+            MV,
+        )
+        for name, model in self._watch.models.items():
+            for variant, share in model.audits.shares.items():
+                family.add_metric((name, variant), share)
+        yield family
 
     def _calibration(self) -> Iterator[Metric]:
         labels = (*MV, "reference")

@@ -12,7 +12,7 @@ import msgspec
 log = logging.getLogger("canarium.monitor")
 
 FILE = "state.msgpack"
-VERSION = 9
+VERSION = 10
 
 
 class Committed(msgspec.Struct):

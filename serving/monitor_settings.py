@@ -62,6 +62,7 @@ def _model(model: ModelConfig, registry: Registry) -> MonitorModel:
                 manifest.evaluation.get("teacher_disagreement"),
                 _reliability(manifest),
                 manifest.postprocess.temperature,
+                _saturation(manifest),
                 reference=_file(registry, manifest, REFERENCE_FILE),
                 golden=_file(registry, manifest, GOLDEN_FILE),
                 same_isa=_flags(manifest) == cpu_info()["flags"],
@@ -114,6 +115,14 @@ def _reliability(manifest: Manifest) -> ReliabilityMap | None:
         return msgspec.convert(stored, ReliabilityMap)
     except msgspec.ValidationError as error:
         raise RegistryError(f"{manifest.ref}: calibration.reliability: {error}") from None
+
+
+def _saturation(manifest: Manifest) -> float | None:
+    """The share of activations that saturated on held-out rows; 0 where nobody measured it, None where none can."""
+    if not manifest.static_int8:
+        return None
+    measured = manifest.evaluation.get("activations") or {}
+    return float(measured.get("share") or 0.0)
 
 
 def _file(registry: Registry, manifest: Manifest, name: str) -> str:

@@ -68,6 +68,8 @@ EXPECTED = {
     "canarium_request_duration_seconds": ("histogram", {"model", "variant", "le"}),
     "canarium_request_stage_duration_seconds": ("summary", {"model", "variant", "stage"}),
     "canarium_batch_rows": ("histogram", {"model", "variant", "le"}),
+    "canarium_activation_audits": ("counter", {"model", "variant"}),
+    "canarium_activation_saturation_ratio": ("gauge", {"model", "variant"}),
     "canarium_agreement_ratio": ("gauge", {"model", "variant"}),
     "canarium_agreement_ratio_lower": ("gauge", {"model", "variant"}),
     "canarium_agreement_ratio_upper": ("gauge", {"model", "variant"}),
