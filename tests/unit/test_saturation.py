@@ -43,7 +43,7 @@ class TestAudit:
         assert audit.run({"x": ROW}) == Audit(share=0.125, worst=0.25)
 
     def test_a_scale_that_is_too_small_shows_inside(self, tmp_path: Path) -> None:
-        audit = SaturationAudit(qdq_kit.write_model(tmp_path, range_=8.0, hidden_range=1.0))
+        audit = SaturationAudit(qdq_kit.write_model(tmp_path, range_=8.0, hidden_range=1.5))
         assert audit.run({"x": ROW}) == Audit(share=0.25, worst=0.5)
 
     def test_rounding_to_the_edge_is_no_saturation(self, tmp_path: Path) -> None:
