@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _HALF = 0.5
-#: How many steps an integer type holds, by its name in ONNX.
-_TYPES = {"UINT8": np.uint8, "INT8": np.int8, "UINT16": np.uint16, "INT16": np.int16}
+#: The least and the most that an integer type holds, by its name in ONNX.
+_LIMITS = {"UINT8": (0, 255), "INT8": (-128, 127), "UINT16": (0, 65_535), "INT16": (-32_768, 32_767)}
 
 
 class Audit(NamedTuple):
@@ -107,10 +107,10 @@ def ranges_of(model: Any) -> list[Range]:
         if scale.size != 1 or (len(node.input) > 2 and zero is None):
             continue  # by channel, or a zero point that is worked out
         kind = TensorProto.DataType.Name(zero.data_type) if zero is not None else "UINT8"
-        if kind not in _TYPES:
+        if kind not in _LIMITS:
             continue
-        limits, point = np.iinfo(_TYPES[kind]), int(numpy_helper.to_array(zero).item()) if zero is not None else 0
+        (least, most), point = _LIMITS[kind], int(numpy_helper.to_array(zero).item()) if zero is not None else 0
         step, name = float(scale.item()), node.input[0]
-        low = -np.inf if point == limits.min else (limits.min - point - _HALF) * step
-        found.setdefault(name, Range(name, low, (limits.max - point + _HALF) * step))
+        low = -np.inf if point == least else (least - point - _HALF) * step
+        found.setdefault(name, Range(name, low, (most - point + _HALF) * step))
     return list(found.values())
