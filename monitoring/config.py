@@ -60,6 +60,10 @@ class SaturationSettings(msgspec.Struct, frozen=True):
     floor: float = 0.01
 
 
+class OodSettings(msgspec.Struct, frozen=True):
+    margin: float = 0.02
+
+
 class SlicesSettings(msgspec.Struct, frozen=True):
     factor: float = 3.0
 
@@ -80,6 +84,7 @@ class GuardSettings(msgspec.Struct, frozen=True):
     slices: SlicesSettings = SlicesSettings()
     saturation: SaturationSettings = SaturationSettings()
     interference: InterferenceSettings = InterferenceSettings()
+    ood: OodSettings = OodSettings()
     dry_run: tuple[str, ...] = ()  # guards that only observe
 
 
@@ -148,6 +153,7 @@ class MonitorVariant(msgspec.Struct, frozen=True):
         reliability: how calibrated it was when it was built, if measured.
         saturation: share of its activations outside their ranges on held-out rows, 0 if that was not measured; None: it
             is no static INT8, which has no ranges.
+        energy_threshold: energy that 1 % of the held-out rows exceeded; None: that is not known.
         temperature: by which its logits are divided.
         reference, golden: the files with features of held-out rows and with golden rows; "": there is none.
         same_isa: it was built on a processor with the instruction sets of this one.
@@ -158,6 +164,7 @@ class MonitorVariant(msgspec.Struct, frozen=True):
     reliability: ReliabilityMap | None = None
     temperature: float = 1.0
     saturation: float | None = None
+    energy_threshold: float | None = None
     reference: str = ""
     golden: str = ""
     same_isa: bool = False

@@ -40,6 +40,7 @@ class Event(msgspec.Struct, frozen=True):
     extra: int = 0  # of a KPI: hash of its name
     reason: int = Reason.BASELINE
     unit_key: int = 0  # keyed hash of the sticky user; 0: it has none
+    energy: float = 0.0  # -logsumexp(logits), row 0
 
 
 def is_error(event: Event, baseline: str) -> bool:

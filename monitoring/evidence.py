@@ -22,7 +22,7 @@ Records = npt.NDArray[np.void]
 _COLUMNS = (
     "kind", "series", "answered", "flags", "cause", "status", "epoch", "total_us", "batch_key", "request_key",
     "rows", "flips", "wall_ns", "mono_ns", "inclusion", "cls", "ref_cls", "prob", "ref_prob", "slices", "extra",
-    "reason", "unit_key",
+    "reason", "unit_key", "energy",
 )  # fmt: skip
 
 

@@ -147,9 +147,9 @@ class MonitorCollector(Collector):
         yield from _distributions(totals)
         yield from self._agreement()
         yield from self._saturation()
+        yield from _ood(verdicts := self._watch.verdicts())
         yield from self._calibration()
         yield from self._labels()
-        verdicts = self._watch.verdicts()
         yield from _guards(verdicts)
         yield from self._objectives()
         yield from _drift(self._watch.beside)
@@ -396,6 +396,17 @@ def _guards(verdicts: dict[str, list[Verdict]]) -> Iterator[Metric]:
             for word in VERDICTS:
                 state.add_metric((*labels, word), float(item.verdict == word))
     yield from (evidence, threshold, state)
+
+
+def _ood(verdicts: dict[str, list[Verdict]]) -> Iterator[Metric]:
+    family = _gauge(
+        "canarium_ood_ratio", "Share of a variant's answers with an energy that 1 % of the held-out rows exceeded.", MV
+    )
+    for model, items in verdicts.items():
+        for item in items:
+            if item.guard == "ood" and item.statistic["observations"]:
+                family.add_metric((model, item.variant), item.statistic["events"] / item.statistic["observations"])
+    yield family
 
 
 def _drift(beside: Beside) -> Iterator[Metric]:

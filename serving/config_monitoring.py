@@ -67,6 +67,12 @@ class SaturationGuard(Section):
     floor: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.01
 
 
+class OodGuard(Section):
+    """Answers whose energy 1 % of the held-out rows exceeded; `margin` more of them are tolerated."""
+
+    margin: Annotated[float, Strict(), Field(gt=0, lt=0.9)] = 0.02
+
+
 class SlicesGuard(Section):
     """Declared slices by themselves; `factor` times the limit of `agreement` is tolerated in each."""
 
@@ -91,6 +97,7 @@ class GuardsConfig(Section):
     slices: SlicesGuard = SlicesGuard()
     saturation: SaturationGuard = SaturationGuard()
     interference: InterferenceGuard = InterferenceGuard()
+    ood: OodGuard = OodGuard()
     #: Guards that only observe.
     dry_run: tuple[str, ...] = ()
 

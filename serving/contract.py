@@ -121,6 +121,7 @@ GUARD_ROLES: dict[str, GuardRole] = {
     "interference": GuardRole("rollback"),
     "srm": GuardRole("pause"),
     "kpi": GuardRole("pause"),
+    "ood": GuardRole("alert", passes=False, shadow=True),
 }
 GUARDS: tuple[str, ...] = tuple(GUARD_ROLES)
 #: Those that can be judged by the answers to copies, which no client gets.
@@ -290,8 +291,7 @@ C_PAIRS, C_PAIR_FLIPS = 42, 43
 C_CAPACITY = 46  # gauge: rows in 1,000 s that its workers can do for this gateway, at least; 0: unknown
 C_LIVE_OK, C_LIVE_ERROR = 44, 45  # live requests routed here: good or bad, after blame
 C_DURATION_NS = 48  # sum over live requests
-C_PAYLOADS, C_PAYLOADS_DROPPED = 50, 51  # sampled rows: taken, and given up because the queue or the disk was full
-C_AUDITS = 52  # audited rows
+C_PAYLOADS, C_PAYLOADS_DROPPED, C_AUDITS = 50, 51, 52  # sampled rows: taken, given up (queue or disk full); audits
 C_LATENCY = 64  # + bucket index (first bucket whose bound >= duration; last = +Inf)
 LATENCY_CELLS = 32
 C_BATCH_SIZE = 96  # + bucket index of BATCH_SIZE_BOUNDS

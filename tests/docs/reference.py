@@ -108,6 +108,7 @@ MEANINGS = {
     "models.M.guards.saturation.every_s": "each worker of a static INT8 variant audits at most one row in so many seconds; 0: never",
     "models.M.guards.saturation.factor": "so many times the share of activations that left their ranges when the variant was built is tolerated",
     "models.M.guards.saturation.floor": "but no less than this share",
+    "models.M.guards.ood.margin": "tolerated share of answers over the energy that 1 % of the held-out rows exceeded, beside that 1 %",
     "models.M.guards.interference.margin": "tolerated relative excess of the baseline's latency, while a candidate has traffic, over its p99 before",
     "models.M.guards.interference.margin_ms": "tolerated absolute excess on top",
     "models.M.guards.interference.spells": "tolerated share of the time in which over 5 % of its requests exceed that",
