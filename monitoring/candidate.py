@@ -57,6 +57,7 @@ class Candidate:
         self._paired = self._hooked("paired")
         self._labelled = self._hooked("labelled")
         self._resolved = self._hooked("resolved")
+        self._audited = self._hooked("audited")
 
     def _hooked(self, hook: str) -> list[tuple[deque[int], Callable[..., bool]]]:
         """The guards that look at one kind of event: where each keeps its examples, and what it is told by."""
@@ -129,6 +130,10 @@ class Candidate:
         for examples, told in self._resolved:
             if told(event, prob, right):
                 examples.append(event.request_key)
+
+    def audited(self, event: Event) -> None:
+        for _, told in self._audited:
+            told(event)
 
     @property
     def live(self) -> bool:

@@ -52,6 +52,18 @@ class InterferenceSettings(msgspec.Struct, frozen=True):
     spells: float = 0.5
 
 
+class SaturationSettings(msgspec.Struct, frozen=True):
+    """`every_s` 0: nobody audits."""
+
+    every_s: float = 1.0
+    factor: float = 5.0
+    floor: float = 0.01
+
+
+class OodSettings(msgspec.Struct, frozen=True):
+    margin: float = 0.02
+
+
 class SlicesSettings(msgspec.Struct, frozen=True):
     factor: float = 3.0
 
@@ -70,7 +82,9 @@ class GuardSettings(msgspec.Struct, frozen=True):
     harm: HarmSettings = HarmSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     slices: SlicesSettings = SlicesSettings()
+    saturation: SaturationSettings = SaturationSettings()
     interference: InterferenceSettings = InterferenceSettings()
+    ood: OodSettings = OodSettings()
     dry_run: tuple[str, ...] = ()  # guards that only observe
 
 
@@ -137,6 +151,9 @@ class MonitorVariant(msgspec.Struct, frozen=True):
     Args:
         reference_disagreement: share of test rows on which it differs from the teacher, if measured.
         reliability: how calibrated it was when it was built, if measured.
+        saturation: share of its activations outside their ranges on held-out rows, 0 if that was not measured; None: it
+            is no static INT8, which has no ranges.
+        energy_threshold: energy that 1 % of the held-out rows exceeded; None: that is not known.
         temperature: by which its logits are divided.
         reference, golden: the files with features of held-out rows and with golden rows; "": there is none.
         same_isa: it was built on a processor with the instruction sets of this one.
@@ -146,6 +163,8 @@ class MonitorVariant(msgspec.Struct, frozen=True):
     reference_disagreement: float | None = None
     reliability: ReliabilityMap | None = None
     temperature: float = 1.0
+    saturation: float | None = None
+    energy_threshold: float | None = None
     reference: str = ""
     golden: str = ""
     same_isa: bool = False

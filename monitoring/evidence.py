@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from monitoring.audits import Audits
 from monitoring.config import MonitorModel
 from monitoring.event import DIVIDED, Event
 from monitoring.guard import ModelGuards
@@ -21,7 +22,7 @@ Records = npt.NDArray[np.void]
 _COLUMNS = (
     "kind", "series", "answered", "flags", "cause", "status", "epoch", "total_us", "batch_key", "request_key",
     "rows", "flips", "wall_ns", "mono_ns", "inclusion", "cls", "ref_cls", "prob", "ref_prob", "slices", "extra",
-    "reason", "unit_key", "overlap",
+    "reason", "unit_key", "overlap", "energy",
 )  # fmt: skip
 
 
@@ -48,6 +49,7 @@ class Evidence:
         self.joiner = Joiner()
         self.returns = Returns() if config.kpis else None
         self.reliability = ModelReliability(config)
+        self.audits = Audits()
 
     def take(self, event: Event) -> None:
         """One record of this model, in order of arrival."""
@@ -71,6 +73,9 @@ class Evidence:
         elif event.kind in (Kind.REFERENCE, Kind.SHADOW):
             self.guards.observe(event)
             self._pair(event)
+        elif event.kind == Kind.AUDIT:
+            self.guards.observe(event)
+            self.audits.add(event.variant, event.prob)
 
     def calibration(self) -> dict[str, Any]:
         """`reports`: `monitoring.reliability.Report`s; `coverage`: how many answers were labelled, and how late."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from monitoring.baseline import Baseline
 from monitoring.candidate import TRIPS, Arming, Candidate
 from monitoring.config import MonitorModel
 from monitoring.detectors.agreement import Agreement
@@ -46,6 +47,7 @@ class ModelGuards:
         self._model = model
         self.baseline = model.baseline
         self.teacher = model.teacher
+        self.own = Baseline(model.baseline, model)
         self.candidates: dict[str, Candidate] = {}
         self.epoch: int | None = None  # of the table in force; None before the first
         self.reference = 1.0  # share of candidates' answers that the teacher scores, in [0, 1]
@@ -67,6 +69,7 @@ class ModelGuards:
             return
         if table.baseline != self.baseline or table.teacher != self.teacher:
             self.baseline, self.teacher = table.baseline, table.teacher
+            self.own = Baseline(table.baseline, self._model)
             self.candidates.clear()
             self.noise.reset()
         self.epoch = table.epoch
@@ -115,6 +118,9 @@ class ModelGuards:
                 self._request(event)
         elif event.kind in (Kind.REFERENCE, Kind.SHADOW):
             self._pair(event)
+        elif event.kind == Kind.AUDIT and (candidate := self.candidates.get(event.variant)) is not None:
+            candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
+            candidate.audited(event)  # of the artifact, whatever it was routed by
 
     def labelled(self, variant: str, teacher_right: bool, candidate_right: bool, event: Event) -> None:
         """A pair whose true class is known."""
@@ -171,6 +177,7 @@ class ModelGuards:
         error = is_error(event, self.baseline)
         if event.variant == self.baseline:
             alone = self._alone(event)
+            self.own.answered(event)
             for candidate in self.candidates.values():
                 if alone:
                     candidate.quiet(event)
@@ -283,7 +290,7 @@ class ModelGuards:
                 detector.settle()
                 if candidate.live or detector.failed or (not self._weights and not detector.no_data):
                     result.append(self._verdict(candidate, guard, degraded))
-        return result
+        return [*result, *self.own.verdicts(degraded)]
 
     def judged(self, variant: str) -> list[Verdict]:
         """Verdicts on one candidate, traffic or not. Raises `KeyError` if it is none."""
@@ -354,6 +361,7 @@ class ModelGuards:
             "skipped_epochs": self.skipped_epochs,
             "rest_ns": self._rest_ns,
             "noise": self.noise.state(),
+            "own": self.own.state(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -362,8 +370,9 @@ class ModelGuards:
         self._weights = {int(epoch): dict(shares) for epoch, shares in state["weights"].items()}
         self.unknown_epochs, self.skipped_epochs = int(state["unknown_epochs"]), int(state["skipped_epochs"])
         self._rest_ns = int(state["rest_ns"])
-        if "noise" in state:  # else the monitor that stored this did not look at it
-            self.noise.load(state["noise"])
+        self.noise.load(state["noise"])
+        self.own = Baseline(self.baseline, self._model)
+        self.own.load(state["own"])
         self.candidates.clear()
         for name, stored in state["candidates"].items():
             self._candidate(name).load(stored)

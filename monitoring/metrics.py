@@ -28,6 +28,7 @@ from monitoring.verdicts import VERDICTS, Verdict
 from monitoring.watch import Watch
 from serving.contract import (
     BATCH_SIZE_BOUNDS,
+    C_AUDITS,
     C_BATCH_ROWS,
     C_BATCH_SIZE,
     C_BATCHES,
@@ -100,6 +101,7 @@ PLAIN = (
         "Rows of the sample that are not kept: the queue or the disk was full.",
         C_PAYLOADS_DROPPED,
     ),
+    ("canarium_activation_audits", "Rows that workers have audited for saturation.", C_AUDITS),
     ("canarium_cancelled_requests", "Queued requests dropped because their client went away.", C_DROPPED_CANCELLED),
 )
 #: (key of `monitoring.depth.SCALES`, help, names of the mean and of the ends of its confidence sequence).
@@ -145,9 +147,10 @@ class MonitorCollector(Collector):
         yield from _counters(totals)
         yield from _distributions(totals)
         yield from self._agreement()
+        yield from self._saturation()
+        yield from _ood(verdicts := self._watch.verdicts())
         yield from self._calibration()
         yield from self._labels()
-        verdicts = self._watch.verdicts()
         yield from _guards(verdicts)
         yield from self._objectives()
         yield from _drift(self._watch.beside)
@@ -195,6 +198,17 @@ class MonitorCollector(Collector):
                 for family, number in zip(families, (noise.mean, *noise.interval()), strict=True):
                     family.add_metric((name,), number)
         yield from families
+
+    def _saturation(self) -> Iterator[Metric]:
+        family = _gauge(
+            "canarium_activation_saturation_ratio",
+            "Share of an INT8 variant's activations outside their ranges, mean of about the latest 100 audited rows.",
+            MV,
+        )
+        for name, model in self._watch.models.items():
+            for variant, share in model.audits.shares.items():
+                family.add_metric((name, variant), share)
+        yield family
 
     def _calibration(self) -> Iterator[Metric]:
         labels = (*MV, "reference")
@@ -410,6 +424,17 @@ def _guards(verdicts: dict[str, list[Verdict]]) -> Iterator[Metric]:
             for word in VERDICTS:
                 state.add_metric((*labels, word), float(item.verdict == word))
     yield from (evidence, threshold, state)
+
+
+def _ood(verdicts: dict[str, list[Verdict]]) -> Iterator[Metric]:
+    family = _gauge(
+        "canarium_ood_ratio", "Share of a variant's answers with an energy that 1 % of the held-out rows exceeded.", MV
+    )
+    for model, items in verdicts.items():
+        for item in items:
+            if item.guard == "ood" and item.statistic["observations"]:
+                family.add_metric((model, item.variant), item.statistic["events"] / item.statistic["observations"])
+    yield family
 
 
 def _drift(beside: Beside) -> Iterator[Metric]:

@@ -54,6 +54,7 @@ class ModelWatch(Evidence):
             "guards": self.guards.state(),
             "join": self.joiner.state(),
             "reliability": self.reliability.state(),
+            "audits": self.audits.state(),
             "returns": self.returns.state() if self.returns is not None else None,
             "windows": {variant: window.state() for variant, window in self.windows.items()},
             "objectives": self.objectives.state(),
@@ -63,6 +64,7 @@ class ModelWatch(Evidence):
         self.guards.load(state["guards"])
         self.joiner.load(state["join"])
         self.reliability.load(state["reliability"])
+        self.audits.load(state["audits"])
         if self.returns is not None and state["returns"] is not None:
             self.returns.load(state["returns"])
         windows = msgspec.convert(state["windows"], dict[str, VariantState], strict=False)

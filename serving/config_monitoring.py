@@ -56,6 +56,23 @@ class InterferenceGuard(Section):
     spells: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.5
 
 
+class SaturationGuard(Section):
+    """Activations outside the ranges of a static INT8 variant, on at most one row every `every_s` of each worker.
+
+    The limit is `factor` times what was measured when it was built, and at least `floor`. 0 seconds: never.
+    """
+
+    every_s: Annotated[float, Strict(), Field(ge=0, le=3600)] = 1.0
+    factor: Annotated[float, Strict(), Field(ge=1)] = 5.0
+    floor: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.01
+
+
+class OodGuard(Section):
+    """Answers whose energy 1 % of the held-out rows exceeded; `margin` more of them are tolerated."""
+
+    margin: Annotated[float, Strict(), Field(gt=0, lt=0.9)] = 0.02
+
+
 class SlicesGuard(Section):
     """Declared slices by themselves; `factor` times the limit of `agreement` is tolerated in each."""
 
@@ -78,7 +95,9 @@ class GuardsConfig(Section):
     harm: HarmGuard = HarmGuard()
     calibration: CalibrationGuard = CalibrationGuard()
     slices: SlicesGuard = SlicesGuard()
+    saturation: SaturationGuard = SaturationGuard()
     interference: InterferenceGuard = InterferenceGuard()
+    ood: OodGuard = OodGuard()
     #: Guards that only observe.
     dry_run: tuple[str, ...] = ()
 

@@ -117,9 +117,11 @@ GUARD_ROLES: dict[str, GuardRole] = {
     "harm": GuardRole("rollback", shadow=True),
     "calibration": GuardRole("rollback", passes=False, shadow=True),
     "slices": GuardRole("pause", passes=False, shadow=True),
+    "saturation": GuardRole("pause", shadow=True),
     "interference": GuardRole("rollback"),
     "srm": GuardRole("pause"),
     "kpi": GuardRole("pause"),
+    "ood": GuardRole("alert", passes=False, shadow=True),
 }
 GUARDS: tuple[str, ...] = tuple(GUARD_ROLES)
 #: Those that can be judged by the answers to copies, which no client gets.
@@ -139,6 +141,7 @@ class Kind(IntEnum):
     SHADOW = 2  # a shadow answer compared with the answer that was returned
     LABEL = 3  # ground truth for an earlier request (joined by request_key)
     KPI = 4  # a business KPI for an earlier request
+    AUDIT = 5  # how much of one row saturated inside an INT8 variant
 
 
 class Reason(IntEnum):
@@ -213,8 +216,8 @@ RECORD_DTYPE = np.dtype(
         ("ref_cls", "<i2"),  # pairs: the teacher's class of row 0
         ("flips", "<u2"),  # pairs: rows whose top-1 differs
         ("overlap", "<u2"),  # pairs: see `pack_overlap`
-        ("prob", "<f4"),  # probability of the predicted class, row 0. KPI: the value
-        ("ref_prob", "<f4"),  # pairs: the teacher's probability of the *candidate's* class, row 0
+        ("prob", "<f4"),  # probability of the predicted class, row 0. KPI: the value. AUDIT: share that saturated
+        ("ref_prob", "<f4"),  # pairs: the teacher's probability of the *candidate's* class. AUDIT: the worst tensor's
         ("margin", "<f4"),  # top-1 minus top-2 probability, row 0
         ("energy", "<f4"),  # -logsumexp(logits), row 0
         ("inclusion", "<f4"),  # probability with which this observation was sampled
@@ -288,7 +291,7 @@ C_PAIRS, C_PAIR_FLIPS = 42, 43
 C_CAPACITY = 46  # gauge: rows in 1,000 s that its workers can do for this gateway, at least; 0: unknown
 C_LIVE_OK, C_LIVE_ERROR = 44, 45  # live requests routed here: good or bad, after blame
 C_DURATION_NS = 48  # sum over live requests
-C_PAYLOADS, C_PAYLOADS_DROPPED = 50, 51  # sampled rows: taken, and given up because the queue or the disk was full
+C_PAYLOADS, C_PAYLOADS_DROPPED, C_AUDITS = 50, 51, 52  # sampled rows: taken, given up (queue or disk full); audits
 C_LATENCY = 64  # + bucket index (first bucket whose bound >= duration; last = +Inf)
 LATENCY_CELLS = 32
 C_BATCH_SIZE = 96  # + bucket index of BATCH_SIZE_BOUNDS

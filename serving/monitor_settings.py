@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from monitoring.config import (
     DriftSettings,
@@ -17,6 +19,7 @@ from monitoring.config import (
     SloTarget,
 )
 from monitoring.detectors.kpi import KpiTarget
+from monitoring.guards.ood import LEVEL
 from serving.build.cpu import cpu_info
 from serving.config import Config, ModelConfig
 from serving.errors import RegistryError
@@ -25,6 +28,14 @@ from serving.registry.manifest import GOLDEN_FILE, REFERENCE_FILE, Manifest
 from serving.registry.store import Registry
 
 DAY_S = 86_400.0
+#: Of fewer held-out rows nobody can say which energy 1 % exceed.
+ENERGY_ROWS = 200
+
+
+class _Energies(msgspec.Struct, frozen=True):
+    """The part of a reference (`monitoring.drift.rows.Reference`) that is read here."""
+
+    columns: dict[str, list[float | str]]
 
 
 def monitor_settings(config: Config) -> MonitorConfig:
@@ -62,6 +73,8 @@ def _model(model: ModelConfig, registry: Registry) -> MonitorModel:
                 manifest.evaluation.get("teacher_disagreement"),
                 _reliability(manifest),
                 manifest.postprocess.temperature,
+                _saturation(manifest),
+                _energy(registry, manifest),
                 reference=_file(registry, manifest, REFERENCE_FILE),
                 golden=_file(registry, manifest, GOLDEN_FILE),
                 same_isa=_flags(manifest) == cpu_info()["flags"],
@@ -114,6 +127,28 @@ def _reliability(manifest: Manifest) -> ReliabilityMap | None:
         return msgspec.convert(stored, ReliabilityMap)
     except msgspec.ValidationError as error:
         raise RegistryError(f"{manifest.ref}: calibration.reliability: {error}") from None
+
+
+def _saturation(manifest: Manifest) -> float | None:
+    """The share of activations that saturated on held-out rows; 0 where nobody measured it, None where none can."""
+    if not manifest.static_int8:
+        return None
+    measured = manifest.evaluation.get("activations") or {}
+    return float(measured.get("share") or 0.0)
+
+
+def _energy(registry: Registry, manifest: Manifest) -> float | None:
+    """The energy that 1 % of the held-out rows exceeded; None if they are not known, or too few to tell."""
+    if not (path := _file(registry, manifest, REFERENCE_FILE)):
+        return None
+    try:
+        stored = msgspec.json.decode(Path(path).read_bytes(), type=_Energies)
+    except (OSError, msgspec.DecodeError):
+        return None  # whoever reads it as a whole says what is wrong with it
+    energies = [value for value in stored.columns.get("energy", ()) if isinstance(value, float)]
+    if len(energies) < ENERGY_ROWS:
+        return None
+    return float(np.quantile(energies, 1.0 - LEVEL, method="higher"))
 
 
 def _file(registry: Registry, manifest: Manifest, name: str) -> str:

@@ -19,12 +19,11 @@ import numpy.typing as npt
 from loadtests.proportions import lower, upper
 from monitoring.config import GuardSettings
 from monitoring.detectors.betting import log_gain, log_mixture
-from serving.contract import GUARDS
 
 Ints = npt.NDArray[np.int64]
 
-#: What one of five guards of a single candidate may take of the default budget.
-ALPHA = GuardSettings().false_rollback / len(GUARDS)
+#: What one guard of a single candidate takes of the default budget, or a little less.
+ALPHA = GuardSettings().false_rollback / 10
 HARMS = (1.5, 2.0, 4.0)
 #: Pairs that are worked through at once, and the most in a run, in multiples of the bound.
 BLOCK, PATIENCE = 200, 20

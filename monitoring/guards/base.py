@@ -109,6 +109,11 @@ class Guard(ABC, Generic[D]):
         """
         return False
 
+    def audited(self, event: Event) -> bool:
+        """An audit of one row inside the candidate, whoever it was answered for; `prob` is the share that saturated,
+        `ref_prob` that of the worst tensor."""
+        return False
+
     # ------------------------------------------------------------ what it says
 
     @abstractmethod

@@ -14,6 +14,8 @@ from monitoring.guards.interference import InterferenceGuard
 from monitoring.guards.invalid_output import InvalidOutputGuard
 from monitoring.guards.kpi import KpiGuard
 from monitoring.guards.latency import LatencyGuard
+from monitoring.guards.ood import OodGuard
+from monitoring.guards.saturation import SaturationGuard
 from monitoring.guards.slices import SlicesGuard
 from monitoring.guards.srm import SrmGuard
 
@@ -26,9 +28,11 @@ GUARD_KINDS: tuple[type[Guard[Any]], ...] = (
     HarmGuard,
     CalibrationGuard,
     SlicesGuard,
+    SaturationGuard,
     InterferenceGuard,
     SrmGuard,
     KpiGuard,
+    OodGuard,
 )
 
 

@@ -32,6 +32,8 @@ _WATCHES = {
     "agreement": "answers that differ from the teacher's",
     "harm": "labelled answers that the teacher has right and the candidate wrong",
     "calibration": "confidence, against what it was worth when the variant was built",
+    "saturation": "activations of an INT8 variant outside their calibrated ranges",
+    "ood": "the energy of answers, against that of held-out rows",
 }
 
 

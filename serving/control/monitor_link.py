@@ -15,6 +15,9 @@ from serving.errors import ErrorKind, RequestError
 ALIVE_S = 5.0
 PROXY_TIMEOUT_S = 3.0
 
+#: Verdicts of monitors that are told and hold up nothing, whoever they are about.
+ADVISORY = ("ood", "input_drift")
+
 
 class Heartbeat(msgspec.Struct, frozen=True):
     """What the monitor posts every second. `loss_ratio` is the share of spool records lost, 0..1."""
@@ -133,13 +136,15 @@ class MonitorLink:
         )
 
     def _ailing(self, model: str, baseline: str) -> str:
-        """Why the baseline is not well: no worker, or an objective of its own that it misses; "" if it is."""
+        """Why the baseline is not well: no worker, or an objective or golden rows that it misses; "" if it is."""
         beat = self._beat
         if beat is None:
             return ""
         if beat.counts.get(model, {}).get(baseline, {}).get("workers") == 0:
             return f"the baseline {baseline} has no worker"
         for verdict in beat.verdicts.get(model, []):
+            if verdict.get("guard") in ADVISORY:
+                continue
             if verdict.get("variant") == baseline and verdict.get("verdict") == "fail":
                 return f"the baseline is not well: {verdict.get('sentence')}"
         return ""

@@ -216,6 +216,22 @@ class Recorder:
             extra=contract.kpi_key(name) if name else 0,
         )
 
+    def audit(self, model: str, variant: str, share: float, worst: float) -> None:
+        """One row audited inside a variant: what share of its activations saturated, in all and of the worst tensor."""
+        series = self.series(model, variant)
+        self._spool.add(series, contract.C_AUDITS, 1)
+        self._spool.record(
+            kind=Kind.AUDIT,
+            mono_ns=self._clock.monotonic_ns(),
+            wall_ns=self._clock.wall_ns(),
+            series=series,
+            answered=series,
+            status=200,
+            rows=1,
+            prob=share,
+            ref_prob=worst,
+        )
+
     def count(self, model: str, variant: str, cell: int, n: int = 1) -> None:
         """Add to one aggregate cell of a variant."""
         self._spool.add(self.series(model, variant), cell, n)

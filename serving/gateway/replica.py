@@ -17,6 +17,7 @@ from serving.clock import SystemClock
 from serving.config import Config, VariantConfig
 from serving.contract import Cause, ControlWord, Snapshot, VariantEntry
 from serving.control.auth import VISITOR, Auth
+from serving.gateway.auditor import auditor_of
 from serving.gateway.budget import InflightBudget
 from serving.gateway.caller import RequestIds
 from serving.gateway.dataplane import DataPlane
@@ -156,6 +157,7 @@ class Gateway:
             socket_dir=self._paths.worker_dir(model, entry.name, entry.version),
             remote=self._remote(model, entry, config),
             gateways=self._config.server.gateways,
+            audit_every_s=configured.guards.saturation.every_s,
             dropped=lambda: self._killed(model, entry.name),
         )
 
@@ -248,7 +250,8 @@ class VariantReplica:
         socket_dir = paths.make_worker_dir(model, entry.name, entry.version)
         self._clock = SystemClock()
         self._hang_ns = int(variant.hang_timeout_s * 1e9)
-        self._server = WorkerServer(session, socket_dir / f"{secrets.token_hex(4)}.sock")
+        auditor = auditor_of(manifest, folder, config.models[model].guards.saturation.every_s, self._clock)
+        self._server = WorkerServer(session, socket_dir / f"{secrets.token_hex(4)}.sock", auditor=auditor)
         await self._server.start()
 
     async def handle_frame(self, frame: bytes) -> bytes:

@@ -14,7 +14,7 @@ import numpy as np
 from serving.clock import Clock
 from serving.contract import Cause
 from serving.gateway.frames import MAX_FRAME, Frame, FrameError, FrameKind, FrameReader, decode, encode, encode_text
-from serving.gateway.worker_base import WorkerBase, WorkerFailure, batch_outputs, json_object
+from serving.gateway.worker_base import WorkerBase, WorkerFailure, json_object
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class SocketWorker(WorkerBase, asyncio.BufferedProtocol):
             frame = await self._ask(lambda number: encode(FrameKind.RUN, number, inputs, self._max_frame))
         except FrameError as error:
             raise WorkerFailure(Cause.ERROR, f"the batch cannot be sent to {self.name}: {error}") from error
-        return batch_outputs(self.name, frame)
+        return self._outputs(frame)
 
     async def ping(self) -> dict[str, Any]:
         """Ask the replica's event loop for its state; answered even while a batch runs."""
@@ -87,6 +87,7 @@ class SocketWorker(WorkerBase, asyncio.BufferedProtocol):
         return json_object((await self._ask_text(FrameKind.DESCRIBE)).text)
 
     async def close(self) -> None:
+        self.on_audits = None
         if self._transport is not None:
             self._why_lost = "it was closed"
             self._transport.abort()

@@ -16,12 +16,14 @@ from serving.clock import Clock
 from serving.config import QueueConfig, VariantConfig
 from serving.contract import Cause, VariantEntry
 from serving.errors import ErrorKind, RequestError
+from serving.gateway.auditor import auditor_of
 from serving.gateway.batcher import Batcher
 from serving.gateway.recorder import Recorder, Trace
 from serving.gateway.workers import HandleWorker, LocalWorker, SocketPool, Worker, WorkerFailure
 from serving.registry.manifest import Manifest
 from serving.runtimes.base import open_session
 from serving.runtimes.pipeline import Pipeline
+from serving.runtimes.saturation import Audit
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +129,7 @@ class VariantPlane:
         socket_dir: where its replicas announce themselves, if it is isolated.
         remote: calls it over the Serve handle, if that path is in use.
         gateways: gateway processes that share its workers.
+        audit_every_s: seconds between two audits of a colocated variant (an isolated one is audited by its replicas).
         dropped: asked when a batch closes; an exception it returns fails the batch (the kill-switch).
     """
 
@@ -144,6 +147,7 @@ class VariantPlane:
         socket_dir: Path,
         remote: FrameCall | None,
         gateways: int = 1,
+        audit_every_s: float = 0.0,
         dropped: Callable[[], Exception | None] | None = None,
     ) -> None:
         self.model = model
@@ -173,7 +177,8 @@ class VariantPlane:
         if entry.placement == "colocated":
             session = open_session(manifest, folder, runtime=entry.runtime, threads=config.threads)
             sessions = [session, *(session.share() for _ in range(entry.replicas - 1))]
-            self._own += [LocalWorker(f"{entry.name}@gateway-{n}", each) for n, each in enumerate(sessions)]
+            auditor = auditor_of(manifest, folder, audit_every_s, clock)
+            self._own += [LocalWorker(f"{entry.name}@gateway-{n}", each, auditor) for n, each in enumerate(sessions)]
         elif remote is not None:
             self._own += [HandleWorker(f"{entry.name}@handle-{n}", remote) for n in range(entry.replicas)]
         if entry.placement == "isolated" and config.transport == "auto":
@@ -181,7 +186,7 @@ class VariantPlane:
 
     async def start(self) -> None:
         """Begin to take requests, and to watch for replicas."""
-        self.batcher.set_workers(self._own)
+        self._set_workers(self._own)
         if self._pool is not None:
             await self._pool.start()
 
@@ -292,7 +297,16 @@ class VariantPlane:
 
     def _on_workers(self, local: Sequence[Worker]) -> None:
         # The Serve handle reaches replicas on other nodes; it would only be a slower way to those on this one.
-        self.batcher.set_workers(local or self._own)
+        self._set_workers(local or self._own)
+
+    def _set_workers(self, workers: Sequence[Worker]) -> None:
+        for worker in workers:
+            worker.on_audits = self._on_audits
+        self.batcher.set_workers(workers)
+
+    def _on_audits(self, audits: list[Audit]) -> None:
+        for audit in audits:
+            self._recorder.audit(self.model, self.entry.name, audit.share, audit.worst)
 
     def _on_batch(self, rows: int, infer_ns: int) -> None:
         self.stats.batch(rows, infer_ns)

@@ -10,7 +10,9 @@ import numpy as np
 
 from serving.contract import Cause
 from serving.errors import CanariumError
+from serving.gateway.auditor import AUDIT, unpacked
 from serving.gateway.frames import Frame, FrameKind
+from serving.runtimes.saturation import Audit
 
 RunNow = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -36,6 +38,8 @@ class Worker(Protocol):
     name: str
     #: Called (on the loop) when `available` has changed; set by the batcher.
     on_change: Callable[[], None] | None
+    #: Called (on the loop) with audits that came with an answer; set by who records them.
+    on_audits: Callable[[list[Audit]], None] | None
     #: Among free workers the lowest rank goes first: 0 in this process or on this node, 1 elsewhere.
     rank: int
 
@@ -70,6 +74,7 @@ class WorkerBase:
     def __init__(self, name: str) -> None:
         self.name = name
         self.on_change: Callable[[], None] | None = None
+        self.on_audits: Callable[[list[Audit]], None] | None = None
         self.rank = 0
 
     @property
@@ -79,6 +84,16 @@ class WorkerBase:
     def _changed(self) -> None:
         if self.on_change is not None:
             self.on_change()
+
+    def _audited(self, audits: list[Audit]) -> None:
+        if audits and self.on_audits is not None:
+            self.on_audits(audits)
+
+    def _outputs(self, frame: Frame) -> dict[str, np.ndarray]:
+        """The arrays of an answer, and tell the audits that came with it. Raises `WorkerFailure` if it is an error."""
+        if AUDIT in frame.tensors:
+            self._audited(unpacked(frame.tensors.pop(AUDIT)))
+        return batch_outputs(self.name, frame)
 
 
 def batch_outputs(name: str, frame: Frame) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ import numpy as np
 from serving.clock import Clock, SystemClock
 from serving.contract import Cause
 from serving.errors import StartError
+from serving.gateway.auditor import AUDIT, Auditor, packed
 from serving.gateway.frames import (
     HEADER,
     MAX_FRAME,
@@ -60,6 +61,7 @@ class WorkerServer:
         max_connections: connections at once; more are closed.
         on_batch: called on the loop with rows and nanoseconds of every batch that succeeded.
         description: what DESCRIBE answers, JSON-encodable.
+        auditor: looks at one row of a batch now and then, once that is answered; its audits go with later answers.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class WorkerServer:
         max_frame: int = MAX_FRAME,
         on_batch: Callable[[int, int], None] | None = None,
         description: Mapping[str, Any] | None = None,
+        auditor: Auditor | None = None,
     ) -> None:
         self.path = os.fspath(socket_path) if socket_path is not None else None
         self._session = session
@@ -81,6 +84,7 @@ class WorkerServer:
         self._max_connections = max_connections
         self._max_frame = max_frame
         self._on_batch = on_batch
+        self._auditor = auditor
         self._description = {**(description or {}), "pid": os.getpid()}
         self._thread = SessionThread(os.path.basename(self.path or "worker"), session, inline_below_ns=INLINE_BELOW_NS)
         self._connections: set[_Connection] = set()
@@ -194,17 +198,29 @@ class WorkerServer:
             reply(self._answer(number, outputs, error))
             if error is None and self._on_batch is not None:
                 self._on_batch(_rows(frame.tensors), took_ns)
+            if error is None and self._auditor is not None:
+                self._auditor.offer(frame.tensors)
 
         self._thread.submit(run, done)
 
     def _answer(self, number: int, outputs: dict[str, np.ndarray] | None, error: BaseException | None) -> list[Buffer]:
         if error is None:
             try:
-                return encode(FrameKind.OK, number, outputs or {}, self._max_frame)
+                frame = encode(FrameKind.OK, number, outputs or {}, self._max_frame)
+                return self._with_audits(frame, number, outputs or {})
             except Exception as unfit:  # outputs that are not arrays, or not of a kind that travels
                 error = unfit
         log.warning("a batch failed", exc_info=error)
         return [encode_error(number, Cause.ERROR, short_message(error))]
+
+    def _with_audits(self, frame: list[Buffer], number: int, outputs: dict[str, np.ndarray]) -> list[Buffer]:
+        """The answer's frame, with the audits that were finished meanwhile; without them if they do not fit."""
+        if self._auditor is None or not (audits := self._auditor.take()):
+            return frame
+        try:
+            return encode(FrameKind.OK, number, {**outputs, AUDIT: packed(audits)}, self._max_frame)
+        except FrameError:
+            return frame
 
 
 class _Connection(asyncio.BufferedProtocol):

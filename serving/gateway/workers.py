@@ -14,10 +14,11 @@ from functools import partial
 import numpy as np
 
 from serving.contract import Cause
+from serving.gateway.auditor import Auditor
 from serving.gateway.frames import MAX_FRAME, FrameError, FrameKind, decode, encode
 from serving.gateway.sockets import SocketPool, SocketWorker
 from serving.gateway.threads import RunsArrays, SessionThread, short_message
-from serving.gateway.worker_base import RunNow, Worker, WorkerBase, WorkerFailure, batch_outputs
+from serving.gateway.worker_base import RunNow, Worker, WorkerBase, WorkerFailure
 
 __all__ = ["HandleWorker", "LocalWorker", "SocketPool", "SocketWorker", "Worker", "WorkerFailure"]
 
@@ -27,9 +28,10 @@ log = logging.getLogger(__name__)
 class LocalWorker(WorkerBase):
     """A colocated variant: a session in this process, run in a thread of its own."""
 
-    def __init__(self, name: str, session: RunsArrays) -> None:
+    def __init__(self, name: str, session: RunsArrays, auditor: Auditor | None = None) -> None:
         super().__init__(name)
         self._session = session
+        self._auditor = auditor
         self._thread = SessionThread(name, session)
         self._overdue = 0
         self._closed = False
@@ -48,10 +50,17 @@ class LocalWorker(WorkerBase):
 
     def _run_now(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            return self._thread.run_now(partial(self._session.run, inputs))
+            outputs = self._thread.run_now(partial(self._session.run, inputs))
         except Exception as error:
             log.warning("%s: a batch failed", self.name, exc_info=error)
             raise WorkerFailure(Cause.ERROR, short_message(error)) from error
+        self._audit(inputs)
+        return outputs
+
+    def _audit(self, inputs: Mapping[str, np.ndarray]) -> None:
+        if self._auditor is not None:
+            self._audited(self._auditor.take())
+            self._auditor.offer(inputs)
 
     async def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if not self.available:
@@ -70,16 +79,19 @@ class LocalWorker(WorkerBase):
 
         self._thread.submit(partial(self._session.run, inputs), done)
         try:
-            return await future
+            outputs = await future
         except asyncio.CancelledError:
             if future.cancelled():
                 self._overdue += 1
                 self._thread.terminate()
                 self._changed()
             raise
+        self._audit(inputs)
+        return outputs
 
     async def close(self) -> None:
         self._closed = True
+        self.on_audits = None
         self._thread.stop()
 
 
@@ -140,10 +152,11 @@ class HandleWorker(WorkerBase):
         except Exception as error:
             self._rest()
             raise WorkerFailure(Cause.DIED, f"{self.name}: {short_message(error)}") from error
-        return batch_outputs(self.name, frame)
+        return self._outputs(frame)
 
     async def close(self) -> None:
         self._closed = True
+        self.on_audits = None
         if self._resting is not None:
             self._resting.cancel()
         for answer in tuple(self._calls):

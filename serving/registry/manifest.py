@@ -141,6 +141,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return f"{self.model}/{self.variant}:{self.revision}"
 
     @property
+    def static_int8(self) -> bool:
+        """Whether it is an ONNX model that carries fixed ranges of its activations."""
+        return self.format == "onnx" and self.quantization.get("method") == "static QDQ"
+
+    @property
     def layout(self) -> Layout:
         """Where the session's tensors have their rows, for batching."""
         inputs, outputs = (

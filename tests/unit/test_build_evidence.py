@@ -37,9 +37,12 @@ def test_the_manifest_says_where_a_variant_loses_and_what_it_takes(built: tuple[
     assert evaluation["hostile"]["rows"] == 60
     assert set(evaluation["latency_ms"]) >= {"batch_1", "batch_4", "batch_16", "batch_32"}
     assert evaluation["saturation"]["pairs"] > 0
+    assert evaluation["activations"]["tensors"] > 0
+    assert 0 <= evaluation["activations"]["share"] <= evaluation["activations"]["worst"] < 0.5
     assert evaluation["uncalibrated"]["nll"] > 0
     assert 0 < evaluation["memory"]["model_bytes"] < evaluation["memory"]["peak_bytes"]
-    assert built[0].resolve("tiny/teacher").evaluation["saturation"]["pairs"] == 0
+    teacher = built[0].resolve("tiny/teacher").evaluation
+    assert (teacher["saturation"]["pairs"], teacher["activations"]) == (0, None)
 
 
 def test_the_trusted_variant_is_as_fragile_as_itself(built: tuple[Registry, BuildResult]) -> None:

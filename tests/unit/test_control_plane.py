@@ -395,6 +395,14 @@ async def test_a_row_that_cannot_be_written_does_not_end_the_writer(rig: Rig) ->
 # ---------------------------------------------------------------- a paused ramp
 
 
+@pytest.mark.parametrize(("guard", "ailing"), [("golden", True), ("ood", False), ("input_drift", False)])
+async def test_what_is_only_told_of_the_baseline_holds_up_no_rollout(rig: Rig, guard: str, ailing: bool) -> None:
+    said = {"guard": guard, "variant": "teacher", "verdict": "fail", "action": "alert", "sentence": "odd"}
+    rig.plane.heartbeat(Heartbeat("now", "ok", {"moderation": [said]}))
+    facts = rig.monitor.facts("moderation", "int8", "teacher", 0)
+    assert facts.ailing == ("the baseline is not well: odd" if ailing else "")
+
+
 def beat(rig: Rig, verdict: str = "fail", action: str = "pause") -> None:
     said = {
         "guard": "agreement", "variant": "int8", "verdict": verdict, "action": action, "sentence": "int8 disagrees",

@@ -23,6 +23,8 @@ from monitoring.detectors.interference import Interference
 from monitoring.detectors.invalid_output import InvalidOutput
 from monitoring.detectors.kpi import Kpi, KpiTarget
 from monitoring.detectors.latency import Latency
+from monitoring.detectors.ood import Ood
+from monitoring.detectors.saturation import Saturation
 from monitoring.detectors.slices import Slices
 from monitoring.detectors.srm import Srm
 
@@ -81,6 +83,16 @@ def _kpi(detector: Detector, a: float, b: float) -> None:
     detector.observe("conversion", a < 0.5, b, unit=int(abs(a) * 1e6) << 32 | int(abs(b) * 1e5))
 
 
+def _saturation(detector: Detector, a: float, b: float) -> None:
+    assert isinstance(detector, Saturation)
+    detector.observe(a / 10, worst=b)
+
+
+def _ood(detector: Detector, a: float, b: float) -> None:
+    assert isinstance(detector, Ood)
+    detector.observe(a - b)
+
+
 def _slices(detector: Detector, a: float, b: float) -> None:
     assert isinstance(detector, Slices)
     detector.pair(int(abs(a) * 7) & 7, flips=int(b < 0.3))
@@ -94,6 +106,8 @@ DETECTORS: dict[str, tuple[Callable[[], Detector], Feed]] = {
     "errors": (lambda: Errors(1.25), _errors),
     "latency": (lambda: Latency(0.99), _latency),
     "slices": (lambda: Slices(["short", "de", "tenant"]), _slices),
+    "saturation": (Saturation, _saturation),
+    "ood": (lambda: Ood(0.5), _ood),
     "calibration": (lambda: Calibration([0.5, 0.8], [Expected(0.0, 0.01)] * 3, [Expected(0.0, 0.0)] * 3), _calibration),
     "srm": (Srm, _srm),
     "interference": (Interference, _interference),

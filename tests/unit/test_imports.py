@@ -23,6 +23,7 @@ PURE = (
     "serving.core.", "monitoring.detectors.", "monitoring.windows", "monitoring.event", "monitoring.candidate",
     "monitoring.guard", "monitoring.guards.", "monitoring.verdicts", "monitoring.slo", "monitoring.evidence",
     "monitoring.reliability", "monitoring.intervals", "monitoring.depth", "monitoring.recording", "monitoring.replay",
+    "monitoring.baseline", "monitoring.audits",
 )  # fmt: skip
 
 #: Bytes on sockets; what they mean is the business of the gateway, which imports these and not the other way round.

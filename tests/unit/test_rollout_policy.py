@@ -89,7 +89,7 @@ STEPS = [FIRST, {"bake": {}}]
         ({"steps": [{"shadow": {}}]}, "steps[0].shadow.percent: is required"),
         ({"steps": [{"shadow": {"percent": 101}}]}, "steps[0].shadow.percent: 101 is not between 0.01 and 100"),
         ({"steps": [{"shadow": {"percent": 5}}, *STEPS], "required": ["errors"]},
-         "steps[0].shadow.until: no required guard can pass in a shadow (agreement, harm can), use time"),
+         "steps[0].shadow.until: no required guard can pass in a shadow (agreement, harm, saturation can), use time"),
         ({"steps": [FIRST, {"bake": {"min_duration": "-5m"}}]},
          "steps[1].bake.min_duration: '-5m' is not a duration such as 90s, 10m, 2h or 1d"),
         ({"steps": [FIRST, {"bake": {"max_duration": "0s"}}]}, "steps[1].bake.max_duration: 0s is not over 0"),
@@ -100,7 +100,7 @@ STEPS = [FIRST, {"bake": {}}]
         ({"steps": [FIRST, {"approve": {"role": "boss"}}]}, "steps[1].approve.role: invalid enum value 'boss'"),
         ({"steps": STEPS, "required": ["speed"]},
          "required: unknown guard 'speed', expected some of invalid_output, errors, latency, agreement, harm, "
-         "interference, srm, kpi"),
+         "saturation, interference, srm, kpi"),
         ({"steps": STEPS, "required": []}, "required: a promotion needs at least one guard that must pass"),
         ({"steps": STEPS, "holdback": 60}, "holdback: 60 is not between 0 and 50"),
         ({"steps": STEPS, "limits": {"max_suspect_responses": 0}}, "limits.max_suspect_responses: 0 is under 1"),

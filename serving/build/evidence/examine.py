@@ -84,6 +84,9 @@ def examine(
             "uncalibrated": _reliability(logits, subject.truth, 1.0),
             "memory": msgspec.to_builtins(taken) if taken else None,
             "saturation": saturation.audit(needs["model"] / manifest.entry) if manifest.format == "onnx" else None,
+            "activations": saturation.activations(needs["model"] / manifest.entry, pipeline, subject.inputs)
+            if manifest.format == "onnx"
+            else None,
         },
     )
 

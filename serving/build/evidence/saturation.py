@@ -1,4 +1,4 @@
-"""Where an 8-bit product can overflow on processors without VNNI.
+"""Where 8 bits are not enough: products that overflow on processors without VNNI, activations outside their ranges.
 
 Before VNNI, x86 multiplies eight unsigned activations with signed weights by VPMADDUBSW, which adds two neighbouring
 products in a signed 16-bit number and clips what does not fit (Intel Intrinsics Guide, `_mm256_maddubs_epi16`). With
@@ -8,11 +8,17 @@ activations up to 255, a pair of weights of one sign can clip as soon as their s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from serving.runtimes.pipeline import Pipeline
+from serving.runtimes.saturation import SaturationAudit
+
+#: Rows whose activations are looked at: one at a time, as the audits of a running variant are.
+AUDITED = 200
 _MOST, _LEAST, _ACTIVATION = 32767, -32768, 255
 
 
@@ -66,6 +72,33 @@ def audit(path: Path) -> dict[str, Any]:
             if clipping:
                 layers[name] = {"possible": clipping, "pairs": pairs}
     return {"possible": possible, "pairs": total, "layers": layers}
+
+
+def activations(path: Path, pipeline: Pipeline, inputs: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+    """What the guard `saturation` starts from: how much saturates on rows that the ranges were not made of.
+
+    Args:
+        inputs: client tensors; the first `AUDITED` rows are looked at.
+
+    Returns:
+        JSON values: `rows`, `tensors`, `share` (mean over the rows of `Audit.share`), `worst` (the highest share of one
+        tensor on one row); None for a model without fixed ranges.
+    """
+    try:
+        audit = SaturationAudit(path)
+    except ValueError:
+        return None
+    rows = min(AUDITED, *(len(values) for values in inputs.values()))
+    found = [
+        audit.run(pipeline.preprocess({name: values[at : at + 1] for name, values in inputs.items()}))
+        for at in range(rows)
+    ]
+    return {
+        "rows": rows,
+        "tensors": len(audit.ranges),
+        "share": sum(one.share for one in found) / rows if rows else 0.0,
+        "worst": max((one.worst for one in found), default=0.0),
+    }
 
 
 def _as_columns(values: np.ndarray, node: Any, position: int) -> np.ndarray:

@@ -1,0 +1,116 @@
+"""Activations that leave the ranges a static INT8 model was calibrated for.
+
+Such a model carries its ranges: each QuantizeLinear of an activation has a scale and a zero point, so that x becomes
+round(x / scale) + zero point, clipped to what 8 bits hold. A value saturates if it is clipped by more than rounding
+would have changed it. A range that begins at zero is watched at its upper end only: there the clipping does the work
+of a ReLU that the quantizer has taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_HALF = 0.5
+#: The least and the most that an integer type holds, by its name in ONNX.
+_LIMITS = {"UINT8": (0, 255), "INT8": (-128, 127), "UINT16": (0, 65_535), "INT16": (-32_768, 32_767)}
+
+
+class Audit(NamedTuple):
+    """What one row shows: the share of the values outside, averaged over the tensors; that of the worst tensor."""
+
+    share: float
+    worst: float
+
+
+class Range(NamedTuple):
+    """What a quantized tensor holds, as real numbers; `low` is -inf where nothing is watched."""
+
+    name: str
+    low: float
+    high: float
+
+
+def outside(values: np.ndarray, low: float, high: float) -> float:
+    """The share of the values that are not within the range; what is no number is not.
+
+    >>> outside(np.array([0.0, 1.0, 2.0, np.nan]), -1.0, 1.5)
+    0.5
+    """
+    if not values.size:
+        return 0.0
+    return 1.0 - float(np.count_nonzero((values >= low) & (values <= high))) / values.size
+
+
+class SaturationAudit:
+    """A second session over the served bytes, which shows what goes into each quantization.
+
+    It is not optimized, so that no quantization is fused away: a run takes several times as long as one of the served
+    session, and its weights are held once more.
+
+    Args:
+        path: an ONNX file.
+
+    Raises:
+        ValueError: the file quantizes no activation by a fixed range.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import onnx
+        import onnxruntime as ort
+
+        from serving.runtimes.onnx import session_options
+
+        model = onnx.load(path)
+        self.ranges = ranges_of(model)
+        if not self.ranges:
+            raise ValueError(f"{path.name}: no activation is quantized by a fixed range")
+        given = {node.name for node in model.graph.input}
+        self._shown = [one for one in self.ranges if one.name not in given]
+        self._given = [one for one in self.ranges if one.name in given]
+        kept = list(model.graph.output)[:1] if not self._shown else []
+        del model.graph.output[:]
+        model.graph.output.extend([*kept, *(onnx.ValueInfoProto(name=one.name) for one in self._shown)])
+        options = session_options(1)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Audit:
+        """Audit session inputs of one row. Raises what ONNX Runtime raises."""
+        shown = self._session.run([one.name for one in self._shown], inputs) if self._shown else []
+        pairs = [
+            *zip(self._shown, shown, strict=True),
+            *((one, inputs[one.name]) for one in self._given),
+        ]
+        shares = [outside(values, one.low, one.high) for one, values in pairs]
+        return Audit(sum(shares) / len(shares), max(shares))
+
+
+def ranges_of(model: Any) -> list[Range]:
+    """The ranges of every activation of an ONNX model that is quantized by a fixed scale, each tensor once."""
+    from onnx import TensorProto, numpy_helper
+
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants.update((node.output[0], part.t) for part in node.attribute if part.name == "value")
+    found: dict[str, Range] = {}
+    for node in graph.node:
+        if node.op_type != "QuantizeLinear" or node.input[0] in constants or node.input[1] not in constants:
+            continue
+        scale = numpy_helper.to_array(constants[node.input[1]])
+        zero = constants.get(node.input[2]) if len(node.input) > 2 else None
+        if scale.size != 1 or (len(node.input) > 2 and zero is None):
+            continue  # by channel, or a zero point that is worked out
+        kind = TensorProto.DataType.Name(zero.data_type) if zero is not None else "UINT8"
+        if kind not in _LIMITS:
+            continue
+        (least, most), point = _LIMITS[kind], int(numpy_helper.to_array(zero).item()) if zero is not None else 0
+        step, name = float(scale.item()), node.input[0]
+        low = -np.inf if point == least else (least - point - _HALF) * step
+        found.setdefault(name, Range(name, low, (most - point + _HALF) * step))
+    return list(found.values())
