@@ -14,7 +14,7 @@ import numpy as np
 
 from serving.build.cache import Tick, write_json
 from serving.build.text.data import ROWS, read_split
-from serving.build.text.train import encode, fit, logits_of, vocabulary_size
+from serving.build.text.train import encode, fit, logits_of, vocabulary_size, words_of
 from serving.build.training import prepare_torch, save_module
 
 
@@ -40,6 +40,7 @@ def train_students(out: Path, needs: Mapping[str, Path], parameters: Mapping[str
         "classes": len(labels),
         **{key: recipe[key] for key in ("width", "hidden", "dropout")},
     }
+    words = words_of(needs["tokenizer"])
     runs: list[dict[str, Any]] = []
     seeds = recipe["seeds"]
     for number, seed in enumerate(seeds):
@@ -52,7 +53,7 @@ def train_students(out: Path, needs: Mapping[str, Path], parameters: Mapping[str
             def report(done: float, total: float, note: str = "", part: int = part, kind: str = kind) -> None:
                 tick(part + done / total, 2 * len(seeds), f"{kind}, {note}")
 
-            losses = fit(module, rows, train.classes, recipe["train"], seed=seed, tick=report, soft=soft)
+            losses = fit(module, rows, train.classes, recipe["train"], words=words, seed=seed, tick=report, soft=soft)
             answers = logits_of(module, test_rows).argmax(axis=1)
             runs.append(
                 {

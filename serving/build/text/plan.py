@@ -21,6 +21,7 @@ from serving.build.text.damage import damage
 from serving.build.text.data import ROWS, check_data, read_split
 from serving.build.text.distill import train_students
 from serving.build.text.interface import GRAPH, TOKENIZER, text_interface
+from serving.build.text.pretrained import adopt_tokenizer, finetune_teacher
 from serving.build.text.quantize import quantize
 from serving.build.text.recipe import TextRecipe
 from serving.build.text.reference import train_reference
@@ -32,7 +33,7 @@ _HERE = Path(__file__).parent
 _RUNTIMES = _HERE.parents[1] / "runtimes"
 _DATA = (_HERE / "data.py",)
 _NETWORKS = (
-    _RUNTIMES / "modules.py",
+    *(_RUNTIMES / name for name in ("modules.py", "attention.py", "minilm.py")),
     _HERE.parent / "training.py",
     *(_HERE / name for name in ("train.py", "data.py", "tokenizer.py")),
 )
@@ -61,31 +62,9 @@ class TextPlan(Plan[TextRecipe]):
         common = {"labels": labels, "max_chars": recipe.tokenizer.max_chars}
         file = {"file": self.folder / recipe.data.file}
         data = self.step("data", check_data, {"labels": labels}, {}, _DATA, file)
-        tokenizer = self.step(
-            "tokenizer",
-            train_tokenizer,
-            {
-                "labels": labels,
-                "vocabulary": recipe.tokenizer.vocabulary,
-                "max_tokens": recipe.tokenizer.max_tokens,
-            },
-            {"data": data},
-            _DATA,
-        )
+        tokenizer = self._tokenizer(data)
         base = {"data": data, "tokenizer": tokenizer}
-        teacher = self.step(
-            "teacher",
-            train_teacher,
-            {
-                **common,
-                "teacher": recipe.teacher.model_dump(mode="json"),
-                "max_tokens": recipe.tokenizer.max_tokens,
-                "seed": recipe.seed,
-                "threads": recipe.threads,
-            },
-            base,
-            _NETWORKS,
-        )
+        teacher = self._teacher(base, common)
         teacher_onnx = self._export("teacher-onnx", teacher)
         variants = [self._variant("teacher", "onnx", teacher_onnx, None)]
         judge = variants[0]
@@ -121,6 +100,9 @@ class TextPlan(Plan[TextRecipe]):
 
     def data(self) -> dict[str, Any]:
         found: dict[str, Any] = self.made["data"].read("data.json")
+        if (given := self.recipe.pretrained) is not None:
+            named = {"architecture", "weights_sha256", "tokenizer_sha256", "source", "licence"}
+            found["pretrained"] = given.model_dump(mode="json", include=named)
         return found
 
     def findings(self, variants: Sequence[Variant]) -> dict[str, Any]:
@@ -141,13 +123,44 @@ class TextPlan(Plan[TextRecipe]):
 
     # ------------------------------------------------------------ helpers
 
+    def _tokenizer(self, data: Made) -> Made:
+        """Trained on the train split, or that of the pre-trained teacher."""
+        recipe, given = self.recipe.tokenizer, self.recipe.pretrained
+        if given is not None:
+            parameters: dict[str, Any] = {"sha256": given.tokenizer_sha256, "max_tokens": recipe.max_tokens}
+            return self.step(
+                "tokenizer", adopt_tokenizer, parameters, {}, files={"file": self.folder / given.tokenizer}
+            )
+        parameters = {
+            "labels": list(self.recipe.labels),
+            "vocabulary": recipe.vocabulary,
+            "max_tokens": recipe.max_tokens,
+        }
+        return self.step("tokenizer", train_tokenizer, parameters, {"data": data}, _DATA)
+
+    def _teacher(self, base: Mapping[str, Made], common: Mapping[str, Any]) -> Made:
+        recipe = self.recipe
+        parameters = {
+            **common,
+            "max_tokens": recipe.tokenizer.max_tokens,
+            "seed": recipe.seed,
+            "threads": recipe.threads,
+        }
+        if (given := recipe.pretrained) is not None:
+            parameters["pretrained"] = given.model_dump(mode="json")
+            files = {"weights": self.folder / given.weights}
+            return self.step("teacher", finetune_teacher, parameters, base, _NETWORKS, files)
+        assert recipe.teacher is not None  # one of the two is given
+        parameters["teacher"] = recipe.teacher.model_dump(mode="json")
+        return self.step("teacher", train_teacher, parameters, base, _NETWORKS)
+
     def _export(self, name: str, module: Made) -> Made:
         return self.step(
             name,
             export_onnx,
             {"weights": "model.safetensors", **GRAPH},
             {"module": module},
-            (*_NETWORKS[:1], *_DATA),
+            (*_NETWORKS[:3], *_DATA),
         )
 
     def _int8(self, module: Made, source: Made, base: dict[str, Made]) -> Made:
@@ -210,6 +223,8 @@ class TextPlan(Plan[TextRecipe]):
             needs["teacher"] = judge.evaluation
         evaluation = self.step(f"{name}-evaluation", evaluate, parameters, needs, sources)
         relation, parents = _LINEAGE[name]
+        if relation == "root" and self.recipe.pretrained is not None:
+            relation = "finetuned"
         return Variant(
             name,
             format,

@@ -19,10 +19,16 @@ def parts(document: Mapping[str, Any]) -> list[Part]:
 
 def notes(document: Mapping[str, Any]) -> list[str]:
     """On the models and the damaged variant."""
+    teacher, given = document["teacher"], document["data"].get("pretrained")
     lines = [
-        f"- Teacher: {document['teacher']['parameters']:,} parameters.",
+        f"- Teacher: {teacher['parameters']:,} parameters."
+        + (f" Fine-tuned: {teacher['trained']:,} of them were trained here." if given else ""),
         f"- Seeds: {document['recipe']['seed']} (teacher), {document['recipe']['student']['seeds']} (students).",
     ]
+    if given:
+        lines.append(
+            f"- Pre-trained weights: {given['source']} ({given['licence']}), SHA-256 {given['weights_sha256']}."
+        )
     damage = document["damage"]
     if damage:
         measured = document["variants"]["broken"]["measured"]

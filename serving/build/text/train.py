@@ -6,17 +6,30 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from serving.build.cache import Tick, write_json
 from serving.build.text.data import ROWS, read_split
-from serving.build.text.tokenizer import CLASS_ID, UNKNOWN_ID
 from serving.build.training import prepare_torch, save_module
 
 if TYPE_CHECKING:
     import torch
+
+
+class Words(NamedTuple):
+    """Where a tokenizer's words begin: the id of unknown ones, and the last of those that mean something else."""
+
+    unknown: int
+    last_special: int
+
+
+def words_of(folder: Path) -> Words:
+    """Of the tokenizer in a folder."""
+    document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    special = {token["content"]: token["id"] for token in document["added_tokens"]}
+    return Words(special[document["model"]["unk_token"]], max(special.values()))
 
 
 def encode(folder: Path, texts: Sequence[str], max_chars: int) -> list[np.ndarray]:
@@ -53,6 +66,7 @@ def fit(
     classes: np.ndarray,
     recipe: Mapping[str, Any],
     *,
+    words: Words,
     seed: int,
     tick: Tick,
     soft: tuple[np.ndarray, float, float] | None = None,
@@ -63,6 +77,7 @@ def fit(
         rows: token ids of each text.
         classes: int64 [n].
         recipe: a `TrainRecipe` as a dictionary.
+        words: what word dropout replaces, and by what.
         seed: of the order of the rows; dropout follows torch's own generator.
         soft: (teacher logits [n, C], temperature T, alpha) adds alpha · T² · KL(teacher ‖ student).
 
@@ -93,8 +108,8 @@ def fit(
             chosen = order[at : at + size]
             ids = pad([rows[index] for index in chosen])
             if recipe["word_dropout"]:
-                hidden = (torch.rand(ids.shape) < recipe["word_dropout"]) & (ids > CLASS_ID)
-                ids = ids.masked_fill(hidden, UNKNOWN_ID)
+                hidden = (torch.rand(ids.shape) < recipe["word_dropout"]) & (ids > words.last_special)
+                ids = ids.masked_fill(hidden, words.unknown)
             logits = module(ids)
             loss = functional.cross_entropy(logits, targets[chosen], label_smoothing=recipe["label_smoothing"])
             if teacher is not None:
@@ -139,7 +154,8 @@ def train_teacher(out: Path, needs: Mapping[str, Path], parameters: Mapping[str,
     split = read_split(needs["data"] / ROWS, "train", parameters["labels"])
     rows = encode(needs["tokenizer"], split.texts, parameters["max_chars"])
     module = CLASSES["transformer"](**arguments)
-    losses = fit(module, rows, split.classes, recipe["train"], seed=parameters["seed"], tick=tick)
+    words = words_of(needs["tokenizer"])
+    losses = fit(module, rows, split.classes, recipe["train"], words=words, seed=parameters["seed"], tick=tick)
     save_module(out / "model.safetensors", module, "transformer", arguments)
     np.save(out / "train_logits.npy", logits_of(module, rows))
     write_json(out / "history.json", {"losses": losses, "parameters": sum(p.numel() for p in module.parameters())})
