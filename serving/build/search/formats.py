@@ -18,6 +18,7 @@ FORMS: dict[str, tuple[str, TorchMode]] = {
     "torch": ("torch", "eager"),
     "torch-bf16": ("torch", "bfloat16"),
     "torch-compile": ("torch", "compiled"),
+    "torchao-int8": ("torch", "torchao"),
 }
 
 

@@ -37,6 +37,8 @@ class TrainRecipe(Section):
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.05
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     word_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    #: Batches of texts of about one length, which need less padding.
+    by_length: bool = False
 
 
 class TeacherRecipe(Section):
@@ -87,6 +89,9 @@ class StudentRecipe(Section):
     alpha: Share = 0.5
     #: The first is served; the others tell how far two runs differ by chance.
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2, 3)
+    #: A further training run, with the rounding of INT8 in it, of the student that is served: quantization-aware
+    #: distillation. Its control goes on by the labels alone.
+    qad: TrainRecipe | None = None
 
 
 class DamageRecipe(Section):
@@ -109,6 +114,8 @@ class TextRecipe(Recipe):
     quantize: QuantizeRecipe = QuantizeRecipe()
     search: SearchRecipe | None = None
     damage: DamageRecipe | None = None
+    #: Measure what each choice is worth: the same without it.
+    ablations: bool = False
     #: Rows of the test split that go into the artifacts, texts and all, to be asked again while they are served.
     golden_rows: Annotated[int, Field(ge=0, le=10_000)] = 128
 

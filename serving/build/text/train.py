@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 
+#: Batches that are sorted by length together.
+_STRETCH = 32
+
+
 class Words(NamedTuple):
     """Where a tokenizer's words begin: the id of unknown ones, and the last of those that mean something else."""
 
@@ -103,9 +107,11 @@ def fit(
     for epoch in range(epochs):
         module.train()
         shuffle.shuffle(order)
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        if recipe["by_length"]:
+            batches = _by_length(order, rows, size, shuffle)
         total = 0.0
-        for at in range(0, len(order), size):
-            chosen = order[at : at + size]
+        for chosen in batches:
             ids = pad([rows[index] for index in chosen])
             if recipe["word_dropout"]:
                 hidden = (torch.rand(ids.shape) < recipe["word_dropout"]) & (ids > words.last_special)
@@ -131,6 +137,16 @@ def fit(
         losses.append(round(total / len(order), 5))
     module.eval()
     return losses
+
+
+def _by_length(order: Sequence[int], rows: Sequence[np.ndarray], size: int, shuffle: random.Random) -> list[list[int]]:
+    """Batches of like length, in random order: sorted within stretches of `_STRETCH` batches only, to stay random."""
+    batches: list[list[int]] = []
+    for at in range(0, len(order), _STRETCH * size):
+        stretch = sorted(order[at : at + _STRETCH * size], key=lambda index: len(rows[index]))
+        batches += [stretch[start : start + size] for start in range(0, len(stretch), size)]
+    shuffle.shuffle(batches)
+    return batches
 
 
 def vocabulary_size(folder: Path) -> int:
