@@ -44,7 +44,7 @@ class _RoundedInput:
     def __call__(self, module: nn.Module, given: tuple[Any, ...]) -> tuple[Tensor]:
         (values,) = given
         if module.training:
-            low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+            low, high = min(0.0, float(values.detach().min())), max(0.0, float(values.detach().max()))
             kept = _KEPT if self._seen else 0.0
             self._low, self._high = kept * self._low + (1 - kept) * low, kept * self._high + (1 - kept) * high
             self._seen = True
