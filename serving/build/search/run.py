@@ -12,7 +12,7 @@ from serving.build.evaluate import MEASURING
 from serving.build.interface import Interface
 from serving.build.plan import Plan
 from serving.build.search.choose import Choice, Trial, bounded, choose, front, refusal
-from serving.build.search.formats import FORMS, convert
+from serving.build.search.formats import FORMS, convert, tools
 from serving.build.search.recipe import SearchRecipe
 from serving.build.search.sensitivity import rank_layers
 from serving.build.search.trial import measure_trial
@@ -60,6 +60,8 @@ class Search:
             needs["judge"] = self._judge
         name = f"{self._subject.name}-{label}-trial"
         parameters = self._parameters(format) | {"runtime": _RUNTIMES[format], "mode": mode}
+        if needed := tools(mode):
+            parameters["tools"] = needed
         made = self._plan.step(name, measure_trial, parameters, needs, _SOURCES, dict(self._subject.files))
         self._judge = self._judge or made
         return made
