@@ -182,7 +182,7 @@ def test_a_student_trained_with_rounding_is_registered_and_held_against_its_cont
 ) -> None:
     manifest = searched[0].resolve("tiny/distilled-qad")
     assert manifest.lineage.relation == "qad"
-    assert {parent.role for parent in manifest.lineage.parents} == {"source", "teacher"}
+    assert {parent.role for parent in manifest.lineage.parents} == {"start", "teacher"}
     assert manifest.quantization["method"] == "static QDQ"
     assert manifest.distillation["quantization_aware"]["seed"] == 1
     assert set(document_of(searched)["qad"]["against"]) == {"INT8 after training", "its control"}

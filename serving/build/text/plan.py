@@ -33,7 +33,8 @@ _LINEAGE: dict[str, tuple[Relation, dict[str, str]]] = {
     "distilled": ("distilled", {"teacher": "teacher"}),
     "distilled-int8": ("quantized", {"source": "distilled", "teacher": "teacher"}),
     "distilled-torch": ("distilled", {"teacher": "teacher"}),
-    "distilled-qad": ("qad", {"source": "distilled", "teacher": "teacher"}),
+    # Not its `source`: those weights were trained on, and its ranges are calibrated for what came of them.
+    "distilled-qad": ("qad", {"start": "distilled", "teacher": "teacher"}),
     "broken": ("damaged", {"source": "distilled"}),
 }
 
