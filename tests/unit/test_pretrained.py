@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import build_kit
+import numpy as np
 import pytest
 import torch
 from built_kit import Built, built_in
@@ -15,10 +16,14 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from serving.build.cache import BuildError
+from serving.build.interface import draft
 from serving.build.kinds import load_recipe
 from serving.build.text import pretrained
+from serving.build.text.interface import text_interface
+from serving.build.text.recipe import TokenizerRecipe
 from serving.errors import ConfigError
 from serving.runtimes.minilm import MiniLMClassifier, weights_of_bert
+from serving.runtimes.pipeline import Pipeline
 
 SIZE = {"width": 16, "layers": 2, "heads": 2, "feedforward": 32}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -87,6 +92,22 @@ def test_the_encoder_computes_what_bert_does_whatever_the_padding() -> None:
         expected = module.head(by_the_book(table, ids).mean(dim=1))
         assert torch.allclose(module(ids), expected, atol=1e-5)
         assert torch.allclose(module(torch.nn.functional.pad(ids, (0, 6))), expected, atol=1e-5)
+
+
+def test_tokenizers_of_two_builds_in_one_process_are_kept_apart(tmp_path: Path) -> None:
+    labels = ["ham", "spam"]
+    interface = text_interface(labels, TokenizerRecipe(max_tokens=16, buckets=(16,))).as_json()
+    parameters = {"variant": "any", "format": "onnx", "interface": interface, "files": ["tokenizer.json"]}
+    found = []
+    for name, words in (("one", ["free"]), ("two", ["money", "free"])):
+        (tmp_path / name).mkdir()
+        vocabulary = {word: at for at, word in enumerate([*SPECIAL, *words])}
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        tokenizer.save(str(tmp_path / name / "tokenizer.json"))
+        pipeline = Pipeline(draft(parameters, 1.0), tmp_path / name)
+        ids = pipeline.preprocess({"text": np.array([b"free"], dtype=object)})["input_ids"]
+        found.append(int(ids[0, 0]))
+    assert found == [4, 5]
 
 
 # ---------------------------------------------------------------- a whole build
