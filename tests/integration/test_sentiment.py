@@ -59,7 +59,7 @@ def test_int8_is_a_quarter_of_the_size_and_answers_nearly_the_same(registry: Reg
 
 def test_every_variant_tells_praise_from_blame(stack: Stack) -> None:
     client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{stack.http_port}")
-    for variant in ("teacher", "int8", "distilled", "distilled-int8"):
+    for variant in ("teacher", "int8", "distilled", "distilled-int8", "distilled-qad"):
         for label, rows in TEXTS.items():
             text = tritonclient.http.InferInput("text", [len(rows)], "BYTES")
             text.set_data_from_numpy(np.array(rows, dtype=object))
