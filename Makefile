@@ -45,6 +45,12 @@ examples: $(STAMP) ## build the further examples: anomaly detection and voice (a
 	$(BIN)/canarium build deployments/examples/iot/recipe.yaml --registry $(STATE)/registry
 	$(BIN)/canarium build deployments/examples/voice/recipe.yaml --registry $(STATE)/registry
 
+.PHONY: sentiment
+sentiment: $(STAMP) ## fetch, build and test the third example, customer feedback (minutes, 90 MB)
+	test -f deployments/examples/sentiment/models/minilm.safetensors || $(BIN)/python deployments/examples/sentiment/prepare.py
+	$(BIN)/canarium build deployments/examples/sentiment/recipe.yaml --registry $(STATE)/registry
+	$(BIN)/python -m pytest -m opt_in tests/integration/test_sentiment.py $(ARGS)
+
 .PHONY: demo
 demo: $(BUILT) ## watch a canary that is good and one that is broken (ARGS=--exit to leave afterwards)
 	$(BIN)/python -m deployments.quickstart.demo $(ARGS)

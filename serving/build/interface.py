@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from serving.registry.manifest import File, Manifest, Postprocess, Preprocess, Signature
+from serving.registry.manifest import UNKNOWN_DIGEST, File, Manifest, Postprocess, Preprocess, Signature
 
 ENTRIES = {"onnx": "model.onnx", "torch": "model.safetensors"}
 
@@ -55,7 +55,7 @@ def draft(parameters: Mapping[str, Any], temperature: float) -> Manifest:
         created_at="",
         format=format,
         entry=ENTRIES[format],
-        files={name: File("0" * 64, 0) for name in (ENTRIES[format], *parameters["files"])},
+        files={name: File(UNKNOWN_DIGEST, 0) for name in (ENTRIES[format], *parameters["files"])},
         signature=interface.signature,
         session=interface.session,
         preprocess=interface.preprocess,

@@ -33,6 +33,11 @@ class _Reader:
         return next(self._batches, None)
 
 
+def reduces_range(recipe: Mapping[str, Any]) -> bool:
+    """Whether weights get 7 bits by a `QuantizeRecipe` as a dictionary: `auto` asks for it where the CPU lacks VNNI."""
+    return not has_vnni() if recipe["reduce_range"] == "auto" else bool(recipe["reduce_range"])
+
+
 def static_int8(
     out: Path,
     source: Path,
@@ -77,7 +82,7 @@ def static_int8(
     ranges.write_text(json.dumps(json.loads(ranges.read_text()), sort_keys=True, indent=1) + "\n")
 
     without = sorted({*_weightless(prepared, recipe["operators"]), *recipe.get("exclude", ())})
-    reduce_range = not has_vnni() if recipe["reduce_range"] == "auto" else bool(recipe["reduce_range"])
+    reduce_range = reduces_range(recipe)
     quantize_static(
         prepared,
         out / "model.onnx",

@@ -120,8 +120,7 @@ def _evaluation(manifest: Manifest) -> list[str]:
     )
     lines = [
         *note,
-        "",
-        f"Measured on the split `{split}`; intervals are of 95 %.",
+        *split,
         *table(("measure", "value"), [(f"`{one.name}`", with_interval(one)) for one in alone]),
     ]
     for name, found in several.items():

@@ -20,6 +20,9 @@ SCHEMA: Final = "canarium.manifest/v1"
 REFERENCE_FILE: Final = "reference.json"
 GOLDEN_FILE: Final = "golden.jsonl"
 
+#: Stands for the digest of a file that is not registered yet.
+UNKNOWN_DIGEST: Final = "0" * 64
+
 Relation = Literal["root", "finetuned", "quantized", "distilled", "qad", "damaged"]
 
 

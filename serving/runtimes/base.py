@@ -31,7 +31,7 @@ NUMPY_TYPES: dict[str, np.dtype[np.generic]] = {
 }
 
 
-TorchMode = Literal["eager", "compiled", "bfloat16"]
+TorchMode = Literal["eager", "compiled", "bfloat16", "torchao"]
 
 
 class Session(Protocol):

@@ -9,28 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from serving.runtimes.attention import HIDDEN, Attention, masked_mean
 from serving.runtimes.detectors import AutoencoderDetector, ScoreDetector
-
-_HIDDEN = -1e4  # added to the attention score of padding; -inf would make a row of padding NaN
-
-
-class _Attention(nn.Module):
-    """Multi-head self-attention, written out so that it exports as plain MatMuls."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        rows, tokens, width = x.shape
-        size = width // self.heads
-        q, k, v = self.query_key_value(x).reshape(rows, tokens, 3, self.heads, size).permute(2, 0, 3, 1, 4)
-        scores = (q @ k.transpose(-2, -1)) * size**-0.5 + bias
-        mixed = torch.softmax(scores, dim=-1) @ v
-        merged: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, tokens, width))
-        return merged
+from serving.runtimes.minilm import MiniLMClassifier
 
 
 class _Layer(nn.Module):
@@ -39,7 +20,7 @@ class _Layer(nn.Module):
     def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(width)
-        self.attention = _Attention(width, heads)
+        self.attention = Attention(width, heads)
         self.norm_feedforward = nn.LayerNorm(width)
         self.feedforward = nn.Sequential(nn.Linear(width, feedforward), nn.ReLU(), nn.Linear(feedforward, width))
         self.dropout = nn.Dropout(dropout)
@@ -76,7 +57,7 @@ class TransformerClassifier(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         mask = (input_ids != 0).to(torch.float32)
-        bias = ((1.0 - mask) * _HIDDEN)[:, None, None, :]
+        bias = ((1.0 - mask) * HIDDEN)[:, None, None, :]
         x = self.dropout(self.embedding(input_ids) + self.position[: input_ids.shape[1]])
         for layer in self.layers:
             x = layer(x, bias)
@@ -102,15 +83,10 @@ class MeanEmbeddingClassifier(nn.Module):
         return logits
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x [n, T, d] over the positions where mask [n, T] is 1; zero if there are none."""
-    total = (x * mask[:, :, None]).sum(dim=1)
-    return total / mask.sum(dim=1, keepdim=True).clamp(min=1.0)
-
-
 CLASSES: dict[str, type[nn.Module]] = {
     "autoencoder-detector": AutoencoderDetector,
     "mean-embedding": MeanEmbeddingClassifier,
+    "minilm": MiniLMClassifier,
     "score-detector": ScoreDetector,
     "transformer": TransformerClassifier,
 }

@@ -15,7 +15,7 @@ import numpy as np
 
 from serving.errors import RegistryError, bad_request
 from serving.protocol.tensors import all_finite
-from serving.registry.manifest import Manifest
+from serving.registry.manifest import UNKNOWN_DIGEST, Manifest
 from serving.runtimes.answers import Summary, reading
 from serving.runtimes.base import NUMPY_TYPES
 
@@ -207,7 +207,10 @@ def _tokenizer(manifest: Manifest, folder: Path) -> Any:
     A `Tokenizer` leaves its word cache behind in every thread that used it (tokenizers 0.23.3: 150 KB each time
     for the quickstart's), so that loading one with every variant that comes and goes would leak.
     """
-    key = (manifest.files[manifest.preprocess.tokenizer].sha256, manifest.preprocess.max_tokens)
+    digest = manifest.files[manifest.preprocess.tokenizer].sha256
+    if digest == UNKNOWN_DIGEST:
+        return _load_tokenizer(manifest, folder)  # of a build: the next one may have another
+    key = (digest, manifest.preprocess.max_tokens)
     with _TOKENIZERS_LOCK:
         tokenizer = _TOKENIZERS.pop(key, None) or _load_tokenizer(manifest, folder)
         _TOKENIZERS[key] = tokenizer  # the last one used comes last

@@ -29,7 +29,8 @@ class TorchSession:
 
     Args:
         mode: `eager`; `compiled`, by `torch.compile` at the first run, which needs a C++ compiler; or `bfloat16`,
-            matrix products in that type (faster only on a CPU that has it).
+            matrix products in that type (faster only on a CPU that has it); or `torchao`, by which weights are
+            kept in INT8 (one scale for each output; an optional package).
 
     Raises:
         RegistryError: the file cannot be loaded or names no registered class.
@@ -48,6 +49,8 @@ class TorchSession:
         torch.set_num_threads(threads)
         torch.backends.mha.set_fastpath_enabled(False)
         module = load_module(folder / manifest.entry, manifest.ref)
+        if mode == "torchao":
+            _round_weights(module)
         self._module: Callable[..., Any] | None = torch.compile(module, dynamic=True) if mode == "compiled" else module
         self._half = mode == "bfloat16"
         self._ref = manifest.ref
@@ -80,6 +83,15 @@ class TorchSession:
 
     def close(self) -> None:
         self._module = None
+
+
+def _round_weights(module: torch.nn.Module) -> None:
+    """INT8 weights by torchao, in place. Not its dynamic INT8: ranges of a batch make answers depend on neighbours."""
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise RegistryError("torchao is not installed: pip install 'canarium[torchao]'") from error
+    quantize_(module, Int8WeightOnlyConfig())
 
 
 def load_module(path: Path, ref: str) -> torch.nn.Module:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from built_kit import Built, built_in
 
+from monitoring.golden import read
 from serving.build.cache import BuildError
 from serving.build.kinds import load_recipe
 from serving.build.runner import build
+from serving.build.snapshot import chosen
 from serving.errors import ConfigError
 from serving.registry.store import Registry
 from serving.runtimes.base import open_session
@@ -54,6 +56,27 @@ def test_every_variant_is_registered_with_its_lineage(built: Built) -> None:
     assert found["distilled"].distillation["parameters"] == 3 * 4 + 4 + 4 + 1
     assert found["int8"].quantization["method"] == "static QDQ"
     assert not built.result.refused
+
+
+def test_an_artifact_brings_along_what_drift_reports_and_golden_rows_are_compared_with(built: Built) -> None:
+    manifest, folder = built.registry.open("pump/distilled")
+    assert set(manifest.files) == {manifest.entry, "reference.json", "golden.jsonl"}
+    reference = json.loads((folder / "reference.json").read_text())
+    assert reference["rows"] == 210  # calibration and validation
+    assert {"features_0", "features_2", "class", "confidence", "energy"} <= set(reference["columns"])
+    pipeline, session = Pipeline(manifest, folder), open_session(manifest, folder, runtime="onnxruntime", threads=1)
+    golden = read(folder / "golden.jsonl")
+    assert len(golden) == 128
+    for row in golden[:5]:
+        features = np.array(row.inputs[0]["data"], np.float32).reshape(1, 3)
+        answer = pipeline.postprocess(session.run(pipeline.preprocess({"features": features})))
+        assert answer["probabilities"].tobytes() == np.array(row.probabilities, np.float32).tobytes()
+
+
+def test_large_splits_are_sampled_evenly() -> None:
+    assert list(chosen(3)) == [0, 1, 2]
+    assert len(chosen(7350)) <= 2000
+    assert chosen(0) == range(0)
 
 
 def test_raw_rows_go_in_and_a_calibrated_answer_comes_out(built: Built) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from serving.build.runner import BuildResult, build
 from serving.build.search.choose import Trial, bounded, choose, front, refusal
 from serving.build.search.plot import Point, pareto
-from serving.build.search.recipe import QuantizeSearch
+from serving.build.search.recipe import QuantizeSearch, StudentSearch
 from serving.registry.store import Registry
 
 # ---------------------------------------------------------------- the rule
@@ -63,6 +64,14 @@ def test_settings_are_every_combination_by_name() -> None:
     }
 
 
+def test_students_are_every_combination_of_the_sizes_that_are_given_or_the_recipes() -> None:
+    search = StudentSearch(temperature=(1.0, 2.0), alpha=(0.3,), width=(8, 16))
+    assert [each["name"] for each in search.settings(4, 32)] == [
+        "t1-a0.3-w8-h32", "t2-a0.3-w8-h32", "t1-a0.3-w16-h32", "t2-a0.3-w16-h32",
+    ]  # fmt: skip
+    assert StudentSearch().settings(4, 32)[0]["student"]["width"] == 4
+
+
 def measured(**changes: Any) -> dict[str, Any]:
     good: dict[str, Any] = {
         "failed": "", "neighbour_change": 0.0, "accuracy": 0.95, "disagreement": 0.01,
@@ -103,9 +112,12 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Registry, BuildR
         "search": {
             "quantize": {"ranges": ["minmax", "percentile-99.9", "entropy"], "float_layers": [0, 1]},
             "candidates": 4,
-            "formats": ["dynamic-int8", "fp16", "torch", "torch-bf16"],
-        }
+            "formats": ["dynamic-int8", "fp16", "torch", "torch-bf16", "torchao-int8"],
+            "students": {"temperature": [1, 4], "alpha": [0.5], "seeds": [1, 2]},
+        },
+        "ablations": True,
     }
+    document["student"]["qad"] = {"epochs": 2, "batch": 16, "learning_rate": 0.01}
     recipe = build_kit.write(folder, document, build_kit.rows())
     registry = Registry(folder / "registry")
     result = build(recipe, registry, cache_dir=folder / "cache")
@@ -114,10 +126,13 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Registry, BuildR
 
 def test_every_candidate_is_measured_on_validation(searched: tuple[Registry, BuildResult, dict[str, Any]]) -> None:
     trials = searched[2]["trials"]
-    assert len(trials) == 1 + 4 + 4
+    assert len(trials) == 1 + 4 + 5
     assert searched[2]["left_out"] == 2
     for name, row in trials.items():
         assert row["split"] == "validation"
+        if name == "torchao-int8" and not find_spec("torchao"):
+            assert "torchao is not installed" in row["failed"]
+            continue
         assert row["failed"] == "", name
         assert row["latency_ms"]["batch_1"]["p50"] > 0
     assert trials["fp32"]["mean_kl"] == 0
@@ -140,6 +155,46 @@ def test_layers_kept_in_float_are_those_that_suffer_most(
     kept = [step for name, step in steps.items() if name.endswith("-float-1")]
     assert kept
     assert all(layers[0]["node"] in step.read("quantization.json")["kept_in_float"] for step in kept)
+
+
+def document_of(searched: tuple[Registry, BuildResult, dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(searched[1].report_path.with_suffix(".json").read_text())
+    return found
+
+
+def test_students_are_searched_beside_a_control_of_their_size(
+    searched: tuple[Registry, BuildResult, dict[str, Any]],
+) -> None:
+    found = document_of(searched)["student_search"]
+    assert set(found["trials"]) == {"teacher", "t1-a0.5-w8-h8", "t4-a0.5-w8-h8", "control-w8-h8"}
+    taken = {
+        name: row["mean_kl"] for name, row in found["trials"].items() if name.startswith("t") and name != "teacher"
+    }
+    assert found["chosen"] == min(taken, key=lambda name: taken[name])
+    how = searched[0].resolve("tiny/distilled").distillation
+    assert found["chosen"].startswith(f"t{how['temperature']:g}-a{how['alpha']:g}")
+    assert found["control"]["name"] == "control-w8-h8"
+    assert "no gain of distillation is claimed" in searched[1].report_path.read_text()
+
+
+def test_a_student_trained_with_rounding_is_registered_and_held_against_its_control(
+    searched: tuple[Registry, BuildResult, dict[str, Any]],
+) -> None:
+    manifest = searched[0].resolve("tiny/distilled-qad")
+    assert manifest.lineage.relation == "qad"
+    assert {parent.role for parent in manifest.lineage.parents} == {"start", "teacher"}
+    assert manifest.quantization["method"] == "static QDQ"
+    assert manifest.distillation["quantization_aware"]["seed"] == 1
+    assert set(document_of(searched)["qad"]["against"]) == {"INT8 after training", "its control"}
+    assert "## Quantization-aware distillation" in searched[1].report_path.read_text()
+
+
+def test_ablations_leave_out_what_the_recipe_has(searched: tuple[Registry, BuildResult, dict[str, Any]]) -> None:
+    rows = document_of(searched)["ablations"]
+    assert [(row["of"], row["without"].split()[0]) for row in rows] == [("int8", "one"), ("distilled", "the")]
+    for row in rows:
+        assert 0 <= row["pair"]["p_value"] <= 1
+        assert row["measured"]["accuracy_ci"][0] <= row["measured"]["accuracy"]
 
 
 def test_the_report_shows_the_search_and_a_plot_that_parses(

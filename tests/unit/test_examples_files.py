@@ -16,18 +16,23 @@ import pytest
 
 from serving.build.imported.recipe import ImportedRecipe
 from serving.build.kinds import load_recipe
+from serving.build.text.data import near_key
 from serving.config import load_config
 
 EXAMPLES = Path(__file__).parents[2] / "deployments" / "examples"
 
 
-@pytest.mark.parametrize("name", ["iot", "voice"])
+@pytest.mark.parametrize("name", ["iot", "voice", "sentiment"])
 def test_recipe_and_configuration_are_valid_and_meet(name: str) -> None:
     recipe = load_recipe(EXAMPLES / name / "recipe.yaml")
     models = load_config(EXAMPLES / name / "canarium.yaml").models
     assert list(models) == [recipe.model] == [name]
+
+
+@pytest.mark.parametrize("name", ["iot", "voice"])
+def test_the_shipped_report_holds_every_variant_that_is_served(name: str) -> None:
     report = (EXAMPLES / name / "REPORT.md").read_text()
-    for variant in models[name].variants:
+    for variant in load_config(EXAMPLES / name / "canarium.yaml").models[name].variants:
         assert f"| {variant} |" in report
 
 
@@ -53,8 +58,8 @@ def test_the_voice_model_and_its_licence_are_there() -> None:
     assert clips == {"calibration": (12, 80), "test": (40, 80)}
 
 
-def _prepare() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("iot_prepare", EXAMPLES / "iot" / "prepare.py")
+def _prepare(name: str = "iot") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_prepare", EXAMPLES / name / "prepare.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -72,3 +77,21 @@ def test_preparing_again_gives_the_same_bytes(tmp_path: Path) -> None:
     lines = gzip.decompress((tmp_path / "one").read_bytes()).decode().splitlines()
     assert lines[0].endswith("f9,label,split")
     assert re.fullmatch(r"50,21,77,0,28,0,27,48,22,anomaly,(train|calibration|validation|test)", lines[1])
+
+
+def test_snippets_are_labelled_by_sign_and_repeated_or_undecided_ones_left_out(tmp_path: Path) -> None:
+    prepare = _prepare("sentiment")
+    rated = "1\t2.5\tSuch  a joy.\r\n2\t-1.0\tTedious\r\n3\t0.0\tIt is a film\r\n4\t0.4\tSuch a joy!\r\n5\t1\t...\r\n"
+    found = list(prepare.rows(rated))
+    assert [(row["text"], row["label"]) for row in found] == [("Such a joy.", "positive"), ("Tedious", "negative")]
+    for name in ("one", "two"):
+        prepare.write(tmp_path / name, prepare.rows(rated))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    for row in found:
+        assert near_key(row["text"]) == prepare.key_of(row["text"])  # what the build compares across splits
+
+
+def test_no_weights_are_shipped_with_the_sentiment_example() -> None:
+    ignored = (EXAMPLES.parents[1] / ".gitignore").read_text().splitlines()
+    for folder in ("data", "models"):
+        assert f"/deployments/examples/sentiment/{folder}/" in ignored

@@ -18,7 +18,8 @@ from serving.build.evaluate import MEASURING, calibrate
 from serving.build.export import export_onnx
 from serving.build.interface import Interface
 from serving.build.plan import Part, Plan, Variant
-from serving.registry.manifest import Postprocess, Signature, TensorSpec
+from serving.build.snapshot import SOURCES, snapshot
+from serving.registry.manifest import GOLDEN_FILE, REFERENCE_FILE, Postprocess, Signature, TensorSpec
 
 _HERE = Path(__file__).parent
 _BUILD = _HERE.parent
@@ -143,6 +144,9 @@ class AnomalyPlan(Plan[AnomalyRecipe]):
         seen = {"teacher": judge.calibration} if judge is not None and judge.calibration is not None else {}
         calibration = self.step(f"{name}-temperature", calibrate, parameters, {**needs, **seen}, _MEASURING)
         needs["calibration"] = calibration
+        seen_before = {**parameters, "golden_rows": recipe.golden_rows}
+        brought = self.step(f"{name}-snapshot", snapshot, seen_before, needs, (*SOURCES, *_DATA))
+        files = {file: brought.folder / file for file in (REFERENCE_FILE, GOLDEN_FILE)}
         if judge is not None:
             needs["teacher"] = judge.evaluation
         evaluation = self.step(
@@ -153,7 +157,7 @@ class AnomalyPlan(Plan[AnomalyRecipe]):
             _MEASURING,
         )
         relation, parents = _LINEAGE[name]
-        return Variant(name, "onnx", model, evaluation, interface, relation, parents, calibration, about=about)
+        return Variant(name, "onnx", model, evaluation, interface, relation, parents, calibration, files, about=about)
 
     def _distillation(self, students: Made, compared: Made) -> dict[str, Any]:
         document, comparison = students.read("students.json"), compared.read("comparison.json")

@@ -58,6 +58,8 @@ class AnomalyRecipe(Recipe):
     #: Resamples of the test split for the intervals of average precision and ROC AUC.
     bootstrap_draws: Annotated[int, Field(ge=100, le=100_000)] = 1000
     requirements: AnomalyRequirements = AnomalyRequirements()
+    #: Rows of the test split that go into the artifacts, to be asked again while they are served.
+    golden_rows: Annotated[int, Field(ge=0, le=10_000)] = 128
 
     @model_validator(mode="after")
     def _two_labels(self) -> AnomalyRecipe:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,20 @@ FORMS: dict[str, tuple[str, TorchMode]] = {
     "torch": ("torch", "eager"),
     "torch-bf16": ("torch", "bfloat16"),
     "torch-compile": ("torch", "compiled"),
+    "torchao-int8": ("torch", "torchao"),
 }
+
+
+def tools(mode: TorchMode) -> dict[str, str]:
+    """What a mode needs beyond the libraries that every step depends on: which is there, so that it is tried again."""
+    if mode == "compiled":
+        return {"compiler": shutil.which(os.environ.get("CXX", "g++")) or "absent"}
+    if mode == "torchao":
+        try:
+            return {"torchao": version("torchao")}
+        except PackageNotFoundError:
+            return {"torchao": "absent"}
+    return {}
 
 
 def convert(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from serving.build.recipe import Section
+from serving.build.recipe import Count, Positive, Section, Share
 
 Ranges = Literal["minmax", "entropy", "percentile-99.9", "percentile-99.99", "percentile-99.999"]
-Format = Literal["dynamic-int8", "fp16", "torch", "torch-bf16", "torch-compile"]
+Format = Literal["dynamic-int8", "fp16", "torch", "torch-bf16", "torch-compile", "torchao-int8"]
 
 
 class QuantizeSearch(Section):
@@ -39,6 +39,33 @@ class QuantizeSearch(Section):
         return found
 
 
+class StudentSearch(Section):
+    """Settings of the student, tried in every combination up to `candidates`.
+
+    Each size is trained by the labels alone as well (cross-entropy only), from the same seeds: the control.
+    """
+
+    temperature: Annotated[tuple[Positive, ...], Field(min_length=1)] = (2.0,)
+    alpha: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.5,)
+    #: Sizes; the student's own if none are given.
+    width: tuple[Count, ...] = ()
+    hidden: tuple[Count, ...] = ()
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2)
+
+    def settings(self, width: int, hidden: int) -> list[dict[str, Any]]:
+        """Every combination: `name`, and what it sets in a student's recipe. `width` and `hidden`: of the recipe."""
+        return [
+            {
+                "name": f"t{temperature:g}-a{alpha:g}-w{wide}-h{inner}",
+                "student": {"temperature": temperature, "alpha": alpha, "width": wide, "hidden": inner},
+            }
+            for wide in self.width or (width,)
+            for inner in self.hidden or (hidden,)
+            for temperature in self.temperature
+            for alpha in self.alpha
+        ]
+
+
 class SearchRecipe(Section):
     """The search of a recipe.
 
@@ -51,4 +78,5 @@ class SearchRecipe(Section):
     candidates: Annotated[int, Field(ge=1, le=200)] = 12
     prefer: Literal["fidelity", "size", "speed"] = "fidelity"
     quantize: QuantizeSearch | None = None
+    students: StudentSearch | None = None
     formats: tuple[Format, ...] = ()

@@ -12,7 +12,7 @@ from serving.build.evaluate import MEASURING
 from serving.build.interface import Interface
 from serving.build.plan import Plan
 from serving.build.search.choose import Choice, Trial, bounded, choose, front, refusal
-from serving.build.search.formats import FORMS, convert
+from serving.build.search.formats import FORMS, convert, tools
 from serving.build.search.recipe import SearchRecipe
 from serving.build.search.sensitivity import rank_layers
 from serving.build.search.trial import measure_trial
@@ -45,7 +45,7 @@ class Subject(NamedTuple):
     settings: Mapping[str, Any]
 
 
-class _Search:
+class Search:
     """One search; every candidate is a step of the plan."""
 
     def __init__(self, plan: Plan[Any], subject: Subject) -> None:
@@ -60,6 +60,8 @@ class _Search:
             needs["judge"] = self._judge
         name = f"{self._subject.name}-{label}-trial"
         parameters = self._parameters(format) | {"runtime": _RUNTIMES[format], "mode": mode}
+        if needed := tools(mode):
+            parameters["tools"] = needed
         made = self._plan.step(name, measure_trial, parameters, needs, _SOURCES, dict(self._subject.files))
         self._judge = self._judge or made
         return made
@@ -92,7 +94,7 @@ def search(plan: Plan[Any], recipe: SearchRecipe, subject: Subject) -> tuple[Mad
     Raises:
         BuildError: a candidate cannot be made.
     """
-    run = _Search(plan, subject)
+    run = Search(plan, subject)
     trials = {"fp32": run.trial("fp32", subject.source)}
     models = dict[str, Made]()
     settings = recipe.quantize.settings() if recipe.quantize else []
@@ -115,7 +117,7 @@ def search(plan: Plan[Any], recipe: SearchRecipe, subject: Subject) -> tuple[Mad
     measured = {name: made.read("trial.json") for name, made in trials.items()}
     requirements = plan.recipe.requirements.model_dump()
     rows = {name: {**found, "refused": refusal(found, requirements)} for name, found in measured.items()}
-    candidates = [_as_trial(name, rows[name]) for name in models if not rows[name]["failed"]]
+    candidates = [as_trial(name, rows[name]) for name in models if not rows[name]["failed"]]
     choice = choose(candidates, recipe.prefer) or _nearest(candidates, next(iter(models)))
     return models[choice.name], {
         "variant": subject.name,
@@ -123,11 +125,12 @@ def search(plan: Plan[Any], recipe: SearchRecipe, subject: Subject) -> tuple[Mad
         "why": choice.why,
         "prefer": recipe.prefer,
         "left_out": len(settings) - min(len(settings), recipe.candidates),
-        "trials": _with_front(rows),
+        "trials": with_front(rows),
     }
 
 
-def _as_trial(name: str, row: Mapping[str, Any]) -> Trial:
+def as_trial(name: str, row: Mapping[str, Any]) -> Trial:
+    """A row of a search, once it has its reason to be refused, as the rule looks at it."""
     spent = row["latency_ms"]["batch_1"]
     return Trial(
         name, row["rows"], row["accuracy"], row["mean_kl"], spent["p50"], spent["p99"], row["bytes"], row["refused"]
@@ -140,7 +143,7 @@ def _nearest(candidates: list[Trial], first: str) -> Choice:
     return Choice(name, "no candidate meets the requirements on validation; the nearest is left to the gate")
 
 
-def _with_front(rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def with_front(rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The rows, each with whether no other is faster, more accurate and smaller at once."""
     ran = [name for name, row in rows.items() if not row["failed"]]
     points = [

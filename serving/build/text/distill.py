@@ -14,7 +14,7 @@ import numpy as np
 
 from serving.build.cache import Tick, write_json
 from serving.build.text.data import ROWS, read_split
-from serving.build.text.train import encode, fit, logits_of, vocabulary_size
+from serving.build.text.train import encode, fit, logits_of, vocabulary_size, words_of
 from serving.build.training import prepare_torch, save_module
 
 
@@ -40,6 +40,7 @@ def train_students(out: Path, needs: Mapping[str, Path], parameters: Mapping[str
         "classes": len(labels),
         **{key: recipe[key] for key in ("width", "hidden", "dropout")},
     }
+    words = words_of(needs["tokenizer"])
     runs: list[dict[str, Any]] = []
     seeds = recipe["seeds"]
     for number, seed in enumerate(seeds):
@@ -52,7 +53,7 @@ def train_students(out: Path, needs: Mapping[str, Path], parameters: Mapping[str
             def report(done: float, total: float, note: str = "", part: int = part, kind: str = kind) -> None:
                 tick(part + done / total, 2 * len(seeds), f"{kind}, {note}")
 
-            losses = fit(module, rows, train.classes, recipe["train"], seed=seed, tick=report, soft=soft)
+            losses = fit(module, rows, train.classes, recipe["train"], words=words, seed=seed, tick=report, soft=soft)
             answers = logits_of(module, test_rows).argmax(axis=1)
             runs.append(
                 {
@@ -69,6 +70,43 @@ def train_students(out: Path, needs: Mapping[str, Path], parameters: Mapping[str
                 save_module(out / name, module, "mean-embedding", arguments)
     size = sum(parameter.numel() for parameter in module.parameters())
     write_json(out / "students.json", {"runs": runs, "parameters": size, "threads": torch.get_num_threads()})
+
+
+def train_candidate(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
+    """Train one candidate of a search with each seed; alpha 0 makes it a control.
+
+    Write `model.safetensors` (the first seed's) and `candidate.json`: `runs`, each with its seed and its accuracy on
+    the validation split, and `parameters`.
+    """
+    from serving.runtimes.modules import CLASSES
+
+    recipe = dict(parameters["student"])
+    path, labels = needs["data"] / ROWS, parameters["labels"]
+    train, validation = read_split(path, "train", labels), read_split(path, "validation", labels)
+    rows, held = (encode(needs["tokenizer"], split.texts, parameters["max_chars"]) for split in (train, validation))
+    words = words_of(needs["tokenizer"])
+    arguments = {
+        "vocabulary": vocabulary_size(needs["tokenizer"]),
+        "classes": len(labels),
+        **{key: recipe[key] for key in ("width", "hidden", "dropout")},
+    }
+    soft = (np.load(needs["teacher"] / "train_logits.npy"), recipe["temperature"], recipe["alpha"])
+    runs: list[dict[str, Any]] = []
+    for number, seed in enumerate(recipe["seeds"]):
+        prepare_torch(seed, parameters["threads"])
+        module = CLASSES["mean-embedding"](**arguments)
+
+        def report(done: float, total: float, note: str = "", number: int = number) -> None:
+            tick(number + done / total, len(recipe["seeds"]), note)
+
+        given = soft if recipe["alpha"] else None
+        fit(module, rows, train.classes, recipe["train"], words=words, seed=seed, tick=report, soft=given)
+        answers = logits_of(module, held).argmax(axis=1)
+        runs.append({"seed": seed, "accuracy": float((answers == validation.classes).mean())})
+        if number == 0:
+            save_module(out / "model.safetensors", module, "mean-embedding", arguments)
+    size = sum(parameter.numel() for parameter in module.parameters())
+    write_json(out / "candidate.json", {"runs": runs, "parameters": size})
 
 
 def _mean_kl(teacher: np.ndarray, student: np.ndarray) -> float:

@@ -10,126 +10,97 @@ import numpy as np
 
 from serving.build import metrics
 from serving.build.cache import BuildError, Made
-from serving.build.cpu import cpu_info
-from serving.build.evaluate import MEASURING, calibrate, evaluate
-from serving.build.export import export_onnx
-from serving.build.plan import Part, Plan, Variant
+from serving.build.plan import Part, Variant
+from serving.build.quantize import reduces_range
 from serving.build.search.run import Subject, search
-from serving.build.snapshot import SOURCES, snapshot
-from serving.build.text import report
+from serving.build.text import ablations, report
 from serving.build.text.damage import damage
-from serving.build.text.data import ROWS, check_data, read_split
+from serving.build.text.data import ROWS, read_split
 from serving.build.text.distill import train_students
-from serving.build.text.interface import GRAPH, TOKENIZER, text_interface
-from serving.build.text.quantize import quantize
-from serving.build.text.recipe import TextRecipe
+from serving.build.text.interface import TOKENIZER, text_interface
+from serving.build.text.qad import compared, train_rounded
+from serving.build.text.recipe import StudentRecipe
 from serving.build.text.reference import train_reference
-from serving.build.text.tokenizer import train_tokenizer
-from serving.build.text.train import train_teacher
-from serving.registry.manifest import GOLDEN_FILE, REFERENCE_FILE
+from serving.build.text.steps import DATA, NETWORKS, RUNTIMES, TextSteps
+from serving.build.text.students import search_students
+from serving.registry.manifest import Relation
 
-_HERE = Path(__file__).parent
-_RUNTIMES = _HERE.parents[1] / "runtimes"
-_DATA = (_HERE / "data.py",)
-_NETWORKS = (
-    _RUNTIMES / "modules.py",
-    _HERE.parent / "training.py",
-    *(_HERE / name for name in ("train.py", "data.py", "tokenizer.py")),
-)
-
+_QAT = Path(__file__).parents[1] / "qat.py"
 #: variant -> (relation, {role: parent})
-_LINEAGE: dict[str, tuple[Any, dict[str, str]]] = {
+_LINEAGE: dict[str, tuple[Relation, dict[str, str]]] = {
     "teacher": ("root", {}),
     "int8": ("quantized", {"source": "teacher"}),
     "distilled": ("distilled", {"teacher": "teacher"}),
     "distilled-int8": ("quantized", {"source": "distilled", "teacher": "teacher"}),
     "distilled-torch": ("distilled", {"teacher": "teacher"}),
+    # Not its `source`: those weights were trained on, and its ranges are calibrated for what came of them.
+    "distilled-qad": ("qad", {"start": "distilled", "teacher": "teacher"}),
     "broken": ("damaged", {"source": "distilled"}),
 }
 
 
-class TextPlan(Plan[TextRecipe]):
+class TextPlan(TextSteps):
     """Teacher and INT8, student and INT8, a TF-IDF yardstick, and a damaged student."""
 
     splits = (
         "weights come from train, INT8 ranges and temperatures from calibration, the strength of the damage from "
         "validation"
     )
+    _student: StudentRecipe
+    _student_search: dict[str, Any] | None = None
 
     def run(self) -> list[Variant]:
-        recipe, labels = self.recipe, list(self.recipe.labels)
-        common = {"labels": labels, "max_chars": recipe.tokenizer.max_chars}
-        file = {"file": self.folder / recipe.data.file}
-        data = self.step("data", check_data, {"labels": labels}, {}, _DATA, file)
-        tokenizer = self.step(
-            "tokenizer",
-            train_tokenizer,
-            {
-                "labels": labels,
-                "vocabulary": recipe.tokenizer.vocabulary,
-                "max_tokens": recipe.tokenizer.max_tokens,
-            },
-            {"data": data},
-            _DATA,
-        )
-        base = {"data": data, "tokenizer": tokenizer}
-        teacher = self.step(
-            "teacher",
-            train_teacher,
-            {
-                **common,
-                "teacher": recipe.teacher.model_dump(mode="json"),
-                "max_tokens": recipe.tokenizer.max_tokens,
-                "seed": recipe.seed,
-                "threads": recipe.threads,
-            },
-            base,
-            _NETWORKS,
-        )
-        teacher_onnx = self._export("teacher-onnx", teacher)
-        variants = [self._variant("teacher", "onnx", teacher_onnx, None)]
-        judge = variants[0]
-        int8 = self._int8(teacher, teacher_onnx, base)
-        variants.append(self._variant("int8", "onnx", int8, judge))
+        recipe = self.recipe
+        self.checked_data()
+        self.tokenizer()
+        teacher = self.teacher()
+        teacher_onnx = self.export("teacher-onnx", teacher)
+        relation: Relation = "finetuned" if recipe.pretrained is not None else "root"
+        judge = self.variant("teacher", "onnx", teacher_onnx, None, (relation, {}))
+        variants = [judge, self._variant("int8", self._int8(teacher, teacher_onnx), judge)]
 
-        student = self.step(
-            "student",
-            train_students,
-            {**common, "student": recipe.student.model_dump(mode="json"), "threads": recipe.threads},
-            {**base, "teacher": teacher},
-            (*_NETWORKS, _RUNTIMES / "torch.py"),
-        )
-        student_onnx = self._export("student-onnx", student)
-        variants.append(self._variant("distilled", "onnx", student_onnx, judge))
-        small = self._quantize("student-int8-onnx", student_onnx, base)
-        variants.append(self._variant("distilled-int8", "onnx", small, judge))
-        variants.append(self._variant("distilled-torch", "torch", student, judge))
-        self.step("reference", train_reference, {"labels": labels, "min_df": 2}, {"data": data}, _DATA)
+        self._student = recipe.student
+        if recipe.search is not None and recipe.search.students is not None:
+            self._student, self._student_search = search_students(self, recipe.search, teacher, teacher_onnx)
+        taught = {**self.common, "student": self._student.model_dump(mode="json"), "threads": recipe.threads}
+        needs = {**self.base, "teacher": teacher}
+        student = self.step("student", train_students, taught, needs, (*NETWORKS, RUNTIMES / "torch.py"))
+        distilled = self._variant("distilled", self.export("student-onnx", student), judge)
+        small = self.quantized("student-int8-onnx", distilled.model)
+        variants += [distilled, self._variant("distilled-int8", small, judge)]
+        variants.append(self._variant("distilled-torch", student, judge, format="torch"))
+        if recipe.student.qad is not None:
+            variants.append(self._qad(taught, {**needs, "student": student}, judge))
+        if recipe.ablations:
+            ablations.make(self, student, teacher_onnx, judge)
+        labels = list(recipe.labels)
+        self.step("reference", train_reference, {"labels": labels, "min_df": 2}, {"data": self.made["data"]}, DATA)
         if recipe.damage is not None:
-            damaged = self.step(
-                "damage",
-                damage,
-                {**common, "damage": recipe.damage.model_dump(mode="json"), "threads": recipe.threads},
-                {**base, "student": student, "teacher": teacher},
-                _NETWORKS,
-            )
-            broken = self._export("broken-onnx", damaged)
+            parameters = {**self.common, "damage": recipe.damage.model_dump(mode="json"), "threads": recipe.threads}
+            damaged = self.step("damage", damage, parameters, {**needs, "student": student}, NETWORKS)
             # Nobody recalibrated it: it is served with the temperature of its parent.
             # What it brings along is its parent's too: nobody knows yet what it answers.
-            variants.append(self._variant("broken", "onnx", broken, judge, parent=variants[2]))
+            broken = self.export("broken-onnx", damaged)
+            variants.append(self._variant("broken", broken, judge, parent=distilled))
         return variants
 
     def data(self) -> dict[str, Any]:
         found: dict[str, Any] = self.made["data"].read("data.json")
+        if (given := self.recipe.pretrained) is not None:
+            named = {"architecture", "weights_sha256", "tokenizer_sha256", "source", "licence"}
+            found["pretrained"] = given.model_dump(mode="json", include=named)
         return found
 
     def findings(self, variants: Sequence[Variant]) -> dict[str, Any]:
-        made = self.made
+        made, truth = self.made, self._truth()
         return {
             "reference": made["reference"].read("reference.json"),
-            "against_reference": self._against_reference(variants),
+            "against_reference": self._against_reference(variants, truth),
             "students": made["student"].read("students.json"),
+            "student_search": self._student_search,
             "teacher": made["teacher"].read("history.json"),
+            "qad": compared(made, truth) if "qad" in made else None,
+            "ablations": ablations.compared(made, truth, self.recipe.quantize) if self.recipe.ablations else None,
             "damage": made["damage"].read("damage.json") if "damage" in made else None,
         }
 
@@ -141,92 +112,43 @@ class TextPlan(Plan[TextRecipe]):
 
     # ------------------------------------------------------------ helpers
 
-    def _export(self, name: str, module: Made) -> Made:
-        return self.step(
-            name,
-            export_onnx,
-            {"weights": "model.safetensors", **GRAPH},
-            {"module": module},
-            (*_NETWORKS[:1], *_DATA),
-        )
+    def _variant(
+        self, name: str, model: Made, judge: Variant, *, format: str = "onnx", parent: Variant | None = None
+    ) -> Variant:
+        return self.variant(name, format, model, judge, _LINEAGE[name], parent)
 
-    def _int8(self, module: Made, source: Made, base: dict[str, Made]) -> Made:
+    def _int8(self, module: Made, source: Made) -> Made:
         """The teacher's INT8: as the recipe says, or what its search takes."""
         if self.recipe.search is None:
-            return self._quantize("int8-onnx", source, base)
+            return self.quantized("int8-onnx", source)
         subject = Subject(
             "int8",
             source,
             module,
             text_interface(self.recipe.labels, self.recipe.tokenizer),
-            {TOKENIZER: base["tokenizer"].folder / TOKENIZER},
-            lambda name, changes: self._quantize(name, source, base, changes),
+            {TOKENIZER: self.made["tokenizer"].folder / TOKENIZER},
+            lambda name, changes: self.quantized(name, source, changes),
             self.recipe.quantize.model_dump(mode="json"),
         )
         made, self.searched = search(self, self.recipe.search, subject)
         return made
 
-    def _quantize(
-        self, name: str, model: Made, base: dict[str, Made], changes: Mapping[str, Any] | None = None
-    ) -> Made:
-        parameters = {
-            "labels": list(self.recipe.labels),
-            "max_chars": self.recipe.tokenizer.max_chars,
-            "buckets": list(self.recipe.tokenizer.buckets),
-            "quantize": self.recipe.quantize.model_dump(mode="json") | dict(changes or {}),
-            "cpu": cpu_info()["flags"],
-        }
-        sources = (_HERE / "train.py", _HERE.parent / "quantize.py", _HERE.parent / "cpu.py")
-        return self.step(name, quantize, parameters, {**base, "model": model}, sources)
+    def _qad(self, taught: Mapping[str, Any], needs: Mapping[str, Made], judge: Variant) -> Variant:
+        """The student trained on with rounding, in INT8; beside it, only measured, the control of that."""
+        quantize = self.recipe.quantize.model_dump(mode="json")
+        parameters = {**taught, "reduce_range": reduces_range(quantize)}
+        made = self.step("qad", train_rounded, parameters, needs, (*NETWORKS, _QAT, RUNTIMES / "torch.py"))
+        control = self.quantized("qad-control-int8-onnx", self.export("qad-control-onnx", made, "control.safetensors"))
+        self.measured("qad-control", "onnx", control, judge)
+        return self._variant("distilled-qad", self.quantized("qad-int8-onnx", self.export("qad-onnx", made)), judge)
 
-    def _variant(
-        self, name: str, format: str, model: Made, judge: Variant | None, parent: Variant | None = None
-    ) -> Variant:
-        interface = text_interface(self.recipe.labels, self.recipe.tokenizer)
-        tokenizer = self.made["tokenizer"]
-        parameters = {
-            "labels": list(self.recipe.labels),
-            "variant": name,
-            "format": format,
-            "interface": interface.as_json(),
-            "files": [TOKENIZER],
-            "cpu": cpu_info(),
-        }
-        needs = {"data": self.made["data"], "files": tokenizer, "model": model}
-        sources = (*MEASURING, *_DATA)
-        calibration = parent.calibration if parent is not None else None
-        if calibration is None:
-            seen = {"teacher": judge.calibration} if judge is not None and judge.calibration is not None else {}
-            calibration = self.step(f"{name}-temperature", calibrate, parameters, {**needs, **seen}, sources)
-        needs["calibration"] = calibration
-        if parent is None:
-            rows = {"golden_rows": self.recipe.golden_rows}
-            made = self.step(f"{name}-snapshot", snapshot, {**parameters, **rows}, needs, (*SOURCES, *_DATA))
-            files = {TOKENIZER: tokenizer.folder / TOKENIZER}
-            files |= {file: made.folder / file for file in (REFERENCE_FILE, GOLDEN_FILE)}
-        else:
-            files = dict(parent.files)
-        if judge is not None:
-            needs["teacher"] = judge.evaluation
-        evaluation = self.step(f"{name}-evaluation", evaluate, parameters, needs, sources)
-        relation, parents = _LINEAGE[name]
-        return Variant(
-            name,
-            format,
-            model,
-            evaluation,
-            interface,
-            relation,
-            parents,
-            calibration,
-            files,
-            lambda: self._about(relation, model),
-            self.made["damage"] if relation == "damaged" else None,
-        )
-
-    def _about(self, relation: str, model: Made) -> dict[str, Any]:
+    def about(self, relation: Relation, model: Made) -> dict[str, Any]:
         if relation == "quantized":
             return {"quantization": model.read("quantization.json")}
+        if relation == "qad":
+            trained = self.made["qad"].read("qad.json")
+            rounded = {"quantization_aware": {"seed": trained["seed"], "reduce_range": trained["reduce_range"]}}
+            return {"quantization": model.read("quantization.json"), "distillation": self._distillation() | rounded}
         return {"distillation": self._distillation()} if relation == "distilled" else {}
 
     def _distillation(self) -> dict[str, Any]:
@@ -234,8 +156,8 @@ class TextPlan(Plan[TextRecipe]):
         served, control = document["runs"][:2]
         return {
             "loss": "alpha * T^2 * KL(teacher || student) + (1 - alpha) * cross-entropy",
-            "alpha": self.recipe.student.alpha,
-            "temperature": self.recipe.student.temperature,
+            "alpha": self._student.alpha,
+            "temperature": self._student.temperature,
             "seed": served["seed"],
             "parameters": document["parameters"],
             "mean_kl": served["train_kl"],
@@ -253,10 +175,12 @@ class TextPlan(Plan[TextRecipe]):
                 f"under damage.least_disagreement {recipe.least_disagreement:.0%}; set another damage.seed"
             )
 
-    def _against_reference(self, variants: Sequence[Variant]) -> dict[str, Any]:
+    def _truth(self) -> np.ndarray:
+        return read_split(self.made["data"].folder / ROWS, "test", self.recipe.labels).classes
+
+    def _against_reference(self, variants: Sequence[Variant], truth: np.ndarray) -> dict[str, Any]:
         """For each variant: rows that only it, and only the reference, gets right, and the exact sign test."""
         answers = np.load(self.made["reference"].folder / "answers.npy")
-        truth = read_split(self.made["data"].folder / ROWS, "test", self.recipe.labels).classes
         compared = {}
         for variant in variants:
             right = np.load(variant.evaluation.folder / "logits.npy").argmax(axis=1) == truth

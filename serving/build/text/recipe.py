@@ -1,4 +1,4 @@
-"""The recipe of a text classifier: a transformer, its INT8, a distilled student, its INT8, and a damaged one."""
+"""The recipe of a text classifier: a teacher trained here or elsewhere, a student, INT8 of both, a damaged student."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from serving.build.search.recipe import SearchRecipe
 
 
 class TokenizerRecipe(Section):
-    """A byte-pair vocabulary trained on the train split; lengths in tokens and characters."""
+    """A byte-pair vocabulary trained on the train split; lengths in tokens and characters.
+
+    With a pre-trained teacher its own tokenizer is taken, and `vocabulary` is not given.
+    """
 
     vocabulary: Annotated[int, Field(ge=50, le=200_000)] = 20_000
     max_tokens: Annotated[int, Field(ge=2, le=4096)] = 96
@@ -34,6 +37,8 @@ class TrainRecipe(Section):
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.05
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     word_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    #: Batches of texts of about one length, which need less padding.
+    by_length: bool = False
 
 
 class TeacherRecipe(Section):
@@ -53,6 +58,25 @@ class TeacherRecipe(Section):
         return self
 
 
+class PretrainedRecipe(Section):
+    """A teacher from elsewhere: its tokenizer as it is, its last layers and a new head trained here.
+
+    `weights` is a safetensors file with the names of Hugging Face's `BertModel`, `tokenizer` a `tokenizer.json`; both
+    are relative to the recipe and refused with another digest.
+    """
+
+    architecture: Literal["minilm"]
+    weights: str
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    tokenizer: str
+    tokenizer_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    source: str
+    licence: str
+    trained_layers: Annotated[int, Field(ge=0, le=6)] = 2
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    train: TrainRecipe
+
+
 class StudentRecipe(Section):
     """The small model. Loss: alpha · T² · KL(teacher_T ‖ student_T) + (1 - alpha) · cross-entropy
     (Hinton et al., 2015). A control with alpha 0 is trained from the same seeds."""
@@ -65,6 +89,9 @@ class StudentRecipe(Section):
     alpha: Share = 0.5
     #: The first is served; the others tell how far two runs differ by chance.
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2, 3)
+    #: A further training run, with the rounding of INT8 in it, of the student that is served: quantization-aware
+    #: distillation. Its control goes on by the labels alone.
+    qad: TrainRecipe | None = None
 
 
 class DamageRecipe(Section):
@@ -80,10 +107,22 @@ class TextRecipe(Recipe):
 
     kind: Literal["text"] = "text"
     tokenizer: TokenizerRecipe = TokenizerRecipe()
-    teacher: TeacherRecipe
+    #: One of the two: trained from scratch, or from elsewhere.
+    teacher: TeacherRecipe | None = None
+    pretrained: PretrainedRecipe | None = None
     student: StudentRecipe
     quantize: QuantizeRecipe = QuantizeRecipe()
     search: SearchRecipe | None = None
     damage: DamageRecipe | None = None
+    #: Measure what each choice is worth: the same without it.
+    ablations: bool = False
     #: Rows of the test split that go into the artifacts, texts and all, to be asked again while they are served.
     golden_rows: Annotated[int, Field(ge=0, le=10_000)] = 128
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> TextRecipe:
+        if (self.teacher is None) == (self.pretrained is None):
+            raise ValueError("give either teacher (trained from scratch) or pretrained (trained elsewhere)")
+        if self.pretrained is not None and "vocabulary" in self.tokenizer.model_fields_set:
+            raise ValueError("tokenizer.vocabulary: the pre-trained teacher brings its own vocabulary")
+        return self

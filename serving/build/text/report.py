@@ -8,21 +8,33 @@ from typing import Any
 import numpy as np
 
 from serving.build.plan import Part
+from serving.build.text.paired import verdict
 
 
 def parts(document: Mapping[str, Any]) -> list[Part]:
-    return [
+    found = [
         Part("Against the reference", _reference_lines(document)),
         Part("Distillation", _distillation_lines(document)),
     ]
+    if document["qad"]:
+        found.append(Part("Quantization-aware distillation", _qad_lines(document["qad"])))
+    if document["ablations"]:
+        found.append(Part("Ablations", _ablation_lines(document)))
+    return found
 
 
 def notes(document: Mapping[str, Any]) -> list[str]:
     """On the models and the damaged variant."""
+    teacher, given = document["teacher"], document["data"].get("pretrained")
     lines = [
-        f"- Teacher: {document['teacher']['parameters']:,} parameters.",
+        f"- Teacher: {teacher['parameters']:,} parameters."
+        + (f" Fine-tuned: {teacher['trained']:,} of them were trained here." if given else ""),
         f"- Seeds: {document['recipe']['seed']} (teacher), {document['recipe']['student']['seeds']} (students).",
     ]
+    if given:
+        lines.append(
+            f"- Pre-trained weights: {given['source']} ({given['licence']}), SHA-256 {given['weights_sha256']}."
+        )
     damage = document["damage"]
     if damage:
         measured = document["variants"]["broken"]["measured"]
@@ -45,10 +57,10 @@ def _reference_lines(document: Mapping[str, Any]) -> list[str]:
         if name == "broken":
             continue
         ahead = "ahead of" if pair["only_this"] > pair["only_reference"] else "behind"
-        verdict = f"{ahead} it" if pair["p_value"] < 0.05 else "not distinguishable from it at the 5 % level"
+        said = f"{ahead} it" if pair["p_value"] < 0.05 else "not distinguishable from it at the 5 % level"
         lines.append(
             f"- {name}: right alone on {pair['only_this']} rows, TF-IDF alone on {pair['only_reference']} "
-            f"(exact sign test p = {pair['p_value']:.3f}): {verdict}."
+            f"(exact sign test p = {pair['p_value']:.3f}): {said}."
         )
     return lines
 
@@ -73,7 +85,7 @@ def _distillation_lines(document: Mapping[str, Any]) -> list[str]:
     # The standard error of an accuracy on this many rows bounds what a difference can mean.
     p = float(np.mean(accuracies["control"]))
     noise = max(2 * spread, 2 * float(np.sqrt(p * (1 - p) / rows)))
-    verdict = (
+    said = (
         "within noise: no gain of distillation is claimed"
         if abs(gap) <= noise
         else ("beyond noise, in favour of distillation" if gap > 0 else "beyond noise, against distillation")
@@ -81,6 +93,51 @@ def _distillation_lines(document: Mapping[str, Any]) -> list[str]:
     lines += [
         "",
         f"{document['students']['parameters']:,} parameters. The first seed is served, whichever is best. "
-        f"Mean difference {gap:+.4f}, against a noise of about ±{noise:.4f}: {verdict}.",
+        f"Mean difference {gap:+.4f}, against a noise of about ±{noise:.4f}: {said}.",
     ]
     return lines
+
+
+def _qad_lines(found: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "The student in INT8 three ways: rounded after training; trained on by the teacher with the rounding in it; "
+        "trained on in the same way by the labels alone.",
+        "",
+        "| INT8 student | accuracy | 95 % interval | differs from teacher | model bytes |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in found["rows"].items():
+        low, high = row["accuracy_ci"]
+        lines.append(
+            f"| {name} | {row['accuracy']:.4f} | {low:.4f}–{high:.4f} | {row['teacher_disagreement']:.2%} "
+            f"| {row['model_bytes']:,} |"
+        )
+    lines.append("")
+    for name, pair in found["against"].items():
+        lines.append(
+            f"- Trained with rounding, against {name}: right alone on {pair['only_this']} rows, wrong alone on "
+            f"{pair['only_other']} (exact sign test p = {pair['p_value']:.3f}): {verdict(pair)}."
+        )
+    return lines
+
+
+def _ablation_lines(document: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "| variant | without | accuracy with it | accuracy without (95 % interval) | right only with, only without "
+        "| with it |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in document["ablations"]:
+        low, high = row["measured"]["accuracy_ci"]
+        pair = row["pair"]
+        lines.append(
+            f"| {row['of']} | {row['without']} | {row['with']['accuracy']:.4f} "
+            f"| {row['measured']['accuracy']:.4f} ({low:.4f}–{high:.4f}) | {pair['only_this']}, {pair['only_other']} "
+            f"(p = {pair['p_value']:.3f}) | {verdict(pair)} |"
+        )
+    return [
+        *lines,
+        "",
+        "Each is made as the variant was, but for one choice, and asked the same test rows; p by the exact sign test. "
+        "What the temperature is worth stands under “Calibration before and after”.",
+    ]

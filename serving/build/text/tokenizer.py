@@ -13,7 +13,7 @@ from serving.build.cache import Tick
 from serving.build.text.data import ROWS, read_split
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]")
-UNKNOWN_ID, CLASS_ID = 1, 2
+_UNKNOWN_ID, _CLASS_ID = 1, 2
 
 # What the data has masked may reach the server unmasked, so both become one word. Names cannot be
 # recognised by rule: a request that is to be judged like the data must come with its names masked.
@@ -30,7 +30,7 @@ def train_tokenizer(out: Path, needs: Mapping[str, Path], parameters: Mapping[st
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     split = read_split(needs["data"] / ROWS, "train", parameters["labels"])
-    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL[UNKNOWN_ID], fuse_unk=True))
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL[_UNKNOWN_ID], fuse_unk=True))
     masks = [normalizers.Replace(Regex(pattern), word) for pattern, word in _MASKS]
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Lowercase(), normalizers.StripAccents(), *masks]
@@ -40,6 +40,6 @@ def train_tokenizer(out: Path, needs: Mapping[str, Path], parameters: Mapping[st
         vocab_size=parameters["vocabulary"], special_tokens=list(SPECIAL), show_progress=False
     )
     tokenizer.train_from_iterator(split.texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", CLASS_ID)])
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", _CLASS_ID)])
     tokenizer.enable_truncation(parameters["max_tokens"])
     tokenizer.save(str(out / "tokenizer.json"))

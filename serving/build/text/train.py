@@ -6,17 +6,34 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from serving.build.cache import Tick, write_json
 from serving.build.text.data import ROWS, read_split
-from serving.build.text.tokenizer import CLASS_ID, UNKNOWN_ID
 from serving.build.training import prepare_torch, save_module
 
 if TYPE_CHECKING:
     import torch
+
+
+#: Batches that are sorted by length together.
+_STRETCH = 32
+
+
+class Words(NamedTuple):
+    """Where a tokenizer's words begin: the id of unknown ones, and the last of those that mean something else."""
+
+    unknown: int
+    last_special: int
+
+
+def words_of(folder: Path) -> Words:
+    """Of the tokenizer in a folder."""
+    document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    special = {token["content"]: token["id"] for token in document["added_tokens"]}
+    return Words(special[document["model"]["unk_token"]], max(special.values()))
 
 
 def encode(folder: Path, texts: Sequence[str], max_chars: int) -> list[np.ndarray]:
@@ -53,6 +70,7 @@ def fit(
     classes: np.ndarray,
     recipe: Mapping[str, Any],
     *,
+    words: Words,
     seed: int,
     tick: Tick,
     soft: tuple[np.ndarray, float, float] | None = None,
@@ -63,6 +81,7 @@ def fit(
         rows: token ids of each text.
         classes: int64 [n].
         recipe: a `TrainRecipe` as a dictionary.
+        words: what word dropout replaces, and by what.
         seed: of the order of the rows; dropout follows torch's own generator.
         soft: (teacher logits [n, C], temperature T, alpha) adds alpha · T² · KL(teacher ‖ student).
 
@@ -88,13 +107,15 @@ def fit(
     for epoch in range(epochs):
         module.train()
         shuffle.shuffle(order)
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        if recipe["by_length"]:
+            batches = _by_length(order, rows, size, shuffle)
         total = 0.0
-        for at in range(0, len(order), size):
-            chosen = order[at : at + size]
+        for chosen in batches:
             ids = pad([rows[index] for index in chosen])
             if recipe["word_dropout"]:
-                hidden = (torch.rand(ids.shape) < recipe["word_dropout"]) & (ids > CLASS_ID)
-                ids = ids.masked_fill(hidden, UNKNOWN_ID)
+                hidden = (torch.rand(ids.shape) < recipe["word_dropout"]) & (ids > words.last_special)
+                ids = ids.masked_fill(hidden, words.unknown)
             logits = module(ids)
             loss = functional.cross_entropy(logits, targets[chosen], label_smoothing=recipe["label_smoothing"])
             if teacher is not None:
@@ -118,6 +139,16 @@ def fit(
     return losses
 
 
+def _by_length(order: Sequence[int], rows: Sequence[np.ndarray], size: int, shuffle: random.Random) -> list[list[int]]:
+    """Batches of like length, in random order: sorted within stretches of `_STRETCH` batches only, to stay random."""
+    batches: list[list[int]] = []
+    for at in range(0, len(order), _STRETCH * size):
+        stretch = sorted(order[at : at + _STRETCH * size], key=lambda index: len(rows[index]))
+        batches += [stretch[start : start + size] for start in range(0, len(stretch), size)]
+    shuffle.shuffle(batches)
+    return batches
+
+
 def vocabulary_size(folder: Path) -> int:
     """Number of tokens of a trained tokenizer."""
     document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -139,7 +170,8 @@ def train_teacher(out: Path, needs: Mapping[str, Path], parameters: Mapping[str,
     split = read_split(needs["data"] / ROWS, "train", parameters["labels"])
     rows = encode(needs["tokenizer"], split.texts, parameters["max_chars"])
     module = CLASSES["transformer"](**arguments)
-    losses = fit(module, rows, split.classes, recipe["train"], seed=parameters["seed"], tick=tick)
+    words = words_of(needs["tokenizer"])
+    losses = fit(module, rows, split.classes, recipe["train"], words=words, seed=parameters["seed"], tick=tick)
     save_module(out / "model.safetensors", module, "transformer", arguments)
     np.save(out / "train_logits.npy", logits_of(module, rows))
     write_json(out / "history.json", {"losses": losses, "parameters": sum(p.numel() for p in module.parameters())})
