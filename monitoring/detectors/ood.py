@@ -25,7 +25,7 @@ class Ood(Detector):
 
     >>> guard = Ood(threshold=-2.0, level=0.01, margin=0.02)
     >>> next(n for n in range(1, 400) if guard.observe(-1.0 if n % 10 == 0 else -5.0))
-    170
+    160
     """
 
     name: ClassVar[str] = "ood"

@@ -333,7 +333,7 @@ class TestVerdicts:
             "broken disagrees with teacher on 32 of 94 scored answers (34.0 %), "
             "over the gross limit of 16.5 %: evidence e^6.6 ≥ e^6.4"
         )
-        assert trips[0].statistic["example_request_keys"][-1] == f"{96:016x}"
+        assert trips[0].statistic["example_request_keys"][-1] == f"{93:016x}"
 
     def test_a_pass_says_why(self) -> None:
         watched = guards()
