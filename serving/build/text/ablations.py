@@ -30,21 +30,35 @@ def _of_int8(recipe: QuantizeRecipe) -> Iterator[tuple[str, str, dict[str, Any]]
         yield "int8-few-rows", f"all but {FEW_ROWS} of {recipe.rows} calibration rows", {"rows": FEW_ROWS}
 
 
-def make(plan: TextSteps, student: Made, source: Made, judge: Variant) -> None:
+def _taken(plan: TextSteps, int8: Made) -> tuple[QuantizeRecipe, dict[str, Any]]:
+    """How the INT8 that is registered was made, whole and as changes: as the recipe says, or as its search took it."""
+    recipe = plan.recipe.quantize
+    if plan.searched is None:
+        return recipe, {}
+    made = int8.read("quantization.json")
+    settings = {key: made[key] for key in ("per_channel", "ranges")} | {
+        "percentile": made["percentile"] or recipe.percentile
+    }
+    return recipe.model_copy(update=settings), {**settings, "exclude": made["kept_in_float"]}
+
+
+def make(plan: TextSteps, student: Made, source: Made, int8: Made, judge: Variant) -> None:
     """Make and measure what `compared` compares.
 
     Args:
         student: the step of the students, whose control is the student without distillation.
-        source: the teacher's ONNX.
+        source: the teacher's ONNX; `int8`: its INT8.
     """
-    for step, _, changes in _of_int8(plan.recipe.quantize):
-        plan.measured(step, "onnx", plan.quantized(f"{step}-onnx", source, changes), judge)
+    recipe, settings = _taken(plan, int8)
+    for step, _, changes in _of_int8(recipe):
+        plan.measured(step, "onnx", plan.quantized(f"{step}-onnx", source, settings | changes), judge)
     plan.measured("control", "onnx", plan.export("control-onnx", student, "control.safetensors"), judge)
 
 
-def compared(made: Mapping[str, Made], truth: np.ndarray, recipe: QuantizeRecipe) -> list[dict[str, Any]]:
+def compared(plan: TextSteps, int8: Made, truth: np.ndarray) -> list[dict[str, Any]]:
     """One row for each choice: `of`, `without`, what was `measured` with it and without, and the paired comparison."""
-    rows = [("int8", step, what) for step, what, _ in _of_int8(recipe)]
+    made = plan.made
+    rows = [("int8", step, what) for step, what, _ in _of_int8(_taken(plan, int8)[0])]
     rows.append(("distilled", "control", "the teacher (labels alone)"))
     return [
         {

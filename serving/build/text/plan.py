@@ -72,7 +72,7 @@ class TextPlan(TextSteps):
         if recipe.student.qad is not None:
             variants.append(self._qad(taught, {**needs, "student": student}, judge))
         if recipe.ablations:
-            ablations.make(self, student, teacher_onnx, judge)
+            ablations.make(self, student, teacher_onnx, variants[1].model, judge)
         labels = list(recipe.labels)
         self.step("reference", train_reference, {"labels": labels, "min_df": 2}, {"data": self.made["data"]}, DATA)
         if recipe.damage is not None:
@@ -100,7 +100,7 @@ class TextPlan(TextSteps):
             "student_search": self._student_search,
             "teacher": made["teacher"].read("history.json"),
             "qad": compared(made, truth) if "qad" in made else None,
-            "ablations": ablations.compared(made, truth, self.recipe.quantize) if self.recipe.ablations else None,
+            "ablations": ablations.compared(self, variants[1].model, truth) if self.recipe.ablations else None,
             "damage": made["damage"].read("damage.json") if "damage" in made else None,
         }
 
