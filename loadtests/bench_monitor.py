@@ -34,9 +34,9 @@ from serving.contract import (
     Snapshot,
     VariantEntry,
     kpi_key,
-    pack_divergence,
 )
 from serving.gateway.spool import SpoolWriter, latency_buckets_ms
+from serving.packing import pack_divergence
 
 #: Of the traffic that the live candidate gets; of requests with a label, with a KPI, whose features are sampled.
 CANARY, LABELLED, RETURNED, SAMPLED = 0.1, 0.1, 0.05, 0.2

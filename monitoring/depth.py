@@ -14,7 +14,7 @@ from typing import Any
 
 from monitoring.event import Event
 from monitoring.intervals import MeanSequence
-from serving.contract import TOP_KS, unpack_divergence, unpack_overlap
+from serving.packing import TOP_KS, unpack_divergence, unpack_overlap
 
 #: KL has no upper bound: what is over this many nats counts as this many.
 KL_MOST = 10.0

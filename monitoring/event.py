@@ -40,7 +40,7 @@ class Event(msgspec.Struct, frozen=True):
     extra: int = 0  # of a KPI: hash of its name
     reason: int = Reason.BASELINE
     unit_key: int = 0  # keyed hash of the sticky user; 0: it has none
-    overlap: int = 0  # of a pair: see `contract.pack_overlap`, row 0
+    overlap: int = 0  # of a pair: see `packing.pack_overlap`, row 0
     energy: float = 0.0  # -logsumexp(logits), row 0
 
 

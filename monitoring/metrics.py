@@ -8,13 +8,10 @@ is the whole model.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
     HistogramMetricFamily,
     SummaryMetricFamily,
 )
@@ -23,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from monitoring.actuate import SECONDS_BOUNDS, Actuator
 from monitoring.beside import Beside
+from monitoring.families import counter, cumulative, gauge, single, with_ends
 from monitoring.ingest import Key, Totals
 from monitoring.verdicts import VERDICTS, Verdict
 from monitoring.watch import Watch
@@ -60,10 +58,10 @@ from serving.contract import (
     CAUSE_WORDS,
     ROLLOUT_STATES,
     STATUS_CODES,
-    TOP_KS,
     Cause,
     Latch,
 )
+from serving.packing import TOP_KS
 
 MV = ("model", "variant")
 CODES = {**{str(code): C_STATUS + at for at, code in enumerate(STATUS_CODES)}, "other": C_STATUS + len(STATUS_CODES)}
@@ -163,7 +161,7 @@ class MonitorCollector(Collector):
         yield from self._top_k()
         yield from self._noise()
         for key, text, names in AGREEMENT:
-            families = _with_ends(names, f"{text}, since the candidate got its traffic.", MV)
+            families = with_ends(names, f"{text}, since the candidate got its traffic.", MV)
             for name, model in self._watch.models.items():
                 for candidate in model.guards.candidates.values():
                     for family, number in zip(families, candidate.depth.found(key) or (), strict=False):
@@ -171,7 +169,7 @@ class MonitorCollector(Collector):
             yield from families
 
     def _top_k(self) -> Iterator[Metric]:
-        families = _with_ends(
+        families = with_ends(
             ("canarium_top_k_agreement_ratio", "canarium_top_k_agreement_ratio_lower",
              "canarium_top_k_agreement_ratio_upper"),
             "Share of the k likeliest classes that are the teacher's k likeliest, since the candidate got its traffic.",
@@ -186,7 +184,7 @@ class MonitorCollector(Collector):
         yield from families
 
     def _noise(self) -> Iterator[Metric]:
-        families = _with_ends(
+        families = with_ends(
             ("canarium_teacher_noise_ratio", "canarium_teacher_noise_ratio_lower",
              "canarium_teacher_noise_ratio_upper"),
             "Share of its answers on which the teacher, asked once more, names another class.",
@@ -200,7 +198,7 @@ class MonitorCollector(Collector):
         yield from families
 
     def _saturation(self) -> Iterator[Metric]:
-        family = _gauge(
+        family = gauge(
             "canarium_activation_saturation_ratio",
             "Share of an INT8 variant's activations outside their ranges, mean of about the latest 100 audited rows.",
             MV,
@@ -212,14 +210,14 @@ class MonitorCollector(Collector):
 
     def _calibration(self) -> Iterator[Metric]:
         labels = (*MV, "reference")
-        error = _gauge(
+        error = gauge(
             "canarium_calibration_error",
             "Expected calibration error without what chance alone would show; by labels or by the teacher.",
             labels,
         )
-        lower = _gauge("canarium_calibration_error_lower", "Lower end of its 95 % interval.", labels)
-        upper = _gauge("canarium_calibration_error_upper", "Upper end of its 95 % interval.", labels)
-        brier = _gauge(
+        lower = gauge("canarium_calibration_error_lower", "Lower end of its 95 % interval.", labels)
+        upper = gauge("canarium_calibration_error_upper", "Upper end of its 95 % interval.", labels)
+        brier = gauge(
             "canarium_brier_score",
             "Mean squared difference of the named class's probability and 1 if it is right.",
             MV,
@@ -235,9 +233,9 @@ class MonitorCollector(Collector):
         yield from (error, lower, upper, brier)
 
     def _labels(self) -> Iterator[Metric]:
-        joined = _counter("canarium_labels_joined", "Labels joined to an answered request.", MV)
-        lost = _counter("canarium_labels_unjoined", "Labels that were not used, by why.", ("model", "reason"))
-        evicted = _counter(
+        joined = counter("canarium_labels_joined", "Labels joined to an answered request.", MV)
+        lost = counter("canarium_labels_unjoined", "Labels that were not used, by why.", ("model", "reason"))
+        evicted = counter(
             "canarium_join_evictions", "Requests forgotten before their time for want of room.", ("model",)
         )
         for name, model in self._watch.models.items():
@@ -248,8 +246,8 @@ class MonitorCollector(Collector):
             lost.add_metric((name, "duplicate"), counts.duplicate)
             evicted.add_metric((name,), counts.evicted)
         yield from (joined, lost, evicted)
-        found = _counter("canarium_kpis_joined", "Business KPIs joined to a request.", ("model",))
-        missed = _counter(
+        found = counter("canarium_kpis_joined", "Business KPIs joined to a request.", ("model",))
+        missed = counter(
             "canarium_kpis_unjoined", "Business KPIs whose request was not remembered, or not seen in time.", ("model",)
         )
         for name, model in self._watch.models.items():
@@ -259,13 +257,13 @@ class MonitorCollector(Collector):
         yield from (found, missed)
 
     def _objectives(self) -> Iterator[Metric]:
-        objective = _gauge("canarium_slo_objective_ratio", "Share of good events that is aimed at.", (*MV, "slo"))
-        burn = _gauge(
+        objective = gauge("canarium_slo_objective_ratio", "Share of good events that is aimed at.", (*MV, "slo"))
+        burn = gauge(
             "canarium_slo_burn_rate",
             "Share of bad events over the allowed share, over a window.",
             (*MV, "slo", "window"),
         )
-        budget = _gauge(
+        budget = gauge(
             "canarium_slo_error_budget_remaining_ratio",
             "Share of the error budget that is left; negative when overdrawn.",
             (*MV, "slo"),
@@ -280,18 +278,18 @@ class MonitorCollector(Collector):
         yield from (objective, burn, budget)
 
     def _routing(self) -> Iterator[Metric]:
-        weight = _gauge(
+        weight = gauge(
             "canarium_traffic_weight", "Share of live traffic that a variant is configured to get, 0 to 1.", MV
         )
-        killed = _gauge(
+        killed = gauge(
             "canarium_killswitch_state", '1 while the kill-switch of a model ("*": of all) is in force.', ("model",)
         )
-        rollout = _gauge(
+        rollout = gauge(
             "canarium_rollout_state",
             "1 for the state of the latest rollout of a variant, 0 for the others.",
             (*MV, "state"),
         )
-        headroom = _gauge(
+        headroom = gauge(
             "canarium_rollback_headroom_ratio",
             "Rows a second that the baseline can do, as measured, over those asked of the model in the last minute.",
             ("model",),
@@ -317,66 +315,66 @@ class MonitorCollector(Collector):
         seconds = HistogramMetricFamily(
             "canarium_killswitch_actuation_seconds", "From the record that tripped a guard to the control word."
         )
-        seconds.add_metric([], _cumulative(SECONDS_BOUNDS, self._actuator.seconds_buckets), self._actuator.seconds_sum)
+        seconds.add_metric([], cumulative(SECONDS_BOUNDS, self._actuator.seconds_buckets), self._actuator.seconds_sum)
         yield seconds
-        yield _single(
-            _gauge("canarium_actuations_waiting", "Rollbacks and kills that the control plane has not acknowledged."),
+        yield single(
+            gauge("canarium_actuations_waiting", "Rollbacks and kills that the control plane has not acknowledged."),
             self._actuator.waiting,
         )
-        yield _single(
-            _counter("canarium_actuation_failures", "Attempts that the control plane did not acknowledge."),
+        yield single(
+            counter("canarium_actuation_failures", "Attempts that the control plane did not acknowledge."),
             self._actuator.failures,
         )
 
     def _self(self) -> Iterator[Metric]:
         flow = self._watch.flow()
-        yield _single(_counter("canarium_events_written", "Records written to the spools."), flow.written)
-        yield _single(_counter("canarium_events_consumed", "Records read by the monitor."), flow.consumed)
-        dropped = _counter("canarium_events_dropped", "Records that were not read, by why.", ("reason",))
+        yield single(counter("canarium_events_written", "Records written to the spools."), flow.written)
+        yield single(counter("canarium_events_consumed", "Records read by the monitor."), flow.consumed)
+        dropped = counter("canarium_events_dropped", "Records that were not read, by why.", ("reason",))
         dropped.add_metric(("overwritten",), flow.lost)
         dropped.add_metric(("corrupt",), flow.corrupt)
         yield dropped
-        yield _single(_gauge("canarium_events_pending", "Records waiting to be read."), flow.pending)
-        yield _single(
-            _gauge("canarium_event_lag_seconds", "Age of the newest record read while others wait."), self._watch.lag_s
+        yield single(gauge("canarium_events_pending", "Records waiting to be read."), flow.pending)
+        yield single(
+            gauge("canarium_event_lag_seconds", "Age of the newest record read while others wait."), self._watch.lag_s
         )
-        yield _single(_gauge("canarium_spool_files", "Spools being read."), len(self._watch.ingest.gateways))
-        yield _single(
-            _counter("canarium_spool_files_refused", "Files that were no readable spool."), self._watch.ingest.bad_files
+        yield single(gauge("canarium_spool_files", "Spools being read."), len(self._watch.ingest.gateways))
+        yield single(
+            counter("canarium_spool_files_refused", "Files that were no readable spool."), self._watch.ingest.bad_files
         )
-        errors = _counter(
+        errors = counter(
             "canarium_monitor_loop_errors", "Failures of the monitor's loops, each of which goes on.", ("loop",)
         )
         for loop, number in sorted(self._loop_errors.items()):
             errors.add_metric((loop,), number)
         yield errors
-        heartbeat = _gauge(
+        heartbeat = gauge(
             "canarium_monitor_heartbeat_timestamp_seconds",
             "When the monitor last wrote its heartbeat for the gateways, seconds since the epoch.",
         )
-        yield _single(heartbeat, self._actuator.last_beat_ns / 1e9)
-        build = _gauge("canarium_build_info", "1, with the version.", ("version",))
+        yield single(heartbeat, self._actuator.last_beat_ns / 1e9)
+        build = gauge("canarium_build_info", "1, with the version.", ("version",))
         build.add_metric((package_version(),), 1)
         yield build
 
 
 def _counters(totals: dict[Key, Totals]) -> Iterator[Metric]:
     for name, text, label, cells in LABELLED:
-        family = _counter(name, text, (*MV, label))
+        family = counter(name, text, (*MV, label))
         for key, item in totals.items():
             for value, cell in cells.items():
                 family.add_metric((*key, value), int(item.cells[cell]))
         yield family
     for name, text, cell in PLAIN:
-        family = _counter(name, text, MV)
+        family = counter(name, text, MV)
         for key, item in totals.items():
             family.add_metric(key, int(item.cells[cell]))
         yield family
     for name, text, cell in GAUGE_CELLS:
-        gauge = _gauge(name, text, MV)
+        level = gauge(name, text, MV)
         for key, item in totals.items():
-            gauge.add_metric(key, int(item.cells[cell]))
-        yield gauge
+            level.add_metric(key, int(item.cells[cell]))
+        yield level
 
 
 def _distributions(totals: dict[Key, Totals]) -> Iterator[Metric]:
@@ -395,24 +393,24 @@ def _distributions(totals: dict[Key, Totals]) -> Iterator[Metric]:
         cells = item.cells
         bounds = sorted(bound for bound in item.latency if math.isfinite(bound))
         counts = [item.latency[bound] for bound in bounds] + [item.latency.get(math.inf, 0)]
-        buckets = _cumulative([bound / 1000 for bound in bounds], counts)
+        buckets = cumulative([bound / 1000 for bound in bounds], counts)
         duration.add_metric(key, buckets, int(cells[C_DURATION_NS]) / 1e9)
         sizes = [int(cells[C_BATCH_SIZE + at]) for at in range(len(BATCH_SIZE_BOUNDS) + 1)]
-        batch.add_metric(key, _cumulative(BATCH_SIZE_BOUNDS, sizes), int(cells[C_BATCH_ROWS]))
+        batch.add_metric(key, cumulative(BATCH_SIZE_BOUNDS, sizes), int(cells[C_BATCH_ROWS]))
         for name, cell in STAGES.items():
             stage.add_metric((*key, name), int(cells[C_STATUS + STATUS_CODES.index(200)]), int(cells[cell]) / 1e9)
-    batches = _counter("canarium_batches", "Batches that workers were given.", MV)
+    batches = counter("canarium_batches", "Batches that workers were given.", MV)
     for key, item in totals.items():
         batches.add_metric(key, int(item.cells[C_BATCHES]))
     yield from (duration, batch, stage, batches)
 
 
 def _guards(verdicts: dict[str, list[Verdict]]) -> Iterator[Metric]:
-    evidence = _gauge(
+    evidence = gauge(
         "canarium_detector_log_evidence", "Natural logarithm of the evidence against a variant.", (*MV, "guard")
     )
-    threshold = _gauge("canarium_detector_log_threshold", "Log evidence at which the guard fails.", (*MV, "guard"))
-    state = _gauge(
+    threshold = gauge("canarium_detector_log_threshold", "Log evidence at which the guard fails.", (*MV, "guard"))
+    state = gauge(
         "canarium_guard_verdict", "1 for the verdict that holds, 0 for the others.", (*MV, "guard", "verdict")
     )
     for model, items in verdicts.items():
@@ -427,7 +425,7 @@ def _guards(verdicts: dict[str, list[Verdict]]) -> Iterator[Metric]:
 
 
 def _ood(verdicts: dict[str, list[Verdict]]) -> Iterator[Metric]:
-    family = _gauge(
+    family = gauge(
         "canarium_ood_ratio", "Share of a variant's answers with an energy that 1 % of the held-out rows exceeded.", MV
     )
     for model, items in verdicts.items():
@@ -438,16 +436,16 @@ def _ood(verdicts: dict[str, list[Verdict]]) -> Iterator[Metric]:
 
 
 def _drift(beside: Beside) -> Iterator[Metric]:
-    score = _gauge(
+    score = gauge(
         "canarium_input_drift_score",
         "Distance of a feature from the build's, by the latest report.",
         (*MV, "feature"),
     )
-    threshold = _gauge(
+    threshold = gauge(
         "canarium_input_drift_threshold", "Distance from which on that feature counts as drifted.", (*MV, "feature")
     )
-    share = _gauge("canarium_input_drift_share", "Share of the features that have drifted, by the latest report.", MV)
-    at = _gauge("canarium_report_timestamp_seconds", "Until when the latest drift report goes.", MV)
+    share = gauge("canarium_input_drift_share", "Share of the features that have drifted, by the latest report.", MV)
+    at = gauge("canarium_report_timestamp_seconds", "Until when the latest drift report goes.", MV)
     for key, summary in beside.drift.items():
         at.add_metric(key, summary.until_ms / 1000)
         for column in summary.columns:
@@ -455,20 +453,20 @@ def _drift(beside: Beside) -> Iterator[Metric]:
             threshold.add_metric((*key, column.name), column.threshold)
         if summary.share is not None:
             share.add_metric(key, summary.share)
-    results = _counter("canarium_reports", "Scheduled drift reports by what became of them.", ("result",))
+    results = counter("canarium_reports", "Scheduled drift reports by what became of them.", ("result",))
     for result, number in beside.report_results.items():
         results.add_metric((result,), number)
     yield from (score, threshold, share, at, results)
 
 
 def _golden(beside: Beside) -> Iterator[Metric]:
-    accuracy = _gauge(
+    accuracy = gauge(
         "canarium_golden_accuracy_ratio", "Share of the golden rows answered rightly, by the latest run.", MV
     )
-    flips = _gauge(
+    flips = gauge(
         "canarium_golden_flips_ratio", "Share of the golden rows of another class than when it was built.", MV
     )
-    equal = _gauge(
+    equal = gauge(
         "canarium_golden_equal_ratio", "Share of the golden rows answered as when it was built, to the bit.", MV
     )
     for key, result in beside.golden.items():
@@ -477,38 +475,7 @@ def _golden(beside: Beside) -> Iterator[Metric]:
         if result.stored:
             flips.add_metric(key, result.flips / result.stored)
             equal.add_metric(key, result.equal / result.stored)
-    requests = _counter(
-        "canarium_golden_requests", "Golden rows asked, by whether they were answered.", (*MV, "result")
-    )
+    requests = counter("canarium_golden_requests", "Golden rows asked, by whether they were answered.", (*MV, "result"))
     for labels, number in beside.golden_requests.items():
         requests.add_metric(labels, number)
     yield from (accuracy, flips, equal, requests)
-
-
-def _counter(name: str, text: str, labels: Sequence[str] = ()) -> CounterMetricFamily:
-    return CounterMetricFamily(name, text, labels=labels)
-
-
-def _gauge(name: str, text: str, labels: Sequence[str] = ()) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, labels=labels)
-
-
-def _with_ends(names: tuple[str, str, str], text: str, labels: Sequence[str]) -> tuple[GaugeMetricFamily, ...]:
-    """A mean and the ends of its confidence sequence."""
-    ends = ("Lower end", "Upper end")
-    told = (text, *(f"{end} of its 95 % confidence sequence, valid however often read." for end in ends))
-    return tuple(_gauge(name, said, labels) for name, said in zip(names, told, strict=True))
-
-
-def _single(family: Any, value: float) -> Metric:
-    family.add_metric((), value)
-    result: Metric = family
-    return result
-
-
-def _cumulative(bounds: Iterable[float], counts: Sequence[int]) -> list[tuple[str, float]]:
-    total, result = 0, []
-    for bound, number in zip([*bounds, math.inf], counts, strict=True):
-        total += number
-        result.append(("+Inf" if math.isinf(bound) else repr(float(bound)), float(total)))
-    return result

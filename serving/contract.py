@@ -9,9 +9,8 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -215,14 +214,14 @@ RECORD_DTYPE = np.dtype(
         ("cls", "<i2"),  # predicted class of row 0; -1 unknown. LABEL: the true class
         ("ref_cls", "<i2"),  # pairs: the teacher's class of row 0
         ("flips", "<u2"),  # pairs: rows whose top-1 differs
-        ("overlap", "<u2"),  # pairs: see `pack_overlap`
+        ("overlap", "<u2"),  # pairs: see `packing.pack_overlap`
         ("prob", "<f4"),  # probability of the predicted class, row 0. KPI: the value. AUDIT: share that saturated
         ("ref_prob", "<f4"),  # pairs: the teacher's probability of the *candidate's* class. AUDIT: the worst tensor's
         ("margin", "<f4"),  # top-1 minus top-2 probability, row 0
         ("energy", "<f4"),  # -logsumexp(logits), row 0
         ("inclusion", "<f4"),  # probability with which this observation was sampled
         ("slices", "<u4"),  # bits of the declared slices that the request is in, by name in the alphabet
-        ("extra", "<u8"),  # KPI: hash of its name. Pairs: see `pack_divergence`
+        ("extra", "<u8"),  # KPI: hash of its name. Pairs: see `packing.pack_divergence`
     ]
 )
 #: The same layout for `struct.pack_into`; fields in RECORD_DTYPE's order.
@@ -300,39 +299,6 @@ BATCH_SIZE_BOUNDS: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
 DEFAULT_LATENCY_BUCKETS_MS: tuple[float, ...] = (
     0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 2000, 5000,
 )  # fmt: skip
-
-
-_FLOATS, _BITS = struct.Struct("<ff"), struct.Struct("<Q")
-
-
-def pack_divergence(js: float, kl: float) -> int:
-    """Jensen-Shannon and KL divergence in nats, as `extra` of a pair holds them; never 0, which means none."""
-    return int(_BITS.unpack(_FLOATS.pack(js, -kl))[0])
-
-
-def unpack_divergence(extra: int) -> tuple[float, float] | None:
-    """(js, kl) in nats; None if the pair has none."""
-    if not extra:
-        return None
-    js, kl = _FLOATS.unpack(_BITS.pack(extra))
-    return js, -kl
-
-
-#: By how many of the likeliest classes the overlap of two answers is told.
-TOP_KS: tuple[int, ...] = (2, 3, 5)
-
-
-def pack_overlap(common: Mapping[int, int]) -> int:
-    """For each of TOP_KS how many of the k likeliest classes two answers share, as `overlap` of a pair holds it.
-
-    A k that is not there, for want of classes, is told apart from none in common.
-    """
-    return sum((common[k] + 1) << 3 * at for at, k in enumerate(TOP_KS) if k in common)
-
-
-def unpack_overlap(overlap: int) -> dict[int, int]:
-    """What `pack_overlap` was given."""
-    return {k: found - 1 for at, k in enumerate(TOP_KS) if (found := overlap >> 3 * at & 7)}
 
 
 def record_crc(record: bytes | memoryview) -> int:

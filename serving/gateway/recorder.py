@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import xxhash
 
-from serving import contract
+from serving import contract, packing
 from serving.clock import Clock
 from serving.contract import CAUSE_WORDS, Cause, Flag, Kind, Reason
 from serving.gateway.spool import SpoolWriter
@@ -153,7 +153,7 @@ class Recorder:
         """A variant's answer beside the reference's to the same input.
 
         `apart`: Jensen-Shannon and KL divergence of row 0, nats; None if this is no classification.
-        `common`: see `contract.pack_overlap`, of row 0.
+        `common`: see `packing.pack_overlap`, of row 0.
         """
         series = self.series(model, variant)
         flips = int(np.count_nonzero(classes != ref_classes))
@@ -184,8 +184,8 @@ class Recorder:
             energy=summary.energy,
             inclusion=inclusion,
             slices=trace.slices,
-            extra=contract.pack_divergence(*apart) if apart is not None else 0,
-            overlap=contract.pack_overlap(common),
+            extra=packing.pack_divergence(*apart) if apart is not None else 0,
+            overlap=packing.pack_overlap(common),
         )
 
     def feedback(

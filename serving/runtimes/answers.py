@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from serving.contract import TOP_KS
+from serving.packing import TOP_KS
 from serving.registry.manifest import Postprocess
 
 #: Classes over which two answers are compared; the others count together.

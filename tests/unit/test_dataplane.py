@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from serving import contract
+from serving import contract, packing
 from serving.clock import FakeClock
 from serving.contract import Cause, Kind, Latch, Reason, slot_key
 from serving.errors import ErrorKind, RequestError
@@ -160,7 +160,7 @@ async def test_every_reference_pair_is_recorded_with_its_flip(start: Start) -> N
     await gateway.ask("spam", sticky="u1")
     pairs = await _pairs(gateway, Kind.REFERENCE)
     assert [(row["flips"], row["rows"], row["cls"], row["ref_cls"]) for row in pairs] == [(1, 1, 0, 1)]
-    apart = contract.unpack_divergence(int(pairs[0]["extra"]))
+    apart = packing.unpack_divergence(int(pairs[0]["extra"]))
     assert apart is not None
     assert min(apart) > 0.1  # opposite answers
 
@@ -170,7 +170,7 @@ async def test_the_pair_of_a_healthy_candidate_is_not_apart(start: Start) -> Non
     await gateway.publish({"candidate": 100})
     await gateway.ask("spam", sticky="u1")
     (pair,) = await _pairs(gateway, Kind.REFERENCE)
-    assert contract.unpack_divergence(int(pair["extra"])) == pytest.approx((0.0, 0.0), abs=1e-6)
+    assert packing.unpack_divergence(int(pair["extra"])) == pytest.approx((0.0, 0.0), abs=1e-6)
 
 
 async def test_the_teacher_is_asked_again_only_while_it_is_compared_with(start: Start) -> None:

@@ -11,7 +11,8 @@ import pytest
 from monitoring.depth import KL_MOST, Depth
 from monitoring.event import Event
 from monitoring.intervals import MeanSequence
-from serving.contract import Kind, pack_divergence, pack_overlap, unpack_divergence, unpack_overlap
+from serving.contract import Kind
+from serving.packing import pack_divergence, pack_overlap, unpack_divergence, unpack_overlap
 from serving.runtimes.answers import divergence, in_common
 
 

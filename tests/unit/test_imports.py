@@ -120,7 +120,7 @@ def _uses_only_the_protocol(module: str) -> bool:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if _top(name) == "monitoring"])
 def test_monitoring_knows_only_contract_and_clock(module: str) -> None:
-    allowed = ("serving.contract", "serving.clock")
+    allowed = ("serving.contract", "serving.packing", "serving.clock")
     strangers = {name for name in imports(module) if _top(name) == "serving" and not _is(name, allowed)} - {"serving"}
     assert not strangers, f"{module} imports {', '.join(sorted(strangers))}"
 

@@ -33,10 +33,10 @@ from serving.contract import (
     RouteTable,
     Snapshot,
     VariantEntry,
-    pack_divergence,
     slot_key,
 )
 from serving.gateway.spool import SpoolWriter, latency_buckets_ms
+from serving.packing import pack_divergence
 
 BOUNDS = latency_buckets_ms([120.0])
 #: Name -> (kind, labels), as the dashboards, rules and documentation know them.
