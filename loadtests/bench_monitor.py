@@ -4,7 +4,8 @@ One model with four candidates of which one has a tenth of the traffic, all of t
 and harm by labels for one request in ten, a business KPI for one in twenty, three declared slices, every guard, input
 sampling counted, snapshots of the state as often as the monitor commits them. Times are of the process's own
 processor time, on one core. Every record carries times as if requests came at `--rate`, so that what is bounded by age
-is. Prints JSON; exits 1 if one core does not take the rate with a fifth to spare, or if memory grows once what is kept is full.
+is. Prints JSON; exits 1 if one core does not take the rate with a fifth to spare, or if memory grows once what is kept
+is full.
 """
 
 from __future__ import annotations
