@@ -202,6 +202,7 @@ class Traffic:
             inclusion=1.0,
             infer_ns=2_000_000,
             apart=(0.02, 0.05),
+            common={},
         )
 
 
