@@ -48,7 +48,7 @@ def test_canary_shares_are_exact_sticky_and_only_grow(quickstart: Stack) -> None
     quickstart.canarium("traffic", "moderation", "int8=10", "--reason", "try")
     _settle(quickstart)
     users = [f"user-{number}" for number in range(5000)]
-    first = send_all(_url(quickstart), [text_request("moderation", "hello", user) for user in users], clients=32)
+    first = send_all(_url(quickstart), [text_request("moderation", "hello", user) for user in users])
     assert {outcome.code for outcome in first} == {"200"}
     assignment = {outcome.request.tag: outcome.variant for outcome in first}
     share = sum(variant == "int8" for variant in assignment.values())
@@ -57,7 +57,7 @@ def test_canary_shares_are_exact_sticky_and_only_grow(quickstart: Stack) -> None
     assert all(outcome.variant == assignment[outcome.request.tag] for outcome in again)
     quickstart.canarium("traffic", "moderation", "int8=20", "--reason", "raise")
     _settle(quickstart)
-    raised = send_all(_url(quickstart), [text_request("moderation", "more", user) for user in users[:1500]], clients=32)
+    raised = send_all(_url(quickstart), [text_request("moderation", "more", user) for user in users[:1500]])
     assert all(outcome.variant == "int8" for outcome in raised if assignment[outcome.request.tag] == "int8")
     assert sum(outcome.variant == "int8" for outcome in raised) > sum(
         assignment[user] == "int8" for user in users[:1500]
@@ -95,7 +95,7 @@ def test_a_broken_candidate_is_rolled_back_by_its_guard(quickstart: Stack) -> No
     _settle(quickstart)
     mails = _mails(400)
     requests = [text_request("moderation", mail, f"u{number}") for number, mail in enumerate(mails)]
-    outcomes = send_all(_url(quickstart), requests, clients=8)
+    outcomes = send_all(_url(quickstart), requests)
     assert {outcome.code for outcome in outcomes} == {"200"}
     entry = wait_for(
         lambda: next(

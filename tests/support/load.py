@@ -19,7 +19,7 @@ def text_request(model: str, text: str, user: str, **headers: str) -> Request:
     return Request(f"/v2/models/{model}/infer", json.dumps(body).encode(), pairs, tag=user)
 
 
-def send_all(url: str, requests: Iterable[Request], clients: int = 16) -> list[Outcome]:
+def send_all(url: str, requests: Iterable[Request], clients: int = 8) -> list[Outcome]:
     """Send every request once from `clients` connections; returns the outcomes."""
     outcomes: list[Outcome] = []
 
