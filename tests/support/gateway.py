@@ -50,7 +50,7 @@ class InProcessGateway:
                     "tiny": {
                         "baseline": "teacher",
                         "variants": {
-                            name: {"artifact": f"tiny/{name}:1", "placement": "colocated", "hang_timeout_s": 0.5}
+                            name: {"artifact": f"tiny/{name}:1", "placement": "colocated", "hang_timeout_s": 1.0}
                             for name in graphs
                         },
                         "routing": {"reference_percent": 0, "noise_percent": 0, **routing},
