@@ -5,8 +5,6 @@ python audited_worker.py SOCKET FOLDER EVERY_S
 
 from __future__ import annotations
 
-import asyncio
-import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import uvloop
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 import qdq_kit
+from worker_process import serve
 
 from serving.clock import SystemClock
 from serving.gateway.auditor import auditor_of
@@ -25,12 +24,7 @@ from serving.runtimes.onnx import OnnxSession
 async def main(path: str, folder: Path, every_s: float) -> None:
     manifest = qdq_kit.manifest()
     auditor = auditor_of(manifest, folder, every_s, SystemClock())
-    server = WorkerServer(OnnxSession(manifest, folder), path, auditor=auditor)
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await server.start()
-    await stop.wait()
-    await server.close()
+    await serve(WorkerServer(OnnxSession(manifest, folder), path, auditor=auditor))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,11 @@ class Obedient:
 
 
 async def main(path: str, max_queue: int) -> None:
-    server = WorkerServer(Obedient(), path, max_queue=max_queue, description={"variant": "obedient"})
+    await serve(WorkerServer(Obedient(), path, max_queue=max_queue, description={"variant": "obedient"}))
+
+
+async def serve(server: WorkerServer) -> None:
+    """Until SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await server.start()
