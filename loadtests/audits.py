@@ -20,9 +20,10 @@ from onnx import numpy_helper
 
 from serving.registry.manifest import GOLDEN_FILE, Manifest
 from serving.registry.store import Registry
+from serving.runtimes.audit import RowAudit
 from serving.runtimes.onnx import OnnxSession
 from serving.runtimes.pipeline import Pipeline
-from serving.runtimes.saturation import SaturationAudit, ranges_of
+from serving.runtimes.saturation import ranges_of
 
 Row = dict[str, np.ndarray]
 
@@ -35,7 +36,7 @@ def main() -> None:
     manifest, folder = Registry(given.registry).open(given.artifact)
     rows = golden_rows(manifest, folder)
     path = folder / manifest.entry
-    served, audit = OnnxSession(manifest, folder), SaturationAudit(path)
+    served, audit = OnnxSession(manifest, folder), RowAudit(path)
     session_ms, audit_ms = median_ms(served.run, rows), median_ms(audit.run, rows)
     print(f"{manifest.ref}: {len(audit.ranges)} quantized activations, {len(rows)} rows")
     share = f"{audit_ms / 10:.2f} % of a core at one a second"
@@ -44,10 +45,10 @@ def main() -> None:
     for factor in (2, 4):
         with tempfile.TemporaryDirectory() as scratch:
             every = damaged(path, Path(scratch), factor)
-            print(f"every scale 1/{factor}: {told(SaturationAudit(every), rows)}")
+            print(f"every scale 1/{factor}: {told(RowAudit(every), rows)}")
             shares = []
             for one in audit.ranges:
-                shares.append(mean_share(SaturationAudit(damaged(path, Path(scratch), factor, one.name)), rows))
+                shares.append(mean_share(RowAudit(damaged(path, Path(scratch), factor, one.name)), rows))
             print(f"one scale 1/{factor}: {100 * min(shares):.3f} to {100 * max(shares):.3f} %, by tensor")
 
 
@@ -75,11 +76,11 @@ def median_ms(run: Callable[[Mapping[str, np.ndarray]], object], rows: list[Row]
     return float(np.median(taken))
 
 
-def mean_share(audit: SaturationAudit, rows: list[Row]) -> float:
+def mean_share(audit: RowAudit, rows: list[Row]) -> float:
     return sum(audit.run(row).share for row in rows) / len(rows)
 
 
-def told(audit: SaturationAudit, rows: list[Row]) -> str:
+def told(audit: RowAudit, rows: list[Row]) -> str:
     worst = max(audit.run(row).worst for row in rows)
     return f"{100 * mean_share(audit, rows):.3f} % outside, one tensor up to {100 * worst:.1f} %"
 

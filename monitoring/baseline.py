@@ -11,69 +11,76 @@ from typing import Any
 
 from monitoring.config import MonitorModel
 from monitoring.event import Event
-from monitoring.guards.base import Names
+from monitoring.guards.base import Guard, Names
+from monitoring.guards.embedding import EmbeddingGuard
 from monitoring.guards.ood import OodGuard
 from monitoring.verdicts import Verdict, verdict
 
 DAY_NS = 86_400_000_000_000
 EXAMPLES = 5
+KINDS: tuple[type[Guard[Any]], ...] = (OodGuard, EmbeddingGuard)
 
 
 class Baseline:
-    """The `ood` guard of a baseline; without energies of held-out rows there is none."""
+    """The guards `ood` and `embedding` of a baseline, as far as it is known what is usual for its held-out rows."""
 
     def __init__(self, name: str, model: MonitorModel) -> None:
         self.name = name
-        self._dry_run = OodGuard.name in model.guards.dry_run
-        self.guard = OodGuard.build(model, name)
+        self._dry_run = model.guards.dry_run
+        built = ((kind.name, kind.build(model, name)) for kind in KINDS)
+        self.guards: dict[str, Guard[Any]] = {name: guard for name, guard in built if guard is not None}
         self._began_ns = 0
         self._last_ns = 0
-        self._examples: deque[int] = deque(maxlen=EXAMPLES)
-        if self.guard is not None:
-            self.guard.detector.alpha = model.guards.false_rollback
+        self._examples: dict[str, deque[int]] = {name: deque(maxlen=EXAMPLES) for name in self.guards}
+        for guard in self.guards.values():
+            guard.detector.alpha = model.guards.false_rollback
 
     def answered(self, event: Event) -> None:
         """A live request of the baseline."""
-        if self.guard is None:
-            return
+        self._at(event)
+        for name, guard in self.guards.items():
+            if guard.answered(event, False):
+                self._examples[name].append(event.request_key)
+
+    def audited(self, event: Event) -> None:
+        """One row looked at inside the baseline."""
+        self._at(event)
+        for guard in self.guards.values():
+            guard.audited(event)
+
+    def _at(self, event: Event) -> None:
         if not 0 <= event.wall_ns - self._began_ns < DAY_NS:
-            self.guard.detector.rearm()
-            self._examples.clear()
+            for name, guard in self.guards.items():
+                guard.detector.rearm()
+                self._examples[name].clear()
             self._began_ns = event.wall_ns
         self._last_ns = event.wall_ns
-        if self.guard.answered(event, False):
-            self._examples.append(event.request_key)
 
     def verdicts(self, degraded: str) -> list[Verdict]:
-        if self.guard is None or self.guard.detector.no_data:
-            return []
-        self.guard.detector.settle()
-        names = Names(self.name, self.name, 1.0)
-        return [
-            verdict(
-                self.guard,
-                names,
-                self._last_ns,
-                degraded=degraded,
-                dry_run=self._dry_run,
-                examples=list(self._examples),
-            )
-        ]
+        found, names = [], Names(self.name, self.name, 1.0)
+        for name, guard in self.guards.items():
+            if guard.detector.no_data:
+                continue
+            guard.detector.settle()
+            dry_run, examples = name in self._dry_run, list(self._examples[name])
+            found.append(verdict(guard, names, self._last_ns, degraded=degraded, dry_run=dry_run, examples=examples))
+        return found
 
-    def state(self) -> dict[str, Any] | None:
-        if self.guard is None:
-            return None
+    def state(self) -> dict[str, Any]:
         return {
             "began_ns": self._began_ns,
             "last_ns": self._last_ns,
-            "examples": list(self._examples),
-            "detector": self.guard.detector.state(),
+            "examples": {name: list(keys) for name, keys in self._examples.items()},
+            "detectors": {name: guard.detector.state() for name, guard in self.guards.items()},
         }
 
-    def load(self, state: Mapping[str, Any] | None) -> None:
-        """Raises `KeyError`, `TypeError` or `ValueError` if it is damaged."""
-        if self.guard is None or state is None:
-            return
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave, of guards that are still there.
+
+        Raises `AttributeError`, `KeyError`, `TypeError` or `ValueError` if it is damaged.
+        """
         self._began_ns, self._last_ns = int(state["began_ns"]), int(state["last_ns"])
-        self._examples.extend(int(key) for key in state["examples"])
-        self.guard.detector.load(state["detector"])
+        for name, guard in self.guards.items():
+            if name in state["detectors"]:
+                self._examples[name].extend(int(key) for key in state["examples"][name])
+                guard.detector.load(state["detectors"][name])

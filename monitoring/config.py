@@ -61,7 +61,10 @@ class SaturationSettings(msgspec.Struct, frozen=True):
 
 
 class OodSettings(msgspec.Struct, frozen=True):
+    """`every_s` 0: nobody looks at embeddings."""
+
     margin: float = 0.02
+    every_s: float = 0.0
 
 
 class SlicesSettings(msgspec.Struct, frozen=True):
@@ -154,6 +157,7 @@ class MonitorVariant(msgspec.Struct, frozen=True):
         saturation: share of its activations outside their ranges on held-out rows, 0 if that was not measured; None: it
             is no static INT8, which has no ranges.
         energy_threshold: energy that 1 % of the held-out rows exceeded; None: that is not known.
+        embeddings: distances of its embeddings can be measured.
         temperature: by which its logits are divided.
         reference, golden: the files with features of held-out rows and with golden rows; "": there is none.
         same_isa: it was built on a processor with the instruction sets of this one.
@@ -165,6 +169,7 @@ class MonitorVariant(msgspec.Struct, frozen=True):
     temperature: float = 1.0
     saturation: float | None = None
     energy_threshold: float | None = None
+    embeddings: bool = False
     reference: str = ""
     golden: str = ""
     same_isa: bool = False

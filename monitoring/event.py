@@ -41,7 +41,7 @@ class Event(msgspec.Struct, frozen=True):
     reason: int = Reason.BASELINE
     unit_key: int = 0  # keyed hash of the sticky user; 0: it has none
     overlap: int = 0  # of a pair: see `packing.pack_overlap`, row 0
-    energy: float = 0.0  # -logsumexp(logits), row 0
+    energy: float = 0.0  # -logsumexp(logits), row 0; of an audit: distance of the embedding, in thresholds
 
 
 def is_error(event: Event, baseline: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -75,7 +76,8 @@ class Evidence:
             self._pair(event)
         elif event.kind == Kind.AUDIT:
             self.guards.observe(event)
-            self.audits.add(event.variant, event.prob)
+            if not math.isnan(event.prob):
+                self.audits.add(event.variant, event.prob)
 
     def calibration(self) -> dict[str, Any]:
         """`reports`: `monitoring.reliability.Report`s; `coverage`: how many answers were labelled, and how late."""

@@ -118,6 +118,8 @@ class ModelGuards:
                 self._request(event)
         elif event.kind in (Kind.REFERENCE, Kind.SHADOW):
             self._pair(event)
+        elif event.kind == Kind.AUDIT and event.variant == self.baseline:
+            self.own.audited(event)
         elif event.kind == Kind.AUDIT and (candidate := self.candidates.get(event.variant)) is not None:
             candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
             candidate.audited(event)  # of the artifact, whatever it was routed by

@@ -99,7 +99,11 @@ PLAIN = (
         "Rows of the sample that are not kept: the queue or the disk was full.",
         C_PAYLOADS_DROPPED,
     ),
-    ("canarium_activation_audits", "Rows that workers have audited for saturation.", C_AUDITS),
+    (
+        "canarium_activation_audits",
+        "Rows that workers have looked at from within.",
+        C_AUDITS,
+    ),
     ("canarium_cancelled_requests", "Queued requests dropped because their client went away.", C_DROPPED_CANCELLED),
 )
 #: (key of `monitoring.depth.SCALES`, help, names of the mean and of the ends of its confidence sequence).
@@ -424,14 +428,22 @@ def _guards(verdicts: dict[str, list[Verdict]]) -> Iterator[Metric]:
     yield from (evidence, threshold, state)
 
 
+#: What each guard goes by.
+_SCORES = {"ood": "energy", "embedding": "distance"}
+
+
 def _ood(verdicts: dict[str, list[Verdict]]) -> Iterator[Metric]:
     family = gauge(
-        "canarium_ood_ratio", "Share of a variant's answers with an energy that 1 % of the held-out rows exceeded.", MV
+        "canarium_ood_ratio",
+        "Share of answers with an energy, or audited rows with a distance, that 1 % of held-out rows exceeded.",
+        (*MV, "score"),
     )
     for model, items in verdicts.items():
         for item in items:
-            if item.guard == "ood" and item.statistic["observations"]:
-                family.add_metric((model, item.variant), item.statistic["events"] / item.statistic["observations"])
+            score = _SCORES.get(item.guard)
+            if score is not None and item.statistic["observations"]:
+                ratio = item.statistic["events"] / item.statistic["observations"]
+                family.add_metric((model, item.variant, score), ratio)
     yield family
 
 

@@ -12,7 +12,7 @@ import msgspec
 log = logging.getLogger("canarium.monitor")
 
 FILE = "state.msgpack"
-VERSION = 10
+VERSION = 11
 
 
 class Committed(msgspec.Struct):

@@ -68,9 +68,13 @@ class SaturationGuard(Section):
 
 
 class OodGuard(Section):
-    """Answers whose energy 1 % of the held-out rows exceeded; `margin` more of them are tolerated."""
+    """Answers whose energy 1 % of the held-out rows exceeded; `margin` more of them are tolerated.
+
+    The same for the distance of embeddings, of at most one row every `every_s` of each worker. 0 seconds: never.
+    """
 
     margin: Annotated[float, Strict(), Field(gt=0, lt=0.9)] = 0.02
+    every_s: Annotated[float, Strict(), Field(ge=0, le=3600)] = 0.0
 
 
 class SlicesGuard(Section):

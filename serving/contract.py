@@ -121,6 +121,7 @@ GUARD_ROLES: dict[str, GuardRole] = {
     "srm": GuardRole("pause"),
     "kpi": GuardRole("pause"),
     "ood": GuardRole("alert", passes=False, shadow=True),
+    "embedding": GuardRole("alert", passes=False, shadow=True),
 }
 GUARDS: tuple[str, ...] = tuple(GUARD_ROLES)
 #: Those that can be judged by the answers to copies, which no client gets.
@@ -140,7 +141,7 @@ class Kind(IntEnum):
     SHADOW = 2  # a shadow answer compared with the answer that was returned
     LABEL = 3  # ground truth for an earlier request (joined by request_key)
     KPI = 4  # a business KPI for an earlier request
-    AUDIT = 5  # how much of one row saturated inside an INT8 variant
+    AUDIT = 5  # one row looked at inside a variant: how much saturated, how far its embedding is; NaN: not looked at
 
 
 class Reason(IntEnum):
@@ -218,7 +219,7 @@ RECORD_DTYPE = np.dtype(
         ("prob", "<f4"),  # probability of the predicted class, row 0. KPI: the value. AUDIT: share that saturated
         ("ref_prob", "<f4"),  # pairs: the teacher's probability of the *candidate's* class. AUDIT: the worst tensor's
         ("margin", "<f4"),  # top-1 minus top-2 probability, row 0
-        ("energy", "<f4"),  # -logsumexp(logits), row 0
+        ("energy", "<f4"),  # -logsumexp(logits), row 0. AUDIT: distance of the embedding, in thresholds
         ("inclusion", "<f4"),  # probability with which this observation was sampled
         ("slices", "<u4"),  # bits of the declared slices that the request is in, by name in the alphabet
         ("extra", "<u8"),  # KPI: hash of its name. Pairs: see `packing.pack_divergence`

@@ -24,7 +24,7 @@ from serving.build.cpu import cpu_info
 from serving.config import Config, ModelConfig
 from serving.errors import RegistryError
 from serving.paths import Paths
-from serving.registry.manifest import GOLDEN_FILE, REFERENCE_FILE, Manifest
+from serving.registry.manifest import EMBEDDING_FILE, GOLDEN_FILE, REFERENCE_FILE, Manifest
 from serving.registry.store import Registry
 
 DAY_S = 86_400.0
@@ -75,6 +75,7 @@ def _model(model: ModelConfig, registry: Registry) -> MonitorModel:
                 manifest.postprocess.temperature,
                 _saturation(manifest),
                 _energy(registry, manifest),
+                EMBEDDING_FILE in manifest.files,
                 reference=_file(registry, manifest, REFERENCE_FILE),
                 golden=_file(registry, manifest, GOLDEN_FILE),
                 same_isa=_flags(manifest) == cpu_info()["flags"],

@@ -46,12 +46,12 @@ class Ood(Detector):
         super().reset()
         self._within = 0  # answers under the threshold that are not in the evidence yet
 
-    def observe(self, energy: float) -> bool:
-        """One answer; True when it makes the detector fail. An energy that is not a number is no observation."""
-        if math.isnan(energy):
+    def observe(self, score: float) -> bool:
+        """One answer; True when it makes the detector fail. A score that is not a number is no observation."""
+        if math.isnan(score):
             return False
         self.observations += 1
-        if energy <= self.threshold:
+        if score <= self.threshold:
             self._within += 1  # such an answer only lowers the evidence, so there is nothing to judge
             return False
         self.settle()

@@ -110,8 +110,8 @@ class Guard(ABC, Generic[D]):
         return False
 
     def audited(self, event: Event) -> bool:
-        """An audit of one row inside the candidate, whoever it was answered for; `prob` is the share that saturated,
-        `ref_prob` that of the worst tensor."""
+        """An audit of one row inside the variant, whoever it was answered for; `prob` is the share that saturated,
+        `ref_prob` that of the worst tensor, `energy` the distance of its embedding, NaN what was not looked at."""
         return False
 
     # ------------------------------------------------------------ what it says

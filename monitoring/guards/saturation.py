@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 from monitoring.config import MonitorModel
@@ -26,7 +27,8 @@ class SaturationGuard(Guard[Saturation]):
         return cls(Saturation(limit, pass_alpha=model.guards.false_promotion))
 
     def audited(self, event: Event) -> bool:
-        self.detector.observe(event.prob, event.ref_prob)
+        if not math.isnan(event.prob):
+            self.detector.observe(event.prob, event.ref_prob)
         return False
 
     def finding(self, names: Names) -> str:

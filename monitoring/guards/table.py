@@ -8,6 +8,7 @@ from monitoring.config import MonitorModel
 from monitoring.guards.agreement import AgreementGuard
 from monitoring.guards.base import Guard
 from monitoring.guards.calibration import CalibrationGuard
+from monitoring.guards.embedding import EmbeddingGuard
 from monitoring.guards.errors import ErrorsGuard
 from monitoring.guards.harm import HarmGuard
 from monitoring.guards.interference import InterferenceGuard
@@ -33,6 +34,7 @@ GUARD_KINDS: tuple[type[Guard[Any]], ...] = (
     SrmGuard,
     KpiGuard,
     OodGuard,
+    EmbeddingGuard,
 )
 
 

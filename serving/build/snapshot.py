@@ -1,6 +1,6 @@
-"""What a variant's artifact brings along for the monitor: features of held-out rows, and golden rows with its answers.
+"""What an artifact brings along for the monitor: features of held-out rows, golden rows, a reference of embeddings.
 
-Both are taken through the serving code itself, row by row, as a request of one row is answered.
+The first two are taken through the serving code itself, row by row, as a request of one row is answered.
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ import numpy as np
 from serving.build.cache import Tick
 from serving.build.evaluate import MEASURING, open_variant
 from serving.build.examples import Examples, read_examples
+from serving.build.familiar import familiar_of
 from serving.registry.files import write_atomically
-from serving.registry.manifest import GOLDEN_FILE, REFERENCE_FILE
+from serving.registry.manifest import EMBEDDING_FILE, GOLDEN_FILE, REFERENCE_FILE
 from serving.runtimes import features
 from serving.runtimes.base import Session
 from serving.runtimes.pipeline import Pipeline
 
 _HERE = Path(__file__).parent
 #: Sources that the step depends on beside this file.
-SOURCES = (*MEASURING, _HERE / "evaluate.py", _HERE.parent / "runtimes" / "features.py")
+SOURCES = (
+    *MEASURING,
+    *(_HERE / name for name in ("evaluate.py", "familiar.py")),
+    *(_HERE.parent / "runtimes" / name for name in ("features.py", "embedding.py", "inside.py")),
+)
 #: More rows of a split would tell a drift report nothing new, and they travel with every artifact.
 REFERENCE_ROWS = 2000
 #: The model was not trained on these. Its temperature was fitted on the first, settings were chosen on the second.
@@ -32,13 +37,16 @@ REFERENCE_SPLITS = ("calibration", "validation")
 
 
 def snapshot(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
-    """Write `reference.json` (`monitoring.drift.rows.Reference`) and `golden.jsonl` (of `monitoring.golden.Row`)."""
+    """Write `reference.json` (`monitoring.drift.rows.Reference`) and `golden.jsonl` (of `monitoring.golden.Row`).
+
+    Also `embedding.safetensors` (`Familiar`), where the model has an embedding that can be measured.
+    """
     calibration = msgspec.json.decode((needs["calibration"] / "calibration.json").read_bytes())
-    _, pipeline, session = open_variant(needs, parameters, calibration["temperature"])
+    manifest, pipeline, session = open_variant(needs, parameters, calibration["temperature"])
     labels = parameters["labels"]
     rows: list[features.Row] = []
-    for name in REFERENCE_SPLITS:
-        examples = read_examples(needs["data"], name, labels)
+    held_out = [read_examples(needs["data"], name, labels) for name in REFERENCE_SPLITS]
+    for name, examples in zip(REFERENCE_SPLITS, held_out, strict=True):
         for at in chosen(len(examples)):
             tick(at, len(examples), name)
             rows.append(_features(pipeline, session, examples.take(at, at + 1)))
@@ -49,12 +57,23 @@ def snapshot(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any]
         "columns": {name: [_short(row[name]) for row in rows] for name in rows[0]},
     }
     write_atomically(out / REFERENCE_FILE, msgspec.json.encode(reference) + b"\n")
+    if manifest.format == "onnx" and manifest.postprocess.logits:
+        train, path = read_examples(needs["data"], "train", labels), needs["model"] / manifest.entry
+        familiar = familiar_of(path, manifest.postprocess.logits, pipeline, train, held_out)
+        if familiar is not None:
+            familiar.write(out / EMBEDDING_FILE)
     test = read_examples(needs["data"], "test", labels)
     lines = [
         msgspec.json.encode(_golden_row(pipeline, session, test.take(at, at + 1), labels[test.classes[at]])) + b"\n"
         for at in golden(test, parameters["golden_rows"])
     ]
     write_atomically(out / GOLDEN_FILE, b"".join(lines))
+
+
+def brought(folder: Path) -> dict[str, Path]:
+    """The files of such a step, by name."""
+    found = {name: folder / name for name in (REFERENCE_FILE, GOLDEN_FILE, EMBEDDING_FILE)}
+    return {name: path for name, path in found.items() if path.is_file()}
 
 
 def chosen(rows: int) -> range:

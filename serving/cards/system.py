@@ -34,6 +34,7 @@ _WATCHES = {
     "calibration": "confidence, against what it was worth when the variant was built",
     "saturation": "activations of an INT8 variant outside their calibrated ranges",
     "ood": "the energy of answers, against that of held-out rows",
+    "embedding": "how far rows are from the training rows as the model sees them, against held-out rows",
 }
 
 

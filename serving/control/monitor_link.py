@@ -16,7 +16,7 @@ ALIVE_S = 5.0
 PROXY_TIMEOUT_S = 3.0
 
 #: Verdicts of monitors that are told and hold up nothing, whoever they are about.
-ADVISORY = ("ood", "input_drift")
+ADVISORY = ("ood", "embedding", "input_drift")
 
 
 class Heartbeat(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """Audits beside the answers: one row now and then, in a thread that everything else goes before.
 
-What is looked at stays in the process that computed it; only two numbers leave it (`Audit`).
+What is looked at stays in the process that computed it; only three numbers leave it (`Audit`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from typing import Protocol
 import numpy as np
 
 from serving.clock import Clock
+from serving.config_monitoring import GuardsConfig
 from serving.core.arrays import Arrays, rows_of
-from serving.registry.manifest import Manifest
-from serving.runtimes.saturation import Audit, SaturationAudit
+from serving.registry.manifest import EMBEDDING_FILE, Manifest
+from serving.runtimes.audit import Audit, RowAudit
+from serving.runtimes.embedding import Familiar
 
 log = logging.getLogger(__name__)
 
-#: The tensor of an answer's frame that carries finished audits to the gateway: float32 [n, 2], share and worst.
+#: The tensor of an answer's frame that carries finished audits to the gateway: float32 [n, 3], an `Audit` a row.
 AUDIT = "canarium.audit"
 #: Finished audits that wait for an answer to go with; of more the oldest are forgotten.
 KEPT = 16
@@ -104,24 +106,34 @@ class Auditor:
 
     def _stop(self, error: Exception) -> None:
         self._off, self._audits = True, None
-        log.warning("saturation is not audited: %s", error)
+        log.warning("no row is audited: %s", error)
 
 
-def auditor_of(manifest: Manifest, folder: Path, every_s: float, clock: Clock) -> Auditor | None:
-    """The auditor of an artifact; None if it has no ranges to leave, or nobody wants audits (`every_s` 0)."""
-    if not every_s or not manifest.static_int8:
+def auditor_of(manifest: Manifest, folder: Path, guards: GuardsConfig, clock: Clock) -> Auditor | None:
+    """The auditor of an artifact: of saturation, of embeddings, of both at once as often as either is wanted.
+
+    None if it has neither ranges to leave nor embeddings that were measured, or nobody wants audits.
+    """
+    saturation_s = guards.saturation.every_s if manifest.static_int8 else 0.0
+    embedding_s = guards.ood.every_s if EMBEDDING_FILE in manifest.files else 0.0
+    wanted = [seconds for seconds in (saturation_s, embedding_s) if seconds]
+    if not wanted:
         return None
-    path = folder / manifest.entry
-    return Auditor(lambda: SaturationAudit(path), manifest.layout.inputs, every_s=every_s, clock=clock)
+
+    def make() -> RowAudit:
+        familiar = (Familiar.read(folder / EMBEDDING_FILE), manifest.postprocess.logits) if embedding_s else None
+        return RowAudit(folder / manifest.entry, saturation=bool(saturation_s), familiar=familiar)
+
+    return Auditor(make, manifest.layout.inputs, every_s=min(wanted), clock=clock)
 
 
 def packed(audits: list[Audit]) -> np.ndarray:
     """Audits as the tensor `AUDIT`."""
-    return np.array(audits, np.float32).reshape(len(audits), 2)
+    return np.array(audits, np.float32).reshape(len(audits), len(Audit._fields))
 
 
 def unpacked(tensor: np.ndarray) -> list[Audit]:
     """The audits in such a tensor; of another shape none."""
-    if tensor.ndim != 2 or tensor.shape[1] != 2:
+    if tensor.ndim != 2 or tensor.shape[1] != len(Audit._fields):
         return []
-    return [Audit(float(share), float(worst)) for share, worst in tensor.tolist()]
+    return [Audit(*row) for row in tensor.tolist()]

@@ -13,6 +13,7 @@ from serving.clock import Clock
 from serving.contract import CAUSE_WORDS, Cause, Flag, Kind, Reason
 from serving.gateway.spool import SpoolWriter
 from serving.runtimes.answers import Summary
+from serving.runtimes.audit import Audit
 
 _STATUS_INDEX = {code: index for index, code in enumerate(contract.STATUS_CODES)}
 _OTHER_STATUS = len(contract.STATUS_CODES)
@@ -216,8 +217,8 @@ class Recorder:
             extra=contract.kpi_key(name) if name else 0,
         )
 
-    def audit(self, model: str, variant: str, share: float, worst: float) -> None:
-        """One row audited inside a variant: what share of its activations saturated, in all and of the worst tensor."""
+    def audit(self, model: str, variant: str, audit: Audit) -> None:
+        """One row audited inside a variant."""
         series = self.series(model, variant)
         self._spool.add(series, contract.C_AUDITS, 1)
         self._spool.record(
@@ -228,8 +229,9 @@ class Recorder:
             answered=series,
             status=200,
             rows=1,
-            prob=share,
-            ref_prob=worst,
+            prob=audit.share,
+            ref_prob=audit.worst,
+            energy=audit.distance,
         )
 
     def count(self, model: str, variant: str, cell: int, n: int = 1) -> None:

@@ -157,7 +157,7 @@ class Gateway:
             socket_dir=self._paths.worker_dir(model, entry.name, entry.version),
             remote=self._remote(model, entry, config),
             gateways=self._config.server.gateways,
-            audit_every_s=configured.guards.saturation.every_s,
+            guards=configured.guards,
             dropped=lambda: self._killed(model, entry.name),
         )
 
@@ -250,7 +250,7 @@ class VariantReplica:
         socket_dir = paths.make_worker_dir(model, entry.name, entry.version)
         self._clock = SystemClock()
         self._hang_ns = int(variant.hang_timeout_s * 1e9)
-        auditor = auditor_of(manifest, folder, config.models[model].guards.saturation.every_s, self._clock)
+        auditor = auditor_of(manifest, folder, config.models[model].guards, self._clock)
         self._server = WorkerServer(session, socket_dir / f"{secrets.token_hex(4)}.sock", auditor=auditor)
         await self._server.start()
 

@@ -14,6 +14,7 @@ import numpy as np
 from serving import contract
 from serving.clock import Clock
 from serving.config import QueueConfig, VariantConfig
+from serving.config_monitoring import GuardsConfig
 from serving.contract import Cause, VariantEntry
 from serving.errors import ErrorKind, RequestError
 from serving.gateway.auditor import auditor_of
@@ -21,9 +22,9 @@ from serving.gateway.batcher import Batcher
 from serving.gateway.recorder import Recorder, Trace
 from serving.gateway.workers import HandleWorker, LocalWorker, SocketPool, Worker, WorkerFailure
 from serving.registry.manifest import Manifest
+from serving.runtimes.audit import Audit
 from serving.runtimes.base import open_session
 from serving.runtimes.pipeline import Pipeline
-from serving.runtimes.saturation import Audit
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ class VariantPlane:
         socket_dir: where its replicas announce themselves, if it is isolated.
         remote: calls it over the Serve handle, if that path is in use.
         gateways: gateway processes that share its workers.
-        audit_every_s: seconds between two audits of a colocated variant (an isolated one is audited by its replicas).
+        guards: which audits of a colocated variant are wanted (an isolated one is audited by its replicas); None: none.
         dropped: asked when a batch closes; an exception it returns fails the batch (the kill-switch).
     """
 
@@ -147,7 +148,7 @@ class VariantPlane:
         socket_dir: Path,
         remote: FrameCall | None,
         gateways: int = 1,
-        audit_every_s: float = 0.0,
+        guards: GuardsConfig | None = None,
         dropped: Callable[[], Exception | None] | None = None,
     ) -> None:
         self.model = model
@@ -177,7 +178,7 @@ class VariantPlane:
         if entry.placement == "colocated":
             session = open_session(manifest, folder, runtime=entry.runtime, threads=config.threads)
             sessions = [session, *(session.share() for _ in range(entry.replicas - 1))]
-            auditor = auditor_of(manifest, folder, audit_every_s, clock)
+            auditor = auditor_of(manifest, folder, guards, clock) if guards is not None else None
             self._own += [LocalWorker(f"{entry.name}@gateway-{n}", each, auditor) for n, each in enumerate(sessions)]
         elif remote is not None:
             self._own += [HandleWorker(f"{entry.name}@handle-{n}", remote) for n in range(entry.replicas)]
@@ -306,7 +307,7 @@ class VariantPlane:
 
     def _on_audits(self, audits: list[Audit]) -> None:
         for audit in audits:
-            self._recorder.audit(self.model, self.entry.name, audit.share, audit.worst)
+            self._recorder.audit(self.model, self.entry.name, audit)
 
     def _on_batch(self, rows: int, infer_ns: int) -> None:
         self.stats.batch(rows, infer_ns)

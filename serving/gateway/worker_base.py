@@ -12,7 +12,7 @@ from serving.contract import Cause
 from serving.errors import CanariumError
 from serving.gateway.auditor import AUDIT, unpacked
 from serving.gateway.frames import Frame, FrameKind
-from serving.runtimes.saturation import Audit
+from serving.runtimes.audit import Audit
 
 RunNow = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 

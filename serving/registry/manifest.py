@@ -15,10 +15,11 @@ from serving.core.arrays import Layout
 
 SCHEMA: Final = "canarium.manifest/v1"
 
-#: Files that an artifact may have beside its model: features of held-out rows, for drift reports, and rows with the
-#: answers that it gave to them when it was built.
+#: Files that an artifact may have beside its model: features of held-out rows, for drift reports; rows with the answers
+#: that it gave to them when it was built; and by what the distance of an embedding is measured.
 REFERENCE_FILE: Final = "reference.json"
 GOLDEN_FILE: Final = "golden.jsonl"
+EMBEDDING_FILE: Final = "embedding.safetensors"
 
 #: Stands for the digest of a file that is not registered yet.
 UNKNOWN_DIGEST: Final = "0" * 64

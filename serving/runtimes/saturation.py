@@ -8,8 +8,6 @@ of a ReLU that the quantizer has taken out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +15,6 @@ import numpy as np
 _HALF = 0.5
 #: The least and the most that an integer type holds, by its name in ONNX.
 _LIMITS = {"UINT8": (0, 255), "INT8": (-128, 127), "UINT16": (0, 65_535), "INT16": (-32_768, 32_767)}
-
-
-class Audit(NamedTuple):
-    """What one row shows: the share of the values outside, averaged over the tensors; that of the worst tensor."""
-
-    share: float
-    worst: float
 
 
 class Range(NamedTuple):
@@ -43,50 +34,6 @@ def outside(values: np.ndarray, low: float, high: float) -> float:
     if not values.size:
         return 0.0
     return 1.0 - float(np.count_nonzero((values >= low) & (values <= high))) / values.size
-
-
-class SaturationAudit:
-    """A second session over the served bytes, which shows what goes into each quantization.
-
-    It is not optimized, so that no quantization is fused away: a run takes several times as long as one of the served
-    session, and its weights are held once more.
-
-    Args:
-        path: an ONNX file.
-
-    Raises:
-        ValueError: the file quantizes no activation by a fixed range.
-    """
-
-    def __init__(self, path: Path) -> None:
-        import onnx
-        import onnxruntime as ort
-
-        from serving.runtimes.onnx import session_options
-
-        model = onnx.load(path)
-        self.ranges = ranges_of(model)
-        if not self.ranges:
-            raise ValueError(f"{path.name}: no activation is quantized by a fixed range")
-        given = {node.name for node in model.graph.input}
-        self._shown = [one for one in self.ranges if one.name not in given]
-        self._given = [one for one in self.ranges if one.name in given]
-        kept = list(model.graph.output)[:1] if not self._shown else []
-        del model.graph.output[:]
-        model.graph.output.extend([*kept, *(onnx.ValueInfoProto(name=one.name) for one in self._shown)])
-        options = session_options(1)
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Audit:
-        """Audit session inputs of one row. Raises what ONNX Runtime raises."""
-        shown = self._session.run([one.name for one in self._shown], inputs) if self._shown else []
-        pairs = [
-            *zip(self._shown, shown, strict=True),
-            *((one, inputs[one.name]) for one in self._given),
-        ]
-        shares = [outside(values, one.low, one.high) for one, values in pairs]
-        return Audit(sum(shares) / len(shares), max(shares))
 
 
 def ranges_of(model: Any) -> list[Range]:

@@ -16,6 +16,7 @@ import qdq_kit
 from worker_process import serve
 
 from serving.clock import SystemClock
+from serving.config_monitoring import GuardsConfig, SaturationGuard
 from serving.gateway.auditor import auditor_of
 from serving.gateway.worker_server import WorkerServer
 from serving.runtimes.onnx import OnnxSession
@@ -23,7 +24,8 @@ from serving.runtimes.onnx import OnnxSession
 
 async def main(path: str, folder: Path, every_s: float) -> None:
     manifest = qdq_kit.manifest()
-    auditor = auditor_of(manifest, folder, every_s, SystemClock())
+    guards = GuardsConfig(saturation=SaturationGuard(every_s=every_s))
+    auditor = auditor_of(manifest, folder, guards, SystemClock())
     await serve(WorkerServer(OnnxSession(manifest, folder), path, auditor=auditor))
 
 

@@ -22,7 +22,7 @@ from serving.contract import RouteTable, Snapshot, VariantEntry
 from serving.gateway.recorder import Recorder
 from serving.gateway.sockets import SocketWorker
 from serving.gateway.spool import SpoolWriter
-from serving.runtimes.saturation import Audit
+from serving.runtimes.audit import Audit
 
 pytestmark = pytest.mark.integration
 
@@ -82,7 +82,7 @@ async def _judge(folder: Path) -> Verdict:
         process.terminate()
         process.wait(10)
     for audit in audits:
-        recorder.audit("m", "int8", audit.share, audit.worst)
+        recorder.audit("m", "int8", audit)
     watch.tick()
     while watch.step()[0]:
         pass

@@ -17,8 +17,11 @@ from serving.build.kinds import load_recipe
 from serving.build.runner import build
 from serving.build.snapshot import chosen
 from serving.errors import ConfigError
+from serving.registry.manifest import EMBEDDING_FILE
 from serving.registry.store import Registry
+from serving.runtimes.audit import RowAudit
 from serving.runtimes.base import open_session
+from serving.runtimes.embedding import Familiar
 from serving.runtimes.pipeline import Pipeline
 
 
@@ -60,7 +63,7 @@ def test_every_variant_is_registered_with_its_lineage(built: Built) -> None:
 
 def test_an_artifact_brings_along_what_drift_reports_and_golden_rows_are_compared_with(built: Built) -> None:
     manifest, folder = built.registry.open("pump/distilled")
-    assert set(manifest.files) == {manifest.entry, "reference.json", "golden.jsonl"}
+    assert set(manifest.files) == {manifest.entry, "reference.json", "golden.jsonl", "embedding.safetensors"}
     reference = json.loads((folder / "reference.json").read_text())
     assert reference["rows"] == 210  # calibration and validation
     assert {"features_0", "features_2", "class", "confidence", "energy"} <= set(reference["columns"])
@@ -71,6 +74,17 @@ def test_an_artifact_brings_along_what_drift_reports_and_golden_rows_are_compare
         features = np.array(row.inputs[0]["data"], np.float32).reshape(1, 3)
         answer = pipeline.postprocess(session.run(pipeline.preprocess({"features": features})))
         assert answer["probabilities"].tobytes() == np.array(row.probabilities, np.float32).tobytes()
+
+
+def test_an_artifact_knows_how_far_inputs_usually_are_from_its_training_rows(built: Built) -> None:
+    manifest, folder = built.registry.open("pump/distilled")
+    familiar = Familiar.read(folder / EMBEDDING_FILE)
+    audit = RowAudit(folder / manifest.entry, saturation=False, familiar=(familiar, manifest.postprocess.logits))
+    rows = [np.array(row.inputs[0]["data"], np.float32).reshape(1, 3) for row in read(folder / "golden.jsonl")]
+    usual = [audit.run({"features": row}).distance for row in rows]
+    strange = [audit.run({"features": 20 * np.abs(row) + 5}).distance for row in rows]
+    assert np.mean(np.array(usual) > 1) < 0.06
+    assert min(strange) > 1
 
 
 def test_large_splits_are_sampled_evenly() -> None:

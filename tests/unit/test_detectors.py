@@ -17,6 +17,7 @@ from monitoring.detectors.agreement import Agreement
 from monitoring.detectors.base import Detector
 from monitoring.detectors.betting import log_evidence_path, log_gain_mirrored
 from monitoring.detectors.calibration import Calibration, Expected
+from monitoring.detectors.embedding import Embedding
 from monitoring.detectors.errors import Errors
 from monitoring.detectors.harm import Harm
 from monitoring.detectors.interference import Interference
@@ -108,6 +109,7 @@ DETECTORS: dict[str, tuple[Callable[[], Detector], Feed]] = {
     "slices": (lambda: Slices(["short", "de", "tenant"]), _slices),
     "saturation": (Saturation, _saturation),
     "ood": (lambda: Ood(0.5), _ood),
+    "embedding": (Embedding, _ood),
     "calibration": (lambda: Calibration([0.5, 0.8], [Expected(0.0, 0.01)] * 3, [Expected(0.0, 0.0)] * 3), _calibration),
     "srm": (Srm, _srm),
     "interference": (Interference, _interference),

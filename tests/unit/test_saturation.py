@@ -14,6 +14,7 @@ import qdq_kit
 from monitoring.config import GuardSettings, MonitorConfig, MonitorModel, MonitorVariant, SaturationSettings
 from monitoring.watch import Watch
 from serving.clock import FakeClock
+from serving.config_monitoring import GuardsConfig, OodGuard, SaturationGuard
 from serving.contract import RouteTable, Snapshot, VariantEntry
 from serving.gateway.auditor import AUDIT, Auditor, auditor_of, packed, unpacked
 from serving.gateway.frames import FrameKind, decode, encode
@@ -21,10 +22,15 @@ from serving.gateway.recorder import Recorder
 from serving.gateway.spool import SpoolWriter
 from serving.gateway.worker_server import WorkerServer
 from serving.gateway.workers import HandleWorker, LocalWorker
+from serving.runtimes.audit import Audit, RowAudit
 from serving.runtimes.onnx import OnnxSession
-from serving.runtimes.saturation import Audit, SaturationAudit, ranges_of
+from serving.runtimes.saturation import ranges_of
 
 ROW = np.array([[1.0, 2.0, 5.0, -3.0]], np.float32)
+
+
+def wanted(saturation_s: float, embedding_s: float = 0.0) -> GuardsConfig:
+    return GuardsConfig(saturation=SaturationGuard(every_s=saturation_s), ood=OodGuard(every_s=embedding_s))
 
 
 def at_once(work: Callable[[], None]) -> None:
@@ -33,7 +39,7 @@ def at_once(work: Callable[[], None]) -> None:
 
 class TestAudit:
     def test_each_tensor_is_held_to_its_own_range(self, tmp_path: Path) -> None:
-        audit = SaturationAudit(qdq_kit.write_model(tmp_path))
+        audit = RowAudit(qdq_kit.write_model(tmp_path))
         step, hidden_step = 4 / 127, 4 / 255
         assert {one.name: (one.low, one.high) for one in audit.ranges} == {
             "x": (pytest.approx(-128.5 * step), pytest.approx(127.5 * step)),
@@ -43,16 +49,16 @@ class TestAudit:
         assert audit.run({"x": ROW}) == Audit(share=0.125, worst=0.25)
 
     def test_a_scale_that_is_too_small_shows_inside(self, tmp_path: Path) -> None:
-        audit = SaturationAudit(qdq_kit.write_model(tmp_path, range_=8.0, hidden_range=1.5))
+        audit = RowAudit(qdq_kit.write_model(tmp_path, range_=8.0, hidden_range=1.5))
         assert audit.run({"x": ROW}) == Audit(share=0.25, worst=0.5)
 
     def test_rounding_to_the_edge_is_no_saturation(self, tmp_path: Path) -> None:
-        audit = SaturationAudit(qdq_kit.write_model(tmp_path))
+        audit = RowAudit(qdq_kit.write_model(tmp_path))
         edge = np.full((1, 4), 4.0 + 0.4 * 4 / 127, np.float32)
         assert audit.run({"x": edge}).share == 0.0
 
     def test_what_is_no_number_is_outside(self, tmp_path: Path) -> None:
-        audit = SaturationAudit(qdq_kit.write_model(tmp_path))
+        audit = RowAudit(qdq_kit.write_model(tmp_path))
         assert audit.run({"x": np.full((1, 4), np.nan, np.float32)}).worst == 1.0
 
     def test_a_model_without_fixed_ranges_has_none(self, tmp_path: Path) -> None:
@@ -63,7 +69,7 @@ class TestAudit:
         assert ranges_of(model) == []
         onnx.save(model, tmp_path / "plain.onnx")
         with pytest.raises(ValueError, match="no activation is quantized"):
-            SaturationAudit(tmp_path / "plain.onnx")
+            RowAudit(tmp_path / "plain.onnx")
 
 
 class Scripted:
@@ -113,16 +119,16 @@ class TestAuditor:
             auditor.offer({"x": ROW})
             clock.advance(10)
         assert (len(scripted.rows), auditor.take()) == (1, [])
-        assert said == ["saturation is not audited: no"]
+        assert said == ["no row is audited: no"]
 
     def test_other_artifacts_have_none(self, tmp_path: Path) -> None:
         clock = FakeClock()
-        assert auditor_of(qdq_kit.manifest(), tmp_path, 1.0, clock) is not None
-        assert auditor_of(qdq_kit.manifest(), tmp_path, 0.0, clock) is None
-        assert auditor_of(qdq_kit.manifest(quantization={"method": "dynamic"}), tmp_path, 1.0, clock) is None
+        assert auditor_of(qdq_kit.manifest(), tmp_path, wanted(1.0), clock) is not None
+        assert auditor_of(qdq_kit.manifest(), tmp_path, wanted(0.0), clock) is None
+        assert auditor_of(qdq_kit.manifest(quantization={"method": "dynamic"}), tmp_path, wanted(1.0), clock) is None
 
     def test_a_damaged_tensor_is_no_audit(self) -> None:
-        assert unpacked(packed([Audit(0.5, 1.0)])) == [Audit(0.5, 1.0)]
+        assert unpacked(packed([Audit(0.5, 1.0, 0.25)])) == [Audit(0.5, 1.0, 0.25)]
         assert unpacked(np.zeros(3, np.float32)) == []
 
 
@@ -131,7 +137,7 @@ class TestWorkers:
         qdq_kit.write_model(tmp_path)
         clock, made = FakeClock(), qdq_kit.manifest()
         auditor = Auditor(
-            lambda: SaturationAudit(tmp_path / "model.onnx"), made.layout.inputs, every_s=1, clock=clock, start=at_once
+            lambda: RowAudit(tmp_path / "model.onnx"), made.layout.inputs, every_s=1, clock=clock, start=at_once
         )
         server = WorkerServer(OnnxSession(made, tmp_path), None, clock=clock, auditor=auditor)
         frames: list[frozenset[str]] = []
@@ -146,7 +152,7 @@ class TestWorkers:
         for _ in range(3):
             assert list(await worker.run({"x": ROW})) == ["logits"]
         assert frames == [frozenset({"logits"}), frozenset({"logits", AUDIT}), frozenset({"logits"})]
-        assert told == [Audit(0.125, 0.25)]
+        assert [audit[:2] for audit in told] == [(0.125, 0.25)]
         await worker.close()
         await server.close()
 
@@ -171,14 +177,12 @@ class TestWorkers:
 
     async def test_a_colocated_worker_tells_likewise(self, tmp_path: Path) -> None:
         qdq_kit.write_model(tmp_path)
-        auditor = Auditor(
-            lambda: SaturationAudit(tmp_path / "model.onnx"), {}, every_s=1, clock=FakeClock(), start=at_once
-        )
+        auditor = Auditor(lambda: RowAudit(tmp_path / "model.onnx"), {}, every_s=1, clock=FakeClock(), start=at_once)
         worker, told = LocalWorker("w", OnnxSession(qdq_kit.manifest(), tmp_path), auditor), list[Audit]()
         worker.on_audits = told.extend
         for _ in range(2):
             await asyncio.wait_for(worker.run({"x": ROW}), 10)
-        assert told == [Audit(0.125, 0.25)]
+        assert [audit[:2] for audit in told] == [(0.125, 0.25)]
         await worker.close()
         assert worker.on_audits is None
 
@@ -205,7 +209,7 @@ class Bench:
 
     def audits(self, share: float, times: int) -> None:
         for _ in range(times):
-            self.recorder.audit("m", "int8", share, 2 * share)
+            self.recorder.audit("m", "int8", Audit(share, 2 * share))
         self.watch.tick()
         while self.watch.step()[0]:
             pass

@@ -18,8 +18,8 @@ from serving.build.evaluate import MEASURING, calibrate
 from serving.build.export import export_onnx
 from serving.build.interface import Interface
 from serving.build.plan import Part, Plan, Variant
-from serving.build.snapshot import SOURCES, snapshot
-from serving.registry.manifest import GOLDEN_FILE, REFERENCE_FILE, Postprocess, Signature, TensorSpec
+from serving.build.snapshot import SOURCES, brought, snapshot
+from serving.registry.manifest import Postprocess, Signature, TensorSpec
 
 _HERE = Path(__file__).parent
 _BUILD = _HERE.parent
@@ -145,8 +145,7 @@ class AnomalyPlan(Plan[AnomalyRecipe]):
         calibration = self.step(f"{name}-temperature", calibrate, parameters, {**needs, **seen}, _MEASURING)
         needs["calibration"] = calibration
         seen_before = {**parameters, "golden_rows": recipe.golden_rows}
-        brought = self.step(f"{name}-snapshot", snapshot, seen_before, needs, (*SOURCES, *_DATA))
-        files = {file: brought.folder / file for file in (REFERENCE_FILE, GOLDEN_FILE)}
+        files = brought(self.step(f"{name}-snapshot", snapshot, seen_before, needs, (*SOURCES, *_DATA)).folder)
         if judge is not None:
             needs["teacher"] = judge.evaluation
         evaluation = self.step(

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from serving.runtimes.audit import RowAudit
 from serving.runtimes.pipeline import Pipeline
-from serving.runtimes.saturation import SaturationAudit
 
 #: Rows whose activations are looked at: one at a time, as the audits of a running variant are.
 AUDITED = 200
@@ -85,7 +85,7 @@ def activations(path: Path, pipeline: Pipeline, inputs: Mapping[str, np.ndarray]
         tensor on one row); None for a model without fixed ranges.
     """
     try:
-        audit = SaturationAudit(path)
+        audit = RowAudit(path)
     except ValueError:
         return None
     rows = min(AUDITED, *(len(values) for values in inputs.values()))

@@ -14,8 +14,8 @@ from serving.build.interface import draft, pipeline_folder
 from serving.build.plan import Plan, Variant
 
 _HERE = Path(__file__).parent
-_AUDIT = _HERE.parents[1] / "runtimes" / "saturation.py"
-_SOURCES = (*MEASURING, _AUDIT, *sorted(path for path in _HERE.glob("*.py")))
+_AUDITS = tuple(_HERE.parents[1] / "runtimes" / name for name in ("audit.py", "inside.py", "saturation.py"))
+_SOURCES = (*MEASURING, *_AUDITS, *sorted(path for path in _HERE.glob("*.py")))
 
 
 def check_drift(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:

@@ -12,7 +12,7 @@ from serving.build.cpu import cpu_info
 from serving.build.evaluate import MEASURING, calibrate, evaluate
 from serving.build.export import export_onnx
 from serving.build.plan import Plan, Variant
-from serving.build.snapshot import SOURCES, snapshot
+from serving.build.snapshot import SOURCES, brought, snapshot
 from serving.build.text.data import check_data
 from serving.build.text.interface import GRAPH, TOKENIZER, text_interface
 from serving.build.text.pretrained import adopt_tokenizer, finetune_teacher
@@ -20,7 +20,7 @@ from serving.build.text.quantize import quantize
 from serving.build.text.recipe import TextRecipe
 from serving.build.text.tokenizer import train_tokenizer
 from serving.build.text.train import train_teacher
-from serving.registry.manifest import GOLDEN_FILE, REFERENCE_FILE, Relation
+from serving.registry.manifest import Relation
 
 _HERE = Path(__file__).parent
 RUNTIMES = _HERE.parents[1] / "runtimes"
@@ -153,7 +153,7 @@ class TextSteps(Plan[TextRecipe]):
             parameters = {**found.parameters, "golden_rows": self.recipe.golden_rows}
             made = self.step(f"{name}-snapshot", snapshot, parameters, found.needs, (*SOURCES, *DATA))
             files = {TOKENIZER: tokenizer.folder / TOKENIZER}
-            files |= {file: made.folder / file for file in (REFERENCE_FILE, GOLDEN_FILE)}
+            files |= brought(made.folder)
         else:
             files = dict(parent.files)
         relation, parents = lineage
