@@ -87,6 +87,14 @@ def test_an_artifact_knows_how_far_inputs_usually_are_from_its_training_rows(bui
     assert min(strange) > 1
 
 
+def test_rows_of_numbers_are_attacked(built: Built) -> None:
+    evaluations = {name: built.registry.resolve(f"pump/{name}").evaluation for name in ("teacher", "distilled")}
+    teacher, distilled = (evaluation["adversarial"] for evaluation in evaluations.values())
+    assert (teacher["rows"], teacher["p_value"]) == (40, 1.0)
+    assert teacher["median_distance"] == teacher["trusted_median_distance"] == distilled["trusted_median_distance"]
+    assert "An attacker who sees answers alone (HopSkipJump" in built.result.report_path.read_text()
+
+
 def test_large_splits_are_sampled_evenly() -> None:
     assert list(chosen(3)) == [0, 1, 2]
     assert len(chosen(7350)) <= 2000

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from serving.build.cache import BuildError
-from serving.build.evidence import drift, flips, perturb, saturation, slices
+from serving.build.evidence import adversarial, drift, flips, perturb, saturation, slices
 from serving.build.runner import BuildResult, build
 from serving.registry.store import Registry
 
@@ -258,3 +258,49 @@ def test_a_shift_of_words_is_found_though_every_length_is_the_same() -> None:
 
 def test_a_feature_that_is_always_the_same_has_no_shift() -> None:
     assert drift.stability_index(np.zeros(50), np.zeros(20)) == pytest.approx(0, abs=1e-12)
+
+
+# ---------------------------------------------------------------- attacks
+
+
+class TestAttacks:
+    """On a classifier whose boundary is known: the second class from x0 = 0 on; x0 varies by 2, x1 by 1."""
+
+    @staticmethod
+    def answers(rows: np.ndarray) -> np.ndarray:
+        return (rows[:, 0] > 0).astype(np.int64)
+
+    @staticmethod
+    def target(starts: np.ndarray | None = None) -> adversarial.Target:
+        random_ = np.random.default_rng(4)
+        rows = np.array([[1.0, 0.5], [-4.0, 0.0], [2.0, -1.0], [-1.0, 3.0]], np.float32)
+        if starts is None:
+            starts = (random_.normal(0, 1, (200, 2)) * [2.0, 1.0]).astype(np.float32)
+        return adversarial.Target("x", rows, np.array([1, 0, 0, 0]), starts, np.array([2.0, 1.0]))
+
+    def test_a_row_is_moved_about_as_far_as_it_must_be(self) -> None:
+        found = adversarial.distances(self.answers, 2, self.target())
+        least = np.array([0.5, 2.0, 0.0, 0.5])  # the third is wrong as it is
+        assert (found >= least).all()
+        assert found == pytest.approx(least, rel=0.02)
+
+    def test_it_finds_the_same_again_and_leaves_the_global_generator_alone(self) -> None:
+        np.random.seed(1)
+        expected = np.random.random()
+        np.random.seed(1)
+        first, again = (adversarial.distances(self.answers, 2, self.target()) for _ in range(2))
+        assert np.random.random() == expected
+        assert first.tolist() == again.tolist()
+
+    def test_without_any_row_answered_otherwise_nothing_is_found(self) -> None:
+        starts = np.full((10, 2), 3.0, np.float32)
+        found = adversarial.distances(lambda rows: np.ones(len(rows), np.int64), 2, self.target(starts))
+        assert found.tolist() == [np.inf, 0.0, 0.0, 0.0]
+
+    def test_a_variant_that_is_easier_to_fool_is_told_from_the_trusted_one(self) -> None:
+        trusted = np.linspace(0.5, 2.0, 40)
+        compared = adversarial.compare(trusted / 2, trusted)
+        assert compared["median_distance"] == pytest.approx(compared["trusted_median_distance"] / 2)
+        assert compared["p_value"] < 1e-6
+        assert adversarial.compare(trusted, trusted)["p_value"] == 1.0
+        assert adversarial.compare(np.full(5, np.inf), trusted[:5])["median_distance"] is None

@@ -15,10 +15,10 @@ import numpy as np
 from serving.build import metrics
 from serving.build.cache import Tick, write_json
 from serving.build.evaluate import infer
-from serving.build.evidence import memory, perturb, saturation, slices
+from serving.build.evidence import adversarial, memory, perturb, saturation, slices
 from serving.build.examples import Examples
 from serving.registry.manifest import Manifest
-from serving.runtimes.base import open_session
+from serving.runtimes.base import Session, open_session
 from serving.runtimes.pipeline import Pipeline
 
 #: Perturbed rows at most: enough for rates to within a few percent, little enough for a quick build.
@@ -35,7 +35,8 @@ class Subject(NamedTuple):
     """The test rows, as a request would carry them.
 
     `inputs`: client tensors [n, …]; `truth`: class indices [n]; `masks`: slice -> bool [n]; `perturbed`: name ->
-    client tensors of the first `ROWS` rows; `hostile`: `TRIES` further perturbations of the same rows.
+    client tensors of the first `ROWS` rows; `hostile`: `TRIES` further perturbations of the same rows; `target`: what
+    an attacker is set on, for rows of numbers.
     """
 
     inputs: Inputs
@@ -43,6 +44,7 @@ class Subject(NamedTuple):
     masks: dict[str, np.ndarray]
     perturbed: dict[str, Inputs]
     hostile: list[Inputs]
+    target: adversarial.Target | None = None
 
 
 def examine(
@@ -53,7 +55,7 @@ def examine(
     needs: Mapping[str, Path],
     tick: Tick,
 ) -> None:
-    """Write `evidence.json` and `answers.npy` (class indices, one row for each perturbation and try).
+    """Write `evidence.json`, `answers.npy` (class indices, one row for each perturbation and try) and `distances.npy`.
 
     Args:
         needs: `model`, the folder of the artifact; `evaluation`, its own (`logits.npy`); and for a variant that stands
@@ -69,10 +71,16 @@ def examine(
     for number, inputs in enumerate((*subject.perturbed.values(), *subject.hostile)):
         tick(number, total, "perturbed rows")
         shaken.append(infer(pipeline, session, Examples(inputs, subject.truth[:ROWS])).argmax(axis=1))
+    tick(total - 1, total, "attack")
+    moved = _attacked(subject, pipeline, session, logits.shape[1])
+    np.save(out / "distances.npy", moved)
     session.close()
     ours = np.array(shaken, np.int64).reshape(len(shaken), -1)
     np.save(out / "answers.npy", ours)
-    theirs = np.load(needs["teacher_evidence"] / "answers.npy") if "teacher_evidence" in needs else ours
+    before = needs.get("teacher_evidence")
+    theirs, theirs_moved = (
+        (np.load(before / "answers.npy"), np.load(before / "distances.npy")) if before is not None else (ours, moved)
+    )
     tick(total - 1, total, "memory")
     batch = {name: values[:_BATCH] for name, values in subject.inputs.items()}
     taken = memory.measure(manifest, needs["model"], runtime=runtime, inputs=pipeline.preprocess(batch), scratch=out)
@@ -81,6 +89,7 @@ def examine(
         {
             "slices": slices.compare_slices(subject.masks, answers == subject.truth, teacher == subject.truth),
             **_robustness(subject, answers, ours, teacher, theirs),
+            "adversarial": adversarial.compare(moved, theirs_moved) if len(moved) else None,
             "uncalibrated": _reliability(logits, subject.truth, 1.0),
             "memory": msgspec.to_builtins(taken) if taken else None,
             "saturation": saturation.audit(needs["model"] / manifest.entry) if manifest.format == "onnx" else None,
@@ -89,6 +98,20 @@ def examine(
             else None,
         },
     )
+
+
+def _attacked(subject: Subject, pipeline: Pipeline, session: Session, classes: int) -> np.ndarray:
+    """See `adversarial.distances`; of no rows where nothing can be attacked, or the library is not installed."""
+    target = subject.target
+    if target is None or adversarial.library() is None:
+        return np.empty(0)
+    name = target.input
+
+    def answers(rows: np.ndarray) -> np.ndarray:
+        logits = infer(pipeline, session, Examples({name: rows}, np.zeros(len(rows), np.int64)))
+        return np.asarray(logits.argmax(axis=1))
+
+    return adversarial.distances(answers, classes, target)
 
 
 def _robustness(

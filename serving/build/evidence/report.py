@@ -95,7 +95,36 @@ def _perturbations(evidence: Mapping[str, Any]) -> list[str]:
             f"Last column: right answers that at least one of {tried['tries']} random draws turns wrong, over "
             f"{tried['rows']} rows; a determined attacker does better, so it is a lower bound."
         )
-    return lines
+    return [*lines, *_attacks(evidence)]
+
+
+def _attacks(evidence: Mapping[str, Any]) -> list[str]:
+    attacks = {name: found["adversarial"] for name, found in evidence.items() if found["adversarial"]}
+    if not attacks:
+        return []
+    rows = [
+        [
+            name,
+            f"{one['wrong_as_they_are']} of {one['rows']}",
+            *(_distance(one[key]) for key in ("tenth_distance", "median_distance", "trusted_median_distance")),
+            f"{one['p_value']:.2g}",
+        ]
+        for name, one in attacks.items()
+    ]
+    first = next(iter(attacks.values()))
+    head = ["variant", "wrong as they are", "a tenth by", "half by", "half of the trusted variant's by", "p"]
+    return [
+        "",
+        *_table(head, rows),
+        "",
+        f"An attacker who sees answers alone ({first['attack']}, adversarial-robustness-toolbox {first['library']}): "
+        "how far evenly spread test rows were moved until the answer was wrong, Euclidean, in standard deviations of "
+        "the features. p: Wilcoxon's signed-rank test, row by row, against the trusted variant.",
+    ]
+
+
+def _distance(value: float | None) -> str:
+    return "not found" if value is None else f"{value:.2f}"
 
 
 def _calibration(document: Mapping[str, Any]) -> list[str]:

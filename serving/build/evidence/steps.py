@@ -9,6 +9,7 @@ from typing import Any
 from serving.build.cache import Made, Tick, write_json
 from serving.build.cpu import cpu_info
 from serving.build.evaluate import MEASURING
+from serving.build.evidence.adversarial import library
 from serving.build.examples import read_examples
 from serving.build.interface import draft, pipeline_folder
 from serving.build.plan import Plan, Variant
@@ -65,6 +66,7 @@ def gather(plan: Plan[Any], variants: Sequence[Variant]) -> dict[str, Made]:
             "interface": variant.interface.as_json(),
             "files": sorted(variant.files),
             "cpu": cpu_info(),
+            "adversarial": library(),
         }
         name = f"{variant.name}-evidence"
         found[variant.name] = plan.step(name, examine_variant, parameters, needs, _SOURCES, dict(variant.files))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.build.evidence import drift, perturb, slices
+from serving.build.evidence import adversarial, drift, perturb, slices
 from serving.build.evidence.examine import ROWS, TRIES, Inputs, Subject
 from serving.build.examples import Examples
 
@@ -23,7 +23,12 @@ def subject_of(train: Examples, test: Examples, labels: Sequence[str]) -> Subjec
         masks |= slices.tercile_slices(name, values, slices.tercile_edges(reference[name]))
     few = dict(test.head(ROWS).inputs)
     return Subject(
-        dict(test.inputs), test.classes, masks, _perturbations(train.inputs, few), _hostile(train.inputs, few)
+        dict(test.inputs),
+        test.classes,
+        masks,
+        _perturbations(train.inputs, few),
+        _hostile(train.inputs, few),
+        _target(train, test),
     )
 
 
@@ -73,6 +78,19 @@ def _hostile(train: Mapping[str, np.ndarray], rows: Inputs) -> list[Inputs]:
                 return []
         tries.append(changed)
     return tries
+
+
+def _target(train: Examples, test: Examples) -> adversarial.Target | None:
+    """Evenly spread rows to attack, where all that a row has is one list of numbers."""
+    (name, values), *others = train.inputs.items()
+    if others or values.dtype.kind != "f" or values.ndim != 2 or not len(test):
+        return None
+    chosen = np.unique(np.linspace(0, len(test) - 1, adversarial.ROWS).astype(int))
+    starts = values[np.unique(np.linspace(0, len(values) - 1, adversarial.STARTS).astype(int))]
+    spread = starts.std(axis=0).astype(float)
+    return adversarial.Target(
+        name, test.inputs[name][chosen], test.classes[chosen], starts, np.where(spread > 0, spread, 1.0)
+    )
 
 
 def _blob(texts: Sequence[str]) -> np.ndarray:
