@@ -30,21 +30,24 @@ EPOCH = 2
 SLICES = ("short",)
 
 
-def guards_for(recorded: Recorded, alpha: float | None = None, tolerant: bool = True) -> ModelGuards:
+def guards_for(
+    recorded: Recorded, alpha: float | None = None, tolerant: bool = True, kind: type[ModelGuards] = ModelGuards
+) -> ModelGuards:
     """Guards of one candidate.
 
     Args:
         alpha: of each guard; None for the default.
         tolerant: with the default margins over what is healthy. Else with none, and told the true healthy rates, as
             the comparators are: both then ask the same question.
+        kind: all of them, or only those that can end a rollout.
     """
     settings = GuardSettings() if tolerant else strict(recorded)
-    guards = _guards(recorded, settings)
+    guards = _guards(recorded, settings, kind)
     if alpha is None:
         return guards
     default = next(iter(detectors(guards).values())).alpha
     settings = msgspec.structs.replace(settings, false_rollback=settings.false_rollback * alpha / default)
-    return _guards(recorded, settings)
+    return _guards(recorded, settings, kind)
 
 
 def strict(recorded: Recorded) -> GuardSettings:
@@ -62,9 +65,9 @@ def strict(recorded: Recorded) -> GuardSettings:
     )
 
 
-def _guards(recorded: Recorded, settings: GuardSettings) -> ModelGuards:
+def _guards(recorded: Recorded, settings: GuardSettings, kind: type[ModelGuards]) -> ModelGuards:
     variants = {BASELINE: MonitorVariant(1), CANDIDATE: MonitorVariant(2, recorded.differs, recorded.reliability)}
-    guards = ModelGuards(MODEL, MonitorModel(BASELINE, BASELINE, variants, guards=settings, slices=SLICES))
+    guards = kind(MODEL, MonitorModel(BASELINE, BASELINE, variants, guards=settings, slices=SLICES))
     guards.configure(snapshot(1, 0.0))
     return guards
 

@@ -17,7 +17,7 @@ from loadtests.detection.family import Recorded
 from loadtests.detection.feed import feed_answers, feed_requests, guards_for
 from loadtests.detection.nulls import NULLS, judged
 from loadtests.detection.streams import answers, requests
-from loadtests.false_rollbacks import EARLIER
+from loadtests.false_rollbacks import EARLIER, EndingGuards
 from loadtests.worlds import before
 
 Thresholds = dict[str, dict[str, Threshold]]  # by kind and comparator
@@ -88,7 +88,7 @@ def _shown(
     shown = request_columns(asked, cell.kind, random) if compare else {}
     earlier = before(EARLIER, random)
     for suffix, tolerant in _WAYS.items() if judge else ():
-        guards = guards_for(recorded, CHANCE, tolerant)
+        guards = guards_for(recorded, CHANCE, tolerant, EndingGuards)
         called[cell.guards[0] + suffix] = feed_requests(guards, asked, setting.weight, cell.guards[0], earlier)
     return called, shown
 
