@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from monitoring.join import DELAYS_S, Answer, Joiner, LabelledPair
 from monitoring.reliability import ModelReliability
 from monitoring.returns import Asked, Returns
 from serving.contract import Flag, Kind
+from serving.packing import unpack_noise
 
 Records = npt.NDArray[np.void]
 
@@ -50,7 +50,7 @@ class Evidence:
         self.joiner = Joiner()
         self.returns = Returns() if config.kpis else None
         self.reliability = ModelReliability(config)
-        self.audits = Audits()
+        self.saturation, self.noise = Audits(), Audits()  # shares in [0, 1], decibels
 
     def take(self, event: Event) -> None:
         """One record of this model, in order of arrival."""
@@ -76,8 +76,8 @@ class Evidence:
             self._pair(event)
         elif event.kind == Kind.AUDIT:
             self.guards.observe(event)
-            if not math.isnan(event.prob):
-                self.audits.add(event.variant, event.prob)
+            self.saturation.add(event.variant, event.prob)
+            self.noise.add(event.variant, unpack_noise(event.extra)[0])
 
     def calibration(self) -> dict[str, Any]:
         """`reports`: `monitoring.reliability.Report`s; `coverage`: how many answers were labelled, and how late."""

@@ -207,10 +207,16 @@ class MonitorCollector(Collector):
             "Share of an INT8 variant's activations outside their ranges, mean of about the latest 100 audited rows.",
             MV,
         )
+        noise = gauge(
+            "canarium_activation_sqnr_decibels",
+            "Signal-to-quantization-noise ratio of an INT8 variant's activations, mean of about the latest 100 audits.",
+            MV,
+        )
         for name, model in self._watch.models.items():
-            for variant, share in model.audits.shares.items():
-                family.add_metric((name, variant), share)
-        yield family
+            for each, means in ((family, model.saturation.means), (noise, model.noise.means)):
+                for variant, mean in means.items():
+                    each.add_metric((name, variant), mean)
+        yield from (family, noise)
 
     def _calibration(self) -> Iterator[Metric]:
         labels = (*MV, "reference")

@@ -54,7 +54,8 @@ class ModelWatch(Evidence):
             "guards": self.guards.state(),
             "join": self.joiner.state(),
             "reliability": self.reliability.state(),
-            "audits": self.audits.state(),
+            "saturation": self.saturation.state(),
+            "noise": self.noise.state(),
             "returns": self.returns.state() if self.returns is not None else None,
             "windows": {variant: window.state() for variant, window in self.windows.items()},
             "objectives": self.objectives.state(),
@@ -64,7 +65,8 @@ class ModelWatch(Evidence):
         self.guards.load(state["guards"])
         self.joiner.load(state["join"])
         self.reliability.load(state["reliability"])
-        self.audits.load(state["audits"])
+        self.saturation.load(state["saturation"])
+        self.noise.load(state["noise"])
         if self.returns is not None and state["returns"] is not None:
             self.returns.load(state["returns"])
         windows = msgspec.convert(state["windows"], dict[str, VariantState], strict=False)

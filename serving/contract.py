@@ -222,7 +222,7 @@ RECORD_DTYPE = np.dtype(
         ("energy", "<f4"),  # -logsumexp(logits), row 0. AUDIT: distance of the embedding, in thresholds
         ("inclusion", "<f4"),  # probability with which this observation was sampled
         ("slices", "<u4"),  # bits of the declared slices that the request is in, by name in the alphabet
-        ("extra", "<u8"),  # KPI: hash of its name. Pairs: see `packing.pack_divergence`
+        ("extra", "<u8"),  # KPI: hash of its name. Pairs, audits: see `packing.pack_divergence`, `pack_noise`
     ]
 )
 #: The same layout for `struct.pack_into`; fields in RECORD_DTYPE's order.

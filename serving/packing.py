@@ -1,4 +1,4 @@
-"""What several numbers of one pair look like in a single field of its record. Pure."""
+"""What several numbers look like in a single field of a record. Pure."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ def unpack_divergence(extra: int) -> tuple[float, float] | None:
         return None
     js, kl = _FLOATS.unpack(_BITS.pack(extra))
     return js, -kl
+
+
+def pack_noise(mean_db: float, worst_db: float) -> int:
+    """Signal-to-quantization-noise ratios in decibels, as `extra` of an audit holds them; NaN: there is none."""
+    return int(_BITS.unpack(_FLOATS.pack(mean_db, worst_db))[0])
+
+
+def unpack_noise(extra: int) -> tuple[float, float]:
+    """(mean, worst) in decibels."""
+    mean, worst = _FLOATS.unpack(_BITS.pack(extra))
+    return mean, worst
 
 
 #: By how many of the likeliest classes the overlap of two answers is told.

@@ -232,6 +232,7 @@ class Recorder:
             prob=audit.share,
             ref_prob=audit.worst,
             energy=audit.distance,
+            extra=packing.pack_noise(audit.sqnr_db, audit.worst_sqnr_db),
         )
 
     def count(self, model: str, variant: str, cell: int, n: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""One row looked at from within: what saturates, and how far its embedding is from the training rows'."""
+"""One row looked at from within: what saturates, what rounding costs, how unfamiliar its embedding is."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ import numpy as np
 
 from serving.runtimes.embedding import Familiar, pooled, tail_of
 from serving.runtimes.inside import Inside
-from serving.runtimes.saturation import outside, ranges_of
+from serving.runtimes.saturation import outside, ranges_of, sqnr_db
 
 
 class Audit(NamedTuple):
     """What one row shows; NaN: that was not looked at.
 
     `share`: of the values outside their ranges, averaged over the tensors; `worst`: that of the worst tensor;
-    `distance`: of its embedding, in units of the one that 1 % of held-out rows exceeded.
+    `distance`: of its embedding, in units of the one that 1 % of held-out rows exceeded; `sqnr_db`:
+    signal-to-quantization-noise ratio, decibels, averaged over the tensors; `worst_sqnr_db`: that of the worst tensor.
     """
 
     share: float = math.nan
     worst: float = math.nan
     distance: float = math.nan
+    sqnr_db: float = math.nan
+    worst_sqnr_db: float = math.nan
 
 
 class RowAudit:
@@ -56,6 +59,9 @@ class RowAudit:
         if self.ranges:
             shares = [outside(shown[one.name], one.low, one.high) for one in self.ranges]
             audit = audit._replace(share=sum(shares) / len(shares), worst=max(shares))
+            ratios = [sqnr_db(one.meant(shown[one.name]), one.held(shown[one.name])) for one in self.ranges]
+            if known := [ratio for ratio in ratios if not math.isnan(ratio)]:
+                audit = audit._replace(sqnr_db=sum(known) / len(known), worst_sqnr_db=min(known))
         if self._familiar is not None:
             audit = audit._replace(distance=float(self._familiar.distances(pooled(shown[self._tail]))[0]))
         return audit

@@ -39,6 +39,9 @@ def test_the_manifest_says_where_a_variant_loses_and_what_it_takes(built: tuple[
     assert evaluation["saturation"]["pairs"] > 0
     assert evaluation["activations"]["tensors"] > 0
     assert 0 <= evaluation["activations"]["share"] <= evaluation["activations"]["worst"] <= 1
+    assert 20 < evaluation["activations"]["sqnr_db"] < 60
+    assert evaluation["activations"]["layers"]
+    assert all(5 < ratio < 60 for ratio in evaluation["activations"]["layers"].values())
     assert evaluation["uncalibrated"]["nll"] > 0
     assert 0 < evaluation["memory"]["model_bytes"] < evaluation["memory"]["peak_bytes"]
     teacher = built[0].resolve("tiny/teacher").evaluation
@@ -53,7 +56,13 @@ def test_the_trusted_variant_is_as_fragile_as_itself(built: tuple[Registry, Buil
 
 def test_the_report_has_a_section_for_each(built: tuple[Registry, BuildResult]) -> None:
     text = built[1].report_path.read_text()
-    for title in ("Slices", "Perturbed inputs", "Calibration before and after", "Memory and overflow"):
+    for title in (
+        "Slices",
+        "Perturbed inputs",
+        "Calibration before and after",
+        "Memory and overflow",
+        "Quantization noise",
+    ):
         assert f"## {title}" in text
     assert "calibration rows against 160 training rows" in text
 

@@ -70,6 +70,7 @@ EXPECTED = {
     "canarium_batch_rows": ("histogram", {"model", "variant", "le"}),
     "canarium_activation_audits": ("counter", {"model", "variant"}),
     "canarium_activation_saturation_ratio": ("gauge", {"model", "variant"}),
+    "canarium_activation_sqnr_decibels": ("gauge", {"model", "variant"}),
     "canarium_ood_ratio": ("gauge", {"model", "variant", "score"}),
     "canarium_agreement_ratio": ("gauge", {"model", "variant"}),
     "canarium_agreement_ratio_lower": ("gauge", {"model", "variant"}),

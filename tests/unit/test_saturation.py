@@ -24,7 +24,7 @@ from serving.gateway.worker_server import WorkerServer
 from serving.gateway.workers import HandleWorker, LocalWorker
 from serving.runtimes.audit import Audit, RowAudit
 from serving.runtimes.onnx import OnnxSession
-from serving.runtimes.saturation import ranges_of
+from serving.runtimes.saturation import ranges_of, sqnr_db
 
 ROW = np.array([[1.0, 2.0, 5.0, -3.0]], np.float32)
 
@@ -46,11 +46,11 @@ class TestAudit:
             "hidden": (-np.inf, pytest.approx(255.5 * hidden_step)),  # zero is its end: negative values are a ReLU's
         }
         # x: 5 of four values. hidden: that was clipped to 4 on the way, which its range holds.
-        assert audit.run({"x": ROW}) == Audit(share=0.125, worst=0.25)
+        assert audit.run({"x": ROW})[:2] == (0.125, 0.25)
 
     def test_a_scale_that_is_too_small_shows_inside(self, tmp_path: Path) -> None:
         audit = RowAudit(qdq_kit.write_model(tmp_path, range_=8.0, hidden_range=1.5))
-        assert audit.run({"x": ROW}) == Audit(share=0.25, worst=0.5)
+        assert audit.run({"x": ROW})[:2] == (0.25, 0.5)
 
     def test_rounding_to_the_edge_is_no_saturation(self, tmp_path: Path) -> None:
         audit = RowAudit(qdq_kit.write_model(tmp_path))
@@ -60,6 +60,28 @@ class TestAudit:
     def test_what_is_no_number_is_outside(self, tmp_path: Path) -> None:
         audit = RowAudit(qdq_kit.write_model(tmp_path))
         assert audit.run({"x": np.full((1, 4), np.nan, np.float32)}).worst == 1.0
+
+    def test_what_rounding_costs_is_told_in_decibels(self, tmp_path: Path) -> None:
+        """Uniform rounding over a step has a noise of step² / 12 (Bennett, 1948); the first layer's input is ±8."""
+        audit = RowAudit(qdq_kit.write_model(tmp_path, range_=8.0, hidden_range=8.0))
+        x = np.random.default_rng(1).uniform(-7.5, 7.5, (500, 4)).astype(np.float32)
+        expected = 10 * np.log10(np.mean(x**2) / ((8 / 127) ** 2 / 12))
+        assert sqnr_db(x, audit.ranges[0].held(x)) == pytest.approx(expected, abs=0.5)
+        # What is below zero in `hidden` is a ReLU's to cut, and no noise: its steps are half as wide.
+        assert audit.run({"x": x}).worst_sqnr_db == pytest.approx(expected, abs=1.5)
+
+    def test_clipping_costs_more_than_rounding(self, tmp_path: Path) -> None:
+        narrow, wide = tmp_path / "narrow", tmp_path / "wide"
+        for folder, range_ in ((narrow, 4.0), (wide, 6.0)):
+            folder.mkdir()
+            qdq_kit.write_model(folder, range_=range_, hidden_range=6.0)
+        clipped, rounded = (RowAudit(folder / "model.onnx").run({"x": ROW}) for folder in (narrow, wide))
+        assert clipped.worst_sqnr_db < 20 < rounded.worst_sqnr_db
+        assert clipped.worst_sqnr_db < clipped.sqnr_db
+
+    def test_a_tensor_without_a_signal_has_no_ratio(self, tmp_path: Path) -> None:
+        audit = RowAudit(qdq_kit.write_model(tmp_path)).run({"x": np.zeros((1, 4), np.float32)})
+        assert np.isnan([audit.sqnr_db, audit.worst_sqnr_db]).all()
 
     def test_a_model_without_fixed_ranges_has_none(self, tmp_path: Path) -> None:
         model = onnx.load(qdq_kit.write_model(tmp_path))
@@ -128,7 +150,7 @@ class TestAuditor:
         assert auditor_of(qdq_kit.manifest(quantization={"method": "dynamic"}), tmp_path, wanted(1.0), clock) is None
 
     def test_a_damaged_tensor_is_no_audit(self) -> None:
-        assert unpacked(packed([Audit(0.5, 1.0, 0.25)])) == [Audit(0.5, 1.0, 0.25)]
+        assert unpacked(packed([Audit(0.5, 1.0, 0.25, 32.0, 16.0)])) == [Audit(0.5, 1.0, 0.25, 32.0, 16.0)]
         assert unpacked(np.zeros(3, np.float32)) == []
 
 
@@ -209,7 +231,7 @@ class Bench:
 
     def audits(self, share: float, times: int) -> None:
         for _ in range(times):
-            self.recorder.audit("m", "int8", Audit(share, 2 * share))
+            self.recorder.audit("m", "int8", Audit(share, 2 * share, sqnr_db=30.0, worst_sqnr_db=12.0))
         self.watch.tick()
         while self.watch.step()[0]:
             pass
@@ -230,6 +252,8 @@ class TestGuard:
             "8.00 % of int8's activations are outside their calibrated ranges, on 12 audited rows (one tensor up to "
             "16.00 %), over the limit of 1.00 %: evidence e^"
         )
+        assert bench.watch.models["m"].saturation.means == {"int8": pytest.approx(0.08)}
+        assert bench.watch.models["m"].noise.means == {"int8": 30.0}
         assert bench.watch.flow().consumed == 12
         assert bench.watch.flow().dropped == 0
 
@@ -264,5 +288,6 @@ class TestGuard:
         stored = read(bench.config.state_dir)
         assert stored is not None
         resumed.restore(stored)
-        assert resumed.models["m"].audits.shares == bench.watch.models["m"].audits.shares
+        for each in ("saturation", "noise"):
+            assert getattr(resumed.models["m"], each).means == getattr(bench.watch.models["m"], each).means != {}
         assert resumed.models["m"].guards.state() == bench.watch.models["m"].guards.state()

@@ -58,8 +58,9 @@ def examine(
     """Write `evidence.json`, `answers.npy` (class indices, one row for each perturbation and try) and `distances.npy`.
 
     Args:
-        needs: `model`, the folder of the artifact; `evaluation`, its own (`logits.npy`); and for a variant that stands
-            in for another, `teacher`, the evaluation, and `teacher_evidence`, the examination, of that one.
+        needs: `model`, the folder of the artifact; `evaluation`, its own (`logits.npy`); for a variant that stands
+            in for another, `teacher`, the evaluation, and `teacher_evidence`, the examination, of that one; and for one
+            that was made of another in the same format, `source`, the folder of that.
     """
     runtime = _RUNTIMES[manifest.format]
     session = open_session(manifest, needs["model"], runtime=runtime, threads=1)
@@ -93,11 +94,17 @@ def examine(
             "uncalibrated": _reliability(logits, subject.truth, 1.0),
             "memory": msgspec.to_builtins(taken) if taken else None,
             "saturation": saturation.audit(needs["model"] / manifest.entry) if manifest.format == "onnx" else None,
-            "activations": saturation.activations(needs["model"] / manifest.entry, pipeline, subject.inputs)
+            "activations": saturation.activations(
+                needs["model"] / manifest.entry, pipeline, subject.inputs, _source(needs, manifest.entry)
+            )
             if manifest.format == "onnx"
             else None,
         },
     )
+
+
+def _source(needs: Mapping[str, Path], entry: str) -> Path | None:
+    return needs["source"] / entry if "source" in needs else None
 
 
 def _attacked(subject: Subject, pipeline: Pipeline, session: Session, classes: int) -> np.ndarray:

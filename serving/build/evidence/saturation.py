@@ -1,4 +1,4 @@
-"""Where 8 bits are not enough: products that overflow on processors without VNNI, activations outside their ranges.
+"""Where 8 bits are not enough: products that overflow without VNNI, activations outside their ranges, rounding.
 
 Before VNNI, x86 multiplies eight unsigned activations with signed weights by VPMADDUBSW, which adds two neighbouring
 products in a signed 16-bit number and clips what does not fit (Intel Intrinsics Guide, `_mm256_maddubs_epi16`). With
@@ -8,14 +8,17 @@ activations up to 255, a pair of weights of one sign can clip as soon as their s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from serving.runtimes.audit import RowAudit
+from serving.runtimes.inside import Inside
 from serving.runtimes.pipeline import Pipeline
+from serving.runtimes.saturation import Range, decibels
 
 #: Rows whose activations are looked at: one at a time, as the audits of a running variant are.
 AUDITED = 200
@@ -74,31 +77,60 @@ def audit(path: Path) -> dict[str, Any]:
     return {"possible": possible, "pairs": total, "layers": layers}
 
 
-def activations(path: Path, pipeline: Pipeline, inputs: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
+def activations(
+    path: Path, pipeline: Pipeline, inputs: Mapping[str, np.ndarray], source: Path | None = None
+) -> dict[str, Any] | None:
     """What the guard `saturation` starts from: how much saturates on rows that the ranges were not made of.
 
     Args:
         inputs: client tensors; the first `AUDITED` rows are looked at.
+        source: the ONNX file that was quantized.
 
     Returns:
         JSON values: `rows`, `tensors`, `share` (mean over the rows of `Audit.share`), `worst` (the highest share of one
-        tensor on one row); None for a model without fixed ranges.
+        tensor on one row), `sqnr_db` (mean of `Audit.sqnr_db`: each tensor's own rounding), and `layers`: for each
+        quantized tensor that the source has too, its signal-to-quantization-noise ratio in decibels against the
+        source's, with all that was rounded before it. None for a model without fixed ranges.
     """
     try:
         audit = RowAudit(path)
     except ValueError:
         return None
     rows = min(AUDITED, *(len(values) for values in inputs.values()))
-    found = [
-        audit.run(pipeline.preprocess({name: values[at : at + 1] for name, values in inputs.items()}))
-        for at in range(rows)
-    ]
+    ready = [pipeline.preprocess({name: values[at : at + 1] for name, values in inputs.items()}) for at in range(rows)]
+    found = [audit.run(row) for row in ready]
+    ratios = [one.sqnr_db for one in found if not math.isnan(one.sqnr_db)]
     return {
         "rows": rows,
         "tensors": len(audit.ranges),
         "share": sum(one.share for one in found) / rows if rows else 0.0,
         "worst": max((one.worst for one in found), default=0.0),
+        "sqnr_db": sum(ratios) / len(ratios) if ratios else None,
+        "layers": _against_source(path, source, audit.ranges, ready) if source is not None else {},
     }
+
+
+def _against_source(
+    path: Path, source: Path, ranges: Sequence[Range], rows: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, float]:
+    """Tensor -> decibels over all rows together; those without a signal are left out."""
+    import onnx
+
+    before, after = onnx.load(source), onnx.load(path)
+    there = {name for node in before.graph.node for name in node.output}
+    shared = [one for one in ranges if one.name in there]
+    if not shared:
+        return {}
+    names = [one.name for one in shared]
+    exact, rounded = Inside(before, names), Inside(after, names)
+    signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    for row in rows:
+        truth, served = exact.run(row), rounded.run(row)
+        for one in shared:
+            meant = one.meant(truth[one.name]).astype(np.float64)
+            signal[one.name] += float(np.square(meant).sum())
+            noise[one.name] += float(np.square(meant - one.held(served[one.name])).sum())
+    return {name: decibels(signal[name], noise[name]) for name in names if signal[name] > 0}
 
 
 def _as_columns(values: np.ndarray, node: Any, position: int) -> np.ndarray:

@@ -59,6 +59,9 @@ def gather(plan: Plan[Any], variants: Sequence[Variant]) -> dict[str, Made]:
         needs = {"data": data, "model": variant.model, "evaluation": variant.evaluation}
         if variant is not trusted:
             needs |= {"teacher": trusted.evaluation, "teacher_evidence": found[trusted.name]}
+        source = next((one for one in variants if one.name == variant.parents.get("source")), None)
+        if source is not None and source.format == variant.format:
+            needs["source"] = source.model
         parameters = {
             "labels": labels,
             "variant": variant.name,
