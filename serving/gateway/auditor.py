@@ -1,6 +1,6 @@
 """Audits beside the answers: one row now and then, in a thread that everything else goes before.
 
-What is looked at stays in the process that computed it; only three numbers leave it (`Audit`).
+What is looked at stays in the process that computed it; only a few numbers leave it (`Audit`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from serving.runtimes.embedding import Familiar
 
 log = logging.getLogger(__name__)
 
-#: The tensor of an answer's frame that carries finished audits to the gateway: float32 [n, 3], an `Audit` a row.
+#: The tensor of an answer's frame that carries finished audits to the gateway: float32 [n, fields], an `Audit` a row.
 AUDIT = "canarium.audit"
 #: Finished audits that wait for an answer to go with; of more the oldest are forgotten.
 KEPT = 16
