@@ -60,12 +60,19 @@ class Beside:
         self.golden: dict[Key, GoldenResult] = {}
         self.golden_requests: Counter[tuple[str, str, str]] = Counter()  # model, variant, ok | error
 
-    def verdicts(self, model: str, baseline: str) -> list[Verdict]:
-        """One of each variant with a result: `golden`, `input_drift`."""
+    def verdicts(self, model: str, baseline: str, now_ms: int) -> list[Verdict]:
+        """One of each variant with a result: `golden`, `input_drift`.
+
+        A report speaks of now for as long as the window is that it looked at.
+        """
         answers, inputs = sorted(self.golden.items()), sorted(self.drift.items())
         return [
             *(golden_verdict(key[1], result, baseline) for key, result in answers if key[0] == model),
-            *(drift_verdict(summary) for key, summary in inputs if key[0] == model),
+            *(
+                drift_verdict(summary)
+                for key, summary in inputs
+                if key[0] == model and now_ms - summary.until_ms <= summary.until_ms - summary.since_ms
+            ),
         ]
 
 

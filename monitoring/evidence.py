@@ -99,7 +99,7 @@ class Evidence:
     def _answer(self, event: Event) -> None:
         # Answers to testers are in no statistic, but their labels are joined all the same.
         cls = event.cls if event.flags & Flag.LIVE else -1
-        answer = self.joiner.request(event.request_key, event.answered, event.wall_ns, cls, event.prob)
+        answer = self.joiner.request(event.request_key, event.answered, event.wall_ns, cls, event.prob, event.epoch)
         self._resolved(answer, event)
 
     def _pair(self, event: Event) -> None:
@@ -109,18 +109,18 @@ class Evidence:
             self.reliability.score(event.variant, event.cls, event.prob, event.ref_prob)
         shadow = event.kind == Kind.SHADOW
         pair = self.joiner.pair(
-            event.request_key, event.variant, event.cls, event.ref_cls, event.wall_ns, event.prob, shadow
+            event.request_key, event.variant, event.cls, event.ref_cls, event.wall_ns, event.prob, shadow, event.epoch
         )
         if pair is not None:
             self._labelled(pair, event)
 
     def _labelled(self, pair: LabelledPair, event: Event) -> None:
-        self.guards.labelled(pair.variant, pair.teacher_right, pair.candidate_right, event)
+        self.guards.labelled(pair.variant, pair.teacher_right, pair.candidate_right, event, pair.epoch)
         if pair.shadow:  # an answer that was given is told by itself
-            self.guards.resolved(pair.variant, pair.prob, pair.candidate_right, event)
+            self.guards.resolved(pair.variant, pair.prob, pair.candidate_right, event, pair.epoch)
 
     def _resolved(self, answer: Answer | None, event: Event) -> None:
         if answer is not None:
             right = answer.cls == answer.label
-            self.guards.resolved(answer.variant, answer.prob, right, event)
+            self.guards.resolved(answer.variant, answer.prob, right, event, answer.epoch)
             self.reliability.label(answer.variant, answer.cls, answer.prob, right)

@@ -109,8 +109,7 @@ class Golden:
                 self._rows[path] = await asyncio.to_thread(read, Path(path))
             except (OSError, ValueError) as error:
                 log.error("golden rows: %s", error)
-                self._rows[path] = []
-        return self._rows[path]
+        return self._rows.get(path, [])
 
     async def _ask(
         self, key: Key, variant: MonitorVariant, settings: GoldenSettings, labels: list[str], rows: list[Row]

@@ -124,20 +124,35 @@ class ModelGuards:
             candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
             candidate.audited(event)  # of the artifact, whatever it was routed by
 
-    def labelled(self, variant: str, teacher_right: bool, candidate_right: bool, event: Event) -> None:
-        """A pair whose true class is known."""
-        candidate = self.candidates.get(variant)
+    def labelled(
+        self, variant: str, teacher_right: bool, candidate_right: bool, event: Event, epoch: int | None = None
+    ) -> None:
+        """A pair whose true class is known.
+
+        Args:
+            event: the record that completed it.
+            epoch: by whose weights its request was routed; None: the record's own.
+        """
+        candidate = self._armed(variant, event.epoch if epoch is None else epoch)
         if candidate is None:
             return
         candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
         candidate.labelled(event, teacher_right, candidate_right)
 
-    def resolved(self, variant: str, prob: float, right: bool, event: Event) -> None:
-        """An answer whose true class is known; see `Guard.resolved`."""
-        candidate = self.candidates.get(variant)
+    def resolved(self, variant: str, prob: float, right: bool, event: Event, epoch: int | None = None) -> None:
+        """An answer whose true class is known; see `Guard.resolved`, and `labelled`."""
+        candidate = self._armed(variant, event.epoch if epoch is None else epoch)
         if candidate is not None:
             candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
             candidate.resolved(event, prob, right)
+
+    def _armed(self, variant: str, epoch: int) -> Candidate | None:
+        """The candidate, unless the request is from before its arming."""
+        candidate = self.candidates.get(variant)
+        if candidate is not None and epoch < candidate.arming[0]:
+            self.skipped_epochs += 1
+            return None
+        return candidate
 
     def returned(self, event: Event, found: Returned) -> None:
         """A business KPI has found its request."""

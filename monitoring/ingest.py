@@ -88,6 +88,7 @@ class Ingest:
         self._directory = Path(spool_dir)
         self._clock = clock
         self._files: dict[str, SpoolFile] = {}
+        self._header_errors = 0  # of files that are folded
         self._bad: dict[str, tuple[int, int]] = {}
         self.bad_files = 0
         self._state = state or IngestState()
@@ -185,8 +186,8 @@ class Ingest:
 
     @property
     def header_errors(self) -> int:
-        """Looks at live files whose header could not be believed."""
-        return sum(file.header_errors for file in self._files.values())
+        """Looks at files whose header could not be believed, since this process began."""
+        return self._header_errors + sum(file.header_errors for file in self._files.values())
 
     @property
     def gateways(self) -> list[str]:
@@ -225,6 +226,7 @@ class Ingest:
         state.lost += position.lost
         state.corrupt += position.corrupt
         state.folded_files.append(file.nonce)
+        self._header_errors += file.header_errors
         del self._files[file.nonce]
         file.close()
 

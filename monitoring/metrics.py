@@ -344,6 +344,10 @@ class MonitorCollector(Collector):
         dropped.add_metric(("overwritten",), flow.lost)
         dropped.add_metric(("corrupt",), flow.corrupt)
         yield dropped
+        unused = counter("canarium_events_unused", "Records that were read and not used, by why.", ("reason",))
+        for reason, number in self._watch.unused().items():
+            unused.add_metric((reason,), number)
+        yield unused
         yield single(gauge("canarium_events_pending", "Records waiting to be read."), flow.pending)
         yield single(
             gauge("canarium_event_lag_seconds", "Age of the newest record read while others wait."), self._watch.lag_s
@@ -351,6 +355,10 @@ class MonitorCollector(Collector):
         yield single(gauge("canarium_spool_files", "Spools being read."), len(self._watch.ingest.gateways))
         yield single(
             counter("canarium_spool_files_refused", "Files that were no readable spool."), self._watch.ingest.bad_files
+        )
+        yield single(
+            counter("canarium_spool_header_errors", "Looks at spools whose header could not be believed."),
+            self._watch.ingest.header_errors,
         )
         errors = counter(
             "canarium_monitor_loop_errors", "Failures of the monitor's loops, each of which goes on.", ("loop",)
@@ -427,7 +435,8 @@ def _guards(verdicts: dict[str, list[Verdict]]) -> Iterator[Metric]:
         for item in items:
             labels = (model, item.variant, item.guard)
             if "log_evidence" in item.statistic:
-                evidence.add_metric(labels, item.statistic["log_evidence"])
+                known = (item.statistic["log_evidence"], item.statistic.get("log_breach_evidence", -math.inf))
+                evidence.add_metric(labels, max(known))  # that of a breach is over the limit, not over the gross limit
                 threshold.add_metric(labels, item.statistic["log_threshold"])
             for word in VERDICTS:
                 state.add_metric((*labels, word), float(item.verdict == word))

@@ -103,6 +103,12 @@ def slo_verdict(status: SloStatus, at_ns: int) -> Verdict:
             f"{worst.long_s / 3600:g} h and {worst.short_burn:.1f} times over {worst.short_s / 60:g} min, "
             f"over {worst.factor:g}: {worst.severity}"
         )
+    elif status.budget_remaining < 0:
+        word = "inconclusive"
+        sentence = (
+            f"{whose} has missed its {status.name} objective of {goal}: {status.ratio * 100:.3f} % good, the error "
+            f"budget is overdrawn by {-status.budget_remaining * 100:.0f} %; it burns no faster than it may now"
+        )
     else:
         word = "pass"
         sentence = (

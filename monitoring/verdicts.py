@@ -73,6 +73,7 @@ def statistic(detector: Detector) -> dict[str, Any]:
     return {
         "log_evidence": round(detector.log_evidence, 4),
         **({"log_evidence_at_failure": round(detector.failed_at, 4)} if detector.failed else {}),
+        **({"log_breach_evidence": round(detector.log_breach_evidence, 4)} if detector.breached else {}),
         "log_threshold": round(detector.log_threshold, 4),
         "log_pass_evidence": round(detector.log_pass_evidence, 4),
         "observations": detector.observations,

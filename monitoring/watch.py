@@ -236,6 +236,20 @@ class Watch:
         """The totals as of the last tick, which are at most a second old and cost nothing."""
         return self._latest if self._latest is not None else self.totals()
 
+    def unused(self) -> dict[str, int]:
+        """Records that were read and are in no statistic, by why, since this process began or its state.
+
+        `foreign`: of a model or variant that is not configured; `late`: too old for the charts; `unknown_epoch`: nobody
+        knows by what weights it was routed; `before_arming`: from before the candidate was armed.
+        """
+        models = self.models.values()
+        return {
+            "foreign": self.foreign,
+            "late": sum(window.late for model in models for window in model.windows.values()),
+            "unknown_epoch": sum(model.guards.unknown_epochs for model in models),
+            "before_arming": sum(model.guards.skipped_epochs for model in models),
+        }
+
     def verdicts(self) -> dict[str, list[Verdict]]:
         """Verdicts by model: the statistical guards of each candidate, the objectives by variant, what runs beside."""
         now_ns, degraded = self.clock.wall_ns(), self.degraded
@@ -243,7 +257,7 @@ class Watch:
             name: [
                 *model.guards.verdicts(degraded),
                 *(slo_verdict(status, now_ns) for status in model.objectives.status()),
-                *self.beside.verdicts(name, model.guards.baseline),
+                *self.beside.verdicts(name, model.guards.baseline, now_ns // 1_000_000),
             ]
             for name, model in self.models.items()
         }

@@ -75,6 +75,16 @@ async def test_every_live_variant_is_asked_by_its_version_on_a_schedule(tmp_path
     assert played.beside.golden_requests["m", "a", "ok"] == 6
 
 
+async def test_rows_that_could_not_be_read_are_tried_again(tmp_path: Path) -> None:
+    played = Played(tmp_path, EVERY)
+    (tmp_path / "golden.jsonl").rename(tmp_path / "away")
+    await played.after(FIRST_S)
+    assert played.asked == []
+    (tmp_path / "away").rename(tmp_path / "golden.jsonl")
+    await played.after(600)
+    assert set(played.beside.golden) == {("m", "a"), ("m", "b")}
+
+
 async def test_what_answers_nobody_is_not_asked_and_its_old_result_goes(tmp_path: Path) -> None:
     played = Played(tmp_path, EVERY)
     await played.after(FIRST_S)
@@ -90,7 +100,7 @@ async def test_another_class_than_when_it_was_built_pauses_a_candidate(tmp_path:
     played = Played(tmp_path, EVERY)
     played.answers["2"]["meet"] = SPAM
     await played.after(FIRST_S)
-    sound, changed = played.beside.verdicts("m", "a")
+    sound, changed = played.beside.verdicts("m", "a", 0)
     assert (sound.guard, sound.verdict, sound.action) == ("golden", "pass", "none")
     assert (changed.variant, changed.verdict, changed.action) == ("b", "fail", "pause")
     assert changed.sentence == (
@@ -103,7 +113,7 @@ async def test_answers_that_do_not_come_are_no_pass(tmp_path: Path) -> None:
     played = Played(tmp_path, EVERY)
     played.answers["1"] = {"buy": SPAM}
     await played.after(FIRST_S)
-    assert played.beside.verdicts("m", "a")[0].verdict == "inconclusive"
+    assert played.beside.verdicts("m", "a", 0)[0].verdict == "inconclusive"
     assert played.beside.golden_requests["m", "a", "error"] == 2
 
 

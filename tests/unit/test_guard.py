@@ -232,6 +232,18 @@ class TestPairs:
         watched.configure(snapshot({"broken": 100}, epoch=2))
         assert [trip.guard for trip in watched.trips()] == ["agreement"]
 
+    def test_a_late_label_of_an_earlier_arming_is_of_no_account(self) -> None:
+        watched = guards()
+        watched.configure(snapshot({"int8": 500}, epoch=5))
+        late = pair("int8", True, epoch=0)
+        for _ in range(100):
+            watched.labelled("int8", teacher_right=True, candidate_right=False, event=late, epoch=4)
+            watched.resolved("int8", 0.9, False, late, epoch=4)
+        assert of(watched, "harm").verdict == "no_data"
+        assert watched.skipped_epochs == 200
+        watched.labelled("int8", teacher_right=True, candidate_right=False, event=late, epoch=5)
+        assert of(watched, "harm").verdict == "inconclusive"
+
     def test_harm_needs_labels(self) -> None:
         watched = guards()
         event = pair("int8", True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 
 from monitoring.join import Answer, Joiner, Truth
 
@@ -75,7 +76,34 @@ def test_memory_is_bounded() -> None:
     joiner = Joiner(capacity=10)
     for key in range(100):
         joiner.request(key, "int8", key)
-    assert (len(joiner), joiner.counts.evicted) == (10, 90)
+        assert len(joiner) <= 10
+    assert len(joiner) + joiner.counts.evicted == 100
+
+
+def test_prompt_labels_all_count_and_late_ones_by_a_sample_of_the_whole_day() -> None:
+    joiner, keys = Joiner(capacity=1000), np.random.default_rng(2).integers(0, 2**63, 20_000).tolist()
+    for at, key in enumerate(keys):
+        joiner.request(key, "int8", at, cls=0, prob=0.9)
+    kept = joiner.state()
+
+    def found(began: int, ended: int) -> int:
+        again = Joiner(capacity=1000)
+        again.load(kept)
+        return sum(again.label(key, 0, 20_000).answer is not None for key in keys[began:ended])
+
+    assert found(19_500, 20_000) == 500
+    late = [found(began, began + 390) for began in range(0, 19_500, 390)]
+    assert 200 <= sum(late) <= 500
+    assert all(sum(late[at : at + 10]) >= 20 for at in range(0, 50, 10))
+
+
+def test_a_label_brings_back_the_epoch_of_its_request() -> None:
+    joiner = Joiner()
+    joiner.request(7, "int8", 0, cls=0, prob=0.9, epoch=3)
+    joiner.pair(7, "int8", 1, 0, 0, epoch=3)
+    truth = joiner.label(7, 0, 0)
+    assert truth.answer is not None
+    assert (truth.answer.epoch, truth.pairs[0].epoch) == (3, 3)
 
 
 def test_it_can_be_stored() -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -112,6 +113,8 @@ EXPECTED = {
     "canarium_events_written": ("counter", set()),
     "canarium_events_consumed": ("counter", set()),
     "canarium_events_dropped": ("counter", {"reason"}),
+    "canarium_events_unused": ("counter", {"reason"}),
+    "canarium_spool_header_errors": ("counter", set()),
     "canarium_events_pending": ("gauge", set()),
     "canarium_event_lag_seconds": ("gauge", set()),
     "canarium_spool_files": ("gauge", set()),
@@ -214,6 +217,26 @@ def test_every_metric_is_declared_and_no_other(bench: Bench) -> None:
             assert set(sample.labels) <= EXPECTED[name][1], name
         assert re.fullmatch(r"canarium_[a-z_]+", name)
         assert family.documentation.endswith(".")
+
+
+def test_what_was_read_and_not_used_is_told_by_why(bench: Bench) -> None:
+    table = bench.watch.snapshot.tables["m"]
+    bench.watch.apply(Snapshot(2, 1, {"m": msgspec.structs.replace(table, epoch=5, since={"int8": 5})}))
+    bench.pair(True)  # of epoch 1, before the candidate was armed again
+    bench.read()
+    assert bench.value("canarium_events_unused_total", reason="before_arming") == 1
+    assert bench.value("canarium_events_unused_total", reason="foreign") == 0
+
+
+def test_a_guard_that_pauses_shows_evidence_over_its_threshold(bench: Bench) -> None:
+    for number in range(1600):
+        bench.pair(number % 25 == 0, key=number + 1)  # over the limit, under the gross limit
+        if number % 40 == 39:
+            bench.read()
+    verdict = next(one for one in bench.watch.verdicts()["m"] if one.guard == "agreement")
+    assert (verdict.verdict, verdict.action) == ("fail", "pause")
+    shown = bench.value("canarium_detector_log_evidence", variant="int8", guard="agreement")
+    assert shown >= bench.value("canarium_detector_log_threshold", variant="int8", guard="agreement")
 
 
 def test_every_promised_metric_is_exported_under_its_name() -> None:

@@ -134,6 +134,13 @@ async def test_reports_of_the_command_line_are_found_and_the_oldest_removed(tmp_
     assert desk.reports.listed("other") == []
 
 
+def test_a_report_speaks_for_as_long_as_the_window_that_it_looked_at(tmp_path: Path) -> None:
+    beside, hour_ms = Beside(), 3_600_000
+    beside.drift["m", "int8"] = leave(tmp_path, Job("m", "int8", "", "", "", 0, 24 * hour_ms))
+    assert [one.verdict for one in beside.verdicts("m", "teacher", 48 * hour_ms)] == ["fail"]
+    assert beside.verdicts("m", "teacher", 48 * hour_ms + 1) == []
+
+
 def test_drift_is_an_alert_and_links_its_report(tmp_path: Path) -> None:
     job = Job("m", "int8", "", "", "", 0, 1_800_000_000_000)
     verdict = drift_verdict(leave(tmp_path, job))

@@ -143,6 +143,21 @@ def test_what_counts_as_bad() -> None:
     assert count(availability, [answers], whole=False) == (100, 10)
 
 
+def test_an_overdrawn_budget_is_not_called_kept() -> None:
+    model = MonitorModel("a", "a", {"a": MonitorVariant()}, slo=[SloTarget("availability", 0.999)])
+    objectives, good = Objectives(model), 0
+    objectives.add(0, {"a": totals()})
+    objectives.add(60, {"a": totals(ok=1000, error=500, s200=1000, s500=500)})
+    for day in range(1, 15):  # two weeks of health: nothing burns any more
+        good += 1000
+        objectives.add(day * 86_400, {"a": totals(ok=1000 + good, error=500, s200=1000 + good, s500=500)})
+    for status in objectives.status():
+        verdict = slo_verdict(status, 0)
+        assert (verdict.verdict, verdict.action) == ("inconclusive", "none")
+        assert "has missed its availability objective of 99.9 %" in verdict.sentence
+        assert "is overdrawn by" in verdict.sentence
+
+
 def test_verdicts_of_objectives_alert_and_never_act() -> None:
     model = MonitorModel("a", "a", {"a": MonitorVariant()}, slo=[SloTarget("availability", 0.999)])
     objectives = Objectives(model)
