@@ -71,10 +71,14 @@ SCALE = tuple(
     for by in SCALES
 )
 SATURATED = tuple(
-    Cell("saturated layer", f"range ÷ {by:g}", by, Harm(f"saturated ×{by:g}"), "certainty", _CERTAINTY)
+    Cell("saturated layer", f"range ÷ {by:g}", by, Harm(f"saturated ×{by:g}"), "certainty", ("saturation", *_CERTAINTY))
     for by in SATURATIONS
 )
-CACHE = (Cell("calibration cache", "of another pre-processing", 1.0, Harm("wrong cache"), "answers", _ANSWERS),)
+CACHE = (
+    Cell(
+        "calibration cache", "of another pre-processing", 1.0, Harm("wrong cache"), "answers", (*_ANSWERS, "saturation")
+    ),
+)
 SLICE = (
     Cell(
         "one slice", "shortest tenth of the mails", 1.0, Harm(f"scale ×{SCALES[-1]:g}", short_only=True),

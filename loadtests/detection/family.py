@@ -21,6 +21,8 @@ import numpy.typing as npt
 from monitoring.config import ReliabilityMap
 from serving.build.metrics import ece, reliability_map
 from serving.build.text.data import read_rows
+from serving.runtimes.inside import Inside
+from serving.runtimes.saturation import ranges_of
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -51,6 +53,8 @@ class Recorded(NamedTuple):
         differs: share of rows of the *validation* split on which the sound one differs from the baseline, which is
             what a manifest would say; the rows above are the test split.
         reliability: how calibrated the sound one is on the validation split, which a manifest says too.
+        outside: share of the activations of each row that are outside their ranges, by name, float64 [n].
+        saturation: the mean of that of the sound one, on the validation split.
         facts: one sentence about each variant.
     """
 
@@ -60,6 +64,8 @@ class Recorded(NamedTuple):
     answers: dict[str, Floats]
     differs: float
     reliability: ReliabilityMap
+    outside: dict[str, Floats]
+    saturation: float
     facts: dict[str, str]
 
 
@@ -82,6 +88,8 @@ def record(seed: int = 7) -> Recorded:
         paths = _variants(Path(folder), candidate, inputs["calibration"], counts)
         logits = {name: _run(path, inputs["test"]) for name, path in paths.items()}
         validation = _run(paths[HEALTHY], inputs["validation"])
+        saturated = {name: _outside(path, inputs["test"]) for name, path in paths.items()}
+        saturation = float(_outside(paths[HEALTHY], inputs["validation"]).mean())
     theirs = _probabilities(_logits(baseline, inputs["test"]))
     answers = {name: _probabilities(values) for name, values in logits.items()}
     lengths = np.array([len(text) for text in texts["test"]])
@@ -96,6 +104,8 @@ def record(seed: int = 7) -> Recorded:
             _probabilities(_logits(baseline, inputs["validation"])),
             _probabilities(validation),
         ),
+        saturated,
+        saturation,
         {name: _fact(classes["test"], theirs, found) for name, found in answers.items()},
     )
 
@@ -266,6 +276,18 @@ def _run(path: Path, inputs: npt.NDArray[np.float32]) -> Floats:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     found: Floats = session.run(["logit"], {"x": inputs})[0][:, 0].astype(np.float64)
     return found
+
+
+def _outside(path: Path, inputs: npt.NDArray[np.float32]) -> Floats:
+    """Share of each row's activations that are outside their ranges, averaged over the tensors, float64 [n]."""
+    import onnx
+
+    model = onnx.load(path)
+    ranges = ranges_of(model)
+    shown = Inside(model, [one.name for one in ranges]).run({"x": inputs})
+    beyond = [(shown[one.name] < one.low) | (shown[one.name] > one.high) for one in ranges]
+    shares: Floats = np.mean([each.reshape(len(inputs), -1).mean(axis=1) for each in beyond], axis=0)
+    return shares
 
 
 def _fact(classes: Ints, baseline: Floats, found: Floats) -> str:

@@ -19,6 +19,7 @@ from monitoring.config import (
     LatencySettings,
     MonitorModel,
     MonitorVariant,
+    SaturationSettings,
 )
 from monitoring.detectors.base import Detector
 from monitoring.event import Event
@@ -28,6 +29,8 @@ from serving.contract import Cause, Flag, Kind
 SECOND_NS = 1_000_000_000
 EPOCH = 2
 SLICES = ("short",)
+#: Seconds between two rows that are audited.
+AUDIT_S = 1.0
 
 
 def guards_for(
@@ -62,11 +65,15 @@ def strict(recorded: Recorded) -> GuardSettings:
         latency=LatencySettings(margin=0.0, margin_ms=0.0),
         agreement=AgreementSettings(limit=float(np.mean(guess != theirs))),
         harm=HarmSettings(budget=float(np.mean(harmful))),
+        saturation=SaturationSettings(factor=1.0, floor=max(1e-4, float(recorded.outside[HEALTHY].mean()))),
     )
 
 
 def _guards(recorded: Recorded, settings: GuardSettings, kind: type[ModelGuards]) -> ModelGuards:
-    variants = {BASELINE: MonitorVariant(1), CANDIDATE: MonitorVariant(2, recorded.differs, recorded.reliability)}
+    variants = {
+        BASELINE: MonitorVariant(1),
+        CANDIDATE: MonitorVariant(2, recorded.differs, recorded.reliability, saturation=recorded.saturation),
+    }
     guards = kind(MODEL, MonitorModel(BASELINE, BASELINE, variants, guards=settings, slices=SLICES))
     guards.configure(snapshot(1, 0.0))
     return guards
@@ -103,6 +110,15 @@ def pair_event(drawn: Answers, number: int) -> Event:
     )
 
 
+def audit_event(drawn: Answers, number: int) -> Event:
+    """The record of an answer whose row was audited for saturation."""
+    at_ns = int(drawn.at_s[number] * SECOND_NS)
+    share = float(drawn.outside[number])
+    return Event(
+        Kind.AUDIT, CANDIDATE, epoch=EPOCH, prob=share, ref_prob=share, energy=math.nan, mono_ns=at_ns, wall_ns=at_ns
+    )
+
+
 def give_label(guards: ModelGuards, drawn: Answers, number: int) -> None:
     """The true class of a scored answer is known, as `monitoring/join.py` tells the guards."""
     event, truth = pair_event(drawn, number), drawn.truth[number]
@@ -115,22 +131,28 @@ def feed_answers(guards: ModelGuards, drawn: Answers, weight: float, watched: tu
     """Seconds at which each of the watched guards called it; infinite if it never did."""
     guards.configure(snapshot(EPOCH, weight))
     known, found = detectors(guards), dict.fromkeys(watched, math.inf)
-    pairs = [(float(drawn.at_s[n]), False, n) for n in np.flatnonzero(drawn.pair).tolist()]
-    labels = [(float(drawn.label_at_s[n]), True, n) for n in np.flatnonzero(drawn.labelled).tolist()]
+    pairs = [(float(drawn.at_s[n]), "pair", n) for n in np.flatnonzero(drawn.pair).tolist()]
+    labels = [(float(drawn.label_at_s[n]), "label", n) for n in np.flatnonzero(drawn.labelled).tolist()]
+    audits = [(float(drawn.at_s[n]), "audit", n) for n in _audited(drawn)] if "saturation" in watched else []
     end = float(drawn.at_s[-1]) if len(drawn.at_s) else 0.0
-    for at_s, label, number in sorted(pairs + labels):
+    for at_s, what, number in sorted(pairs + labels + audits):
         if at_s > end:
             break
-        if label:
+        if what == "label":
             give_label(guards, drawn, number)
         else:
-            guards.observe(pair_event(drawn, number))
+            guards.observe(pair_event(drawn, number) if what == "pair" else audit_event(drawn, number))
         for guard, when in found.items():
             if math.isinf(when) and called(known[guard]):
                 found[guard] = at_s
         if all(math.isfinite(when) for when in found.values()):
             break
     return found
+
+
+def _audited(drawn: Answers) -> list[int]:
+    """The first answer of each `AUDIT_S`."""
+    return np.unique(np.floor(drawn.at_s / AUDIT_S), return_index=True)[1].tolist()
 
 
 def feed_requests(guards: ModelGuards, drawn: Requests, weight: float, guard: str, earlier: Iterable[int]) -> float:

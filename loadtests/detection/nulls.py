@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loadtests.detection.family import HEALTHY, Recorded
-from loadtests.detection.feed import EPOCH, called, detectors, give_label, guards_for, pair_event
+from loadtests.detection.feed import AUDIT_S, EPOCH, audit_event, called, detectors, give_label, guards_for, pair_event
 from loadtests.detection.streams import Answers
 from loadtests.false_rollbacks import BASELINE, EARLIER, events, snapshot
 from loadtests.worlds import Traffic, World, before, traffic
@@ -27,7 +27,7 @@ ROWS_OF_ONE, RUN = 20, 50
 #: Share of spam: as in the data, and at its highest.
 USUAL, MANY = 0.3, 0.6
 #: Seconds until a label is there; how much rarer labels of right answers are under selection, and how much later.
-LABEL_DELAY_S, RARER, LATER_S = 10.0, 0.3, 30.0
+LABEL_DELAY_S, RARER, LATER_S = 2.0, 0.3, 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +79,14 @@ def judged(null: Null, recorded: Recorded, requests: int, random: np.random.Gene
     drawn = traffic(null.world, requests, random)
     answers = _answers(null, recorded, drawn, rows(null, recorded, drawn, random), random)
     labels = sorted((float(answers.label_at_s[n]), n) for n in np.flatnonzero(answers.labelled).tolist())
-    due = 0
+    due, audited_s = 0, 0.0
     for number, (event, scored, _, _) in enumerate(events(drawn, 0, EPOCH)):
         guards.observe(event)
         if scored:
             guards.observe(pair_event(answers, number))
+        if answers.at_s[number] >= audited_s + AUDIT_S:
+            audited_s = float(answers.at_s[number])
+            guards.observe(audit_event(answers, number))
         while due < len(labels) and labels[due][0] <= answers.at_s[number]:
             give_label(guards, answers, labels[due][1])
             due += 1
@@ -113,4 +116,5 @@ def _answers(null: Null, recorded: Recorded, drawn: Traffic, row: Ints, random: 
         labelled,
         at_s + delay,
         drawn.user + 1,
+        recorded.outside[HEALTHY][row],
     )

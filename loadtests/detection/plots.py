@@ -14,6 +14,7 @@ AXES = {
     "flips": "answers flipped besides, points",
     "temperature": "logits multiplied by",
     "INT8 scale": "scale of a quarter of the channels × ",
+    "saturated layer": "range of a layer divided by",
     "errors": "candidate's extra errors, %",
     "latency": "candidate's latency ×",
     "NaN": "answers that are NaN, %",
@@ -34,7 +35,7 @@ def draw(found: Sequence[Found], folder: Path) -> list[Path]:
     curves = {name: cells for name, cells in curves.items() if len(cells) > 1}
     paths = []
     for what in ("power", "delay"):
-        figure, grid = pyplot.subplots(2, 3, figsize=(11, 6), squeeze=False)
+        figure, grid = pyplot.subplots(2, 4, figsize=(14, 6), squeeze=False)
         panels = grid.ravel()
         for panel, (name, cells) in zip(panels, curves.items(), strict=False):
             _panel(panel, cells, what)

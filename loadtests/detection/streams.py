@@ -100,6 +100,7 @@ class Answers(NamedTuple):
     labelled: Bools  # only pairs
     label_at_s: Floats
     unit: Ints  # key of the sticky user
+    outside: Floats  # share of its activations outside their ranges
 
     @property
     def flipped(self) -> Bools:
@@ -139,6 +140,7 @@ def answers(recorded: Recorded, harm: Harm, onset: Onset, setting: Setting, rand
         pair & (random.random(count) < setting.labels),
         at_s + setting.label_delay_s,
         np.arange(1, count + 1),
+        np.where(struck, recorded.outside[harm.answers][row], recorded.outside[HEALTHY][row]),
     )
 
 

@@ -106,6 +106,16 @@ class Calibration(Detector):
         self.seen_by_labels, self.seen_by_teacher = Tally(bins), Tally(bins)
         super().__init__(**budgets)
 
+    @property
+    def hypotheses(self) -> int:
+        """Bins times directions: so many e-values are averaged."""
+        return 2 * len(self._labels)
+
+    def worth(self, prob: float) -> tuple[float, float]:
+        """What an answer of that probability was worth by labels, and how far from it the outcomes may be."""
+        known = self._labels[bisect_right(self.edges, prob)]
+        return min(max(prob + known.shift, 0.0), 1.0), self.margin + REFERENCE_ERRORS * known.error
+
     def reset(self) -> None:
         super().reset()
         for part in (self.by_labels, self.by_teacher, self.seen_by_labels, self.seen_by_teacher):

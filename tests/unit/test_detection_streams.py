@@ -47,7 +47,8 @@ def recorded() -> Recorded:
 
     named = {HEALTHY: both(healthy), "bad": both(bad)}
     worth = reliability(classes, both(second), both(healthy))
-    return Recorded(classes, np.arange(400) < 40, both(second), named, 0.02, worth, {})
+    outside = {HEALTHY: np.full(400, 0.001), "bad": np.full(400, 0.2)}
+    return Recorded(classes, np.arange(400) < 40, both(second), named, 0.02, worth, outside, 0.001, {})
 
 
 @pytest.mark.parametrize(("onset", "expected"), [(STEP, [0, 1, 1]), (RAMP, [0, 0.5, 1]), (TRANSIENT, [0, 1, 0])])
@@ -193,14 +194,23 @@ def test_an_alarm_before_the_onset_is_no_detection() -> None:
     assert threshold.alarm_s(Scores(np.empty(0), np.empty(0)), 0.0) == math.inf
 
 
-@pytest.mark.parametrize("guard", ["agreement", "errors"])
+@pytest.mark.parametrize("guard", ["agreement", "errors", "calibration"])
 def test_a_guard_at_twice_its_limit_is_measured_in_its_own_observations(recorded: Recorded, guard: str) -> None:
     rate, limit, alpha = truth_and_limit(recorded, guard, 2.0)
     assert limit < rate < 2.001 * limit
     at = observations(recorded, guard, 0.9, 200, random())
     assert 2 <= at < 60
-    assert alpha == detectors(guards_for(recorded))[guard].alpha
+    detector = detectors(guards_for(recorded))[guard]
+    assert alpha == detector.alpha / getattr(detector, "hypotheses", 1)
     assert observations(recorded, guard, 0.0, 50, random()) == 0
+
+
+def test_a_layer_that_saturates_is_called_by_its_audits(recorded: Recorded) -> None:
+    drawn = answers(recorded, Harm("bad"), SOON, DENSE, random())
+    when = feed_answers(guards_for(recorded, 0.01), drawn, 0.25, ("saturation",))["saturation"]
+    assert SOON.after_s < when < SOON.after_s + 60
+    sound = answers(recorded, Harm(), SOON, DENSE, random())
+    assert math.isinf(feed_answers(guards_for(recorded, 0.01), sound, 0.25, ("saturation",))["saturation"])
 
 
 def test_a_request_for_a_pause_counts_as_a_call(recorded: Recorded) -> None:
