@@ -49,7 +49,7 @@ class Reference:
 
     def observe(self, latency_us: float, wall_ns: int) -> None:
         """A live request of the baseline while no candidate takes traffic; at `wall_ns`, nanoseconds of record time."""
-        if math.isnan(latency_us):
+        if not math.isfinite(latency_us):
             return
         if not self._seen:
             self._began_ns = wall_ns

@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 REGISTRY = ROOT / ".canarium" / "registry"
 DATA = ROOT / "deployments" / "quickstart" / "data"
 MODEL = "moderation"
-#: Requests a second: as in the demo, and for the healthy variant, which is given 20,000.
-RATE, HEALTHY_RATE, HEALTHY_REQUESTS = 80.0, 250.0, 20_000
+#: Requests a second: as in the demo, and for the healthy variant, which answers 20,000 of so many.
+RATE, HEALTHY_RATE, HEALTHY_PERCENT, HEALTHY_REQUESTS = 80.0, 250.0, 90, 22_400
 #: How long a variant that is made late runs and does not, seconds; well within the time a candidate has.
 GO_S, STOP_S = 0.1, 0.4
 BUSY = ("429", "503", "504")
@@ -61,7 +61,7 @@ class Load:
         labels: asyncio.Queue[tuple[str, str]] = asyncio.Queue(1000)
 
         def count(outcome: Outcome) -> None:
-            self.answers += 1
+            self.answers += outcome.ok
             if not outcome.ok and outcome.code not in BUSY:
                 self.failures[outcome.code] += 1
             request_id, row = outcome.request.tag
@@ -131,13 +131,22 @@ def tripped(stack: Stack, variant: str) -> tuple[str, str] | None:
 
 
 def test_a_healthy_int8_is_left_alone_for_20_000_requests(stack: Stack) -> None:
-    stack.traffic(MODEL, weights={"int8": 50})
+    stack.traffic(MODEL, weights={"int8": HEALTHY_PERCENT})
     with Load(f"http://127.0.0.1:{stack.http_port}", HEALTHY_RATE) as load:
         wait_for(lambda: load.answers >= HEALTHY_REQUESTS, timeout_s=HEALTHY_REQUESTS / HEALTHY_RATE * 2)
         assert failing(stack, "int8") == {}
     assert load.failures == {}
     assert tripped(stack, "int8") is None
     stack.traffic(MODEL, weights={"int8": 0})
+
+
+def test_a_wrong_scale_shows_inside_before_any_client_is_answered_by_it(stack: Stack) -> None:
+    with Load(f"http://127.0.0.1:{stack.http_port}", RATE):
+        stack.traffic(MODEL, shadow={"wrong-scale": 50})
+        said = wait_for(lambda: failing(stack, "wrong-scale").get("saturation"), 60, 0.25)
+        assert said["action"] == "pause"
+        assert "of wrong-scale's activations are outside their calibrated ranges" in said["sentence"]
+        stack.traffic(MODEL, shadow={"wrong-scale": 0})
 
 
 @contextlib.contextmanager
@@ -166,7 +175,7 @@ def stalled(stack: Stack, variant: str) -> Iterator[None]:
     [
         # What disagrees with the teacher is wrong as well, and not worth what it says it is.
         ("broken", {"agreement", "harm"}, {"calibration"}, "rollback"),
-        ("wrong-scale", {"agreement", "harm"}, {"calibration"}, "rollback"),
+        ("wrong-scale", {"agreement", "harm"}, {"calibration", "saturation"}, "rollback"),
         ("sharpened", {"calibration"}, set(), "pause"),
         ("int8", {"latency"}, set(), "rollback"),  # stopped again and again: see `stalled`
         ("nan", {"invalid_output"}, set(), "kill"),  # last: no candidate of the model is heard again until a re-arm

@@ -65,6 +65,8 @@ def _register(registry: Registry, source: Manifest, folder: Path, name: str, pro
     about: dict[str, Any] = {
         field: getattr(source, field) for field in ("data", "calibration", "evaluation", "validated_on")
     }
+    # Its ranges are watched as before; the calibration that they are from is bound to the weights that it had.
+    about["quantization"] = {key: value for key, value in source.quantization.items() if key != "calibration"}
     with tempfile.TemporaryDirectory() as made:
         entry = Path(made) / source.entry
         onnx.save(proto, entry)

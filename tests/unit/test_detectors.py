@@ -192,6 +192,20 @@ class TestConformance:
         ):
             assert one == pytest.approx(other, abs=1e-9)
 
+    def test_records_of_one_moment_may_come_in_any_order(self, case: tuple[Callable[[], Detector], Feed]) -> None:
+        """Which of two comes first is chance. It may tell whose a repeated user is, and no more."""
+        one, other, feed = case[0](), case[0](), case[1]
+        draws = np.random.default_rng(9).random((300, 2, 2)).tolist()
+        for first, second in draws:
+            for detector, order in ((one, (first, second)), (other, (second, first))):
+                for a, b in order:
+                    feed(detector, a, b)
+        for detector in (one, other):
+            detector.settle()
+        assert (one.failed, one.passed, one.breached) == (other.failed, other.passed, other.breached)
+        assert one.log_evidence == pytest.approx(other.log_evidence, abs=0.2)
+        assert one.log_pass_evidence == pytest.approx(other.log_pass_evidence, abs=0.2)
+
     def test_a_failed_detector_stays_failed_and_reports_once(self, case: tuple[Callable[[], Detector], Feed]) -> None:
         detector = case[0]()
         detector.failed = True
@@ -206,6 +220,25 @@ class TestConformance:
         text = type(case[0]()).__doc__ or ""
         for word in ("Assumption", "Observation", "Formula", ">>>"):
             assert word in text
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_is_no_number_leaves_real_valued_detectors_finite(value: float) -> None:
+    sure = [Expected(0.0, 0.0)] * 2
+    saturation, ood, calibration, latency = Saturation(), Ood(0.5), Calibration([0.8], sure, sure), Latency(0.99)
+    interference, kpi = Interference(), Kpi([KpiTarget("conversion")])
+    for number in range(50):
+        saturation.observe(value, worst=value)
+        ood.observe(value)
+        calibration.observe(value, True)
+        calibration.score(0.9, value)
+        latency.observe(number % 2 == 0, value, share=0.5, batch_key=0, at_ns=number * 10**8)
+        kpi.observe("conversion", number % 2 == 0, value, unit=number + 1)
+        interference.learn(value, number * 10**9)
+    for detector in (saturation, ood, calibration, latency, interference, kpi):
+        detector.settle()
+        for evidence in (detector.log_evidence, detector.log_pass_evidence, detector.log_breach_evidence):
+            assert math.isfinite(evidence), detector.name
 
 
 class TestDetectionIndex:
