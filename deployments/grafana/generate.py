@@ -59,7 +59,7 @@ def quantile(q: float) -> str:
 
 REQUESTS = f"rate(canarium_requests_total{{{M}}}{RATE})"
 #: Stats whose labels say it all.
-NAMED = ("Build", "Verdicts")
+NAMED = ("Build", "Verdicts", "Rollout state")
 ON_OFF = ((0, "off", "green"), (1, "ON", "red"))
 
 ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
@@ -237,6 +237,78 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 ),
                 unit="reqps",
                 description="Answers scored again by the teacher, off the request path.",
+            ),
+        ),
+    ),
+    (
+        "What the agreement is worth",
+        (
+            Panel(
+                "Jensen-Shannon divergence from the teacher, 95 % interval",
+                (
+                    Query(f"max by (variant) (canarium_js_divergence{{{M}}})", "{{variant}}"),
+                    Query(f"max by (variant) (canarium_js_divergence_lower{{{M}}})", "{{variant}} lower"),
+                    Query(f"max by (variant) (canarium_js_divergence_upper{{{M}}})", "{{variant}} upper"),
+                ),
+                dashed=".* (lower|upper)",
+                description="Nats, at most 0.69; 0 is the same answer.",
+            ),
+            Panel(
+                "Calibration error",
+                (
+                    Query(
+                        f"max by (variant, reference) (canarium_calibration_error{{{M}}})", "{{variant}} {{reference}}"
+                    ),
+                ),
+                unit="percentunit",
+                description="By labels, or by the teacher; without what chance alone would show.",
+            ),
+            Panel(
+                "Unfamiliar inputs",
+                (Query(f"max by (variant, score) (canarium_ood_ratio{{{M}}})", "{{variant}} {{score}}"),),
+                unit="percentunit",
+                description="Share over what 1 % of held-out rows exceeded: energy of answers, distance of rows.",
+            ),
+        ),
+    ),
+    (
+        "Inside INT8 variants",
+        (
+            Panel(
+                "Activations outside their ranges",
+                (Query(f"max by (variant) (canarium_activation_saturation_ratio{{{M}}})", "{{variant}}"),),
+                unit="percentunit",
+                width=12,
+            ),
+            Panel(
+                "Signal to quantization noise",
+                (Query(f"min by (variant) (canarium_activation_sqnr_decibels{{{M}}})", "{{variant}}"),),
+                unit="dB",
+                width=12,
+            ),
+        ),
+    ),
+    (
+        "Rollouts",
+        (
+            Panel(
+                "Rollout state",
+                (
+                    Query(
+                        f"max by (variant, state) (canarium_rollout_state{{{M}}}) == 1",
+                        "{{variant}}: {{state}}",
+                    ),
+                ),
+                kind="stat",
+                width=12,
+                description="Of each variant's latest rollout.",
+            ),
+            Panel(
+                "Rollback headroom",
+                (Query(f"min(canarium_rollback_headroom_ratio{{{M}}})", ""),),
+                kind="stat",
+                width=12,
+                description="Under 1 the baseline could not take all traffic back.",
             ),
         ),
     ),

@@ -28,13 +28,14 @@ import yaml
 from support.alertmanager import RunningAlertmanager, Webhook
 from support.prometheus import RunningPrometheus, free_port, need
 
-from monitoring.config import MonitorConfig, MonitorModel, MonitorVariant, SloTarget
+from monitoring.config import MonitorConfig, MonitorModel, MonitorVariant, ReliabilityMap, SloTarget
 from serving import contract
 from serving.clock import SystemClock
 from serving.contract import Cause, Kind, Reason, RouteTable, Snapshot, VariantEntry
 from serving.gateway.recorder import Recorder, Trace
 from serving.gateway.spool import SpoolWriter, latency_buckets_ms
 from serving.runtimes.answers import Summary
+from serving.runtimes.audit import Audit
 
 pytestmark = pytest.mark.integration
 
@@ -45,6 +46,10 @@ VARIANTS = (BASELINE, CANDIDATE, SHADOWED)
 ONLY_AFTER_A_TRIP = {
     "histogram_quantile(0.99, sum by (le) (canarium_killswitch_actuation_seconds_bucket))",
 }
+
+
+#: As sure as they are right, by labels and by the teacher.
+RELIABLE = ReliabilityMap((), (500,), (0.9,), (0.9,), (0.88,), (0.05,))
 
 
 class ControlStandIn:
@@ -65,7 +70,8 @@ class ControlStandIn:
             shadow={SHADOWED: 2000},
             reference_bp=10_000,
         )
-        self._snapshot = msgspec.json.encode(Snapshot(rev=1, lease=1, tables={MODEL: table}))
+        rollouts = {f"{MODEL}/{CANDIDATE}": "ramping"}
+        self._snapshot = msgspec.json.encode(Snapshot(rev=1, lease=1, tables={MODEL: table}, rollouts=rollouts))
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -159,6 +165,8 @@ class Traffic:
         for variant in VARIANTS:
             self._recorder.batch(MODEL, variant, int(self._random.integers(1, 17)))
             self._recorder.gauge(MODEL, variant, contract.C_QUEUE_ROWS, int(self._random.integers(0, 5)))
+        self._recorder.audit(MODEL, CANDIDATE, Audit(share=0.001, worst=0.01, sqnr_db=32.0, worst_sqnr_db=20.0))
+        self._recorder.gauge(MODEL, BASELINE, contract.C_CAPACITY, 2_000_000)
         self._recorder.beat()
 
     def _request(self, routed: str, answered: str, reason: Reason, cause: Cause, status: int) -> Trace:
@@ -221,7 +229,10 @@ def running_monitor(folder: Path, control_url: str) -> Iterator[str]:
             MODEL: MonitorModel(
                 baseline=BASELINE,
                 teacher=BASELINE,
-                variants={name: MonitorVariant(at + 1, 0.01) for at, name in enumerate(VARIANTS)},
+                variants={
+                    name: MonitorVariant(at + 1, 0.01, RELIABLE, saturation=0.001, energy_threshold=-1.0)
+                    for at, name in enumerate(VARIANTS)
+                },
                 slo=[SloTarget("latency", 0.99, 100.0), SloTarget("availability", 0.999)],
                 labels=["ham", "spam"],
             )
