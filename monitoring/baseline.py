@@ -1,6 +1,7 @@
-"""What is watched of the baseline by itself: guards that need no other arm. Pure.
+"""What is watched of the baseline by itself: guards that need no other arm, and that go on for ever. Pure.
 
-It has no arming, so what it is held to starts anew every day of record time; its alarm lasts as long.
+Each is an e-detector with one false alarm in `QUIET_DAYS` at the traffic that there is; an alarm lasts a day. What its
+sentence counts begins anew every day.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from monitoring.verdicts import Verdict, verdict
 
 DAY_NS = 86_400_000_000_000
 EXAMPLES = 5
+QUIET_DAYS = 90
+#: Observations until a false alarm at the least, before the traffic is known.
+LEAST = 10_000
+#: After so many records the rate is looked at anew.
+LOOK = 1024
 KINDS: tuple[type[Guard[Any]], ...] = (OodGuard, EmbeddingGuard)
 
 
@@ -29,32 +35,63 @@ class Baseline:
         self._dry_run = model.guards.dry_run
         built = ((kind.name, kind.build(model, name)) for kind in KINDS)
         self.guards: dict[str, Guard[Any]] = {name: guard for name, guard in built if guard is not None}
-        self._began_ns = 0
+        self._began_ns = 0  # of the day that is counted
         self._last_ns = 0
+        self._records = 0
+        self._failed_ns = dict.fromkeys(self.guards, 0)
+        self._daily = dict.fromkeys(self.guards, 0)  # observations of the last full day
         self._examples: dict[str, deque[int]] = {name: deque(maxlen=EXAMPLES) for name in self.guards}
         for guard in self.guards.values():
-            guard.detector.alpha = model.guards.false_rollback
+            guard.detector.alpha = 1 / LEAST
 
     def answered(self, event: Event) -> None:
         """A live request of the baseline."""
         self._at(event)
         for name, guard in self.guards.items():
+            before = guard.detector.failed
             if guard.answered(event, False):
                 self._examples[name].append(event.request_key)
+            self._note(name, before)
 
     def audited(self, event: Event) -> None:
         """One row looked at inside the baseline."""
         self._at(event)
-        for guard in self.guards.values():
+        for name, guard in self.guards.items():
+            before = guard.detector.failed
             guard.audited(event)
+            self._note(name, before)
 
     def _at(self, event: Event) -> None:
         if not 0 <= event.wall_ns - self._began_ns < DAY_NS:
-            for name, guard in self.guards.items():
-                guard.detector.rearm()
-                self._examples[name].clear()
-            self._began_ns = event.wall_ns
+            self._new_day(event.wall_ns)
         self._last_ns = event.wall_ns
+        self._records += 1
+        if self._records % LOOK == 0:
+            self._look()
+
+    def _new_day(self, now_ns: int) -> None:
+        for name, guard in self.guards.items():
+            detector = guard.detector
+            detector.settle()
+            self._daily[name] = detector.observations if self._began_ns else 0
+            detector.observations = detector.events = 0
+            self._examples[name].clear()
+            if detector.failed and now_ns - self._failed_ns[name] >= DAY_NS:
+                detector.rearm()
+        self._began_ns = now_ns
+        self._look()
+
+    def _look(self) -> None:
+        """Hold each detector to its false alarms at the present rate."""
+        share = max(self._last_ns - self._began_ns, 1) / DAY_NS
+        for name, guard in self.guards.items():
+            detector = guard.detector
+            a_day = max(self._daily[name], detector.observations / max(share, 1 / 24))
+            detector.alpha = 1 / max(LEAST, QUIET_DAYS * len(self.guards) * a_day)
+
+    def _note(self, name: str, failed_before: bool) -> None:
+        if self.guards[name].detector.failed and not failed_before:
+            self._failed_ns[name] = self._last_ns
 
     def verdicts(self, degraded: str) -> list[Verdict]:
         found, names = [], Names(self.name, self.name, 1.0)
@@ -70,6 +107,8 @@ class Baseline:
         return {
             "began_ns": self._began_ns,
             "last_ns": self._last_ns,
+            "failed_ns": dict(self._failed_ns),
+            "daily": dict(self._daily),
             "examples": {name: list(keys) for name, keys in self._examples.items()},
             "detectors": {name: guard.detector.state() for name, guard in self.guards.items()},
         }
@@ -82,5 +121,7 @@ class Baseline:
         self._began_ns, self._last_ns = int(state["began_ns"]), int(state["last_ns"])
         for name, guard in self.guards.items():
             if name in state["detectors"]:
+                self._failed_ns[name], self._daily[name] = int(state["failed_ns"][name]), int(state["daily"][name])
                 self._examples[name].extend(int(key) for key in state["examples"][name])
                 guard.detector.load(state["detectors"][name])
+        self._look()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from monitoring.detectors.betting import Betting, Mirrored
+from monitoring.detectors.betting import Betting, Drift, Mirrored
 
 #: Failed or slow batches whose key is remembered, so that each is one event.
 RECENT_BATCHES = 1024
@@ -30,7 +30,7 @@ class Detector:
     def __init__(self, alpha: float = 0.002, pass_alpha: float = 0.05) -> None:
         self.alpha = alpha
         self.pass_alpha = pass_alpha
-        self._against = Betting()
+        self._against: Betting | Drift = Betting()
         self._for = Mirrored()
         self.reset()
 

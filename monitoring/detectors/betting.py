@@ -41,6 +41,7 @@ WEIGHTS: Floats = np.array([1, 2, 5, 10, 14, 14, 13, 12, 10, 8, 6, 5]) / 100
 #: Of the mirrored bet, whose best stake (m - p) / m may be anything: each the same.
 EQUAL: Floats = np.full(len(STAKES), 1 / len(STAKES))
 _TINY = 1e-9
+_LEAST = -745.0  # log of (nearly) nothing, yet finite
 _NOTHING: Floats = np.zeros(len(STAKES))
 
 
@@ -194,7 +195,10 @@ class Averaged(_Evidence):
 
 
 class Drift(_Evidence):
-    """The Shiryaev-Roberts e-detector of "the mean came to be over the limit".
+    """The Shiryaev-Roberts e-detector of "the mean came to be over the limit": M_n = L_n (M_(n-1) + 1).
+
+    Unlike a test it does not hold a long healthy past against what is new, and it may go on for ever: until a false
+    alarm at M >= A it makes A observations on average, at the least (Shin, Ramdas & Rinaldo, "E-detectors", 2022).
 
     >>> drift, alarm = Drift(), None
     >>> for n in range(1, 2000):
@@ -207,10 +211,18 @@ class Drift(_Evidence):
     """
 
     def _start(self) -> Floats:
-        return np.full(len(STAKES), -745.0)  # log of (nearly) nothing, yet finite
+        return np.full(len(STAKES), _LEAST)
 
-    def update(self, value: float, limit: float) -> None:
-        """One observation. A value that is not a number is no observation."""
-        if not (math.isnan(value) or math.isnan(limit)):
-            gains = _gain(value, limit, self.upper)
-            self._logs = np.maximum(np.logaddexp(self._logs, 0.0) + gains, -745.0)
+    def update(self, value: float, limit: float, count: int = 1) -> None:
+        """`count` observations of the same value. A value that is not a number is no observation."""
+        if math.isnan(value) or math.isnan(limit) or not count:
+            return
+        gains = _gain(value, limit, self.upper)
+        if count == 1:
+            self._logs = np.maximum(np.logaddexp(self._logs, 0.0) + gains, _LEAST)
+            return
+        # g M + g, so many times: g^n M + g (1 - g^n) / (1 - g), and n where g is 1.
+        factor, grown = np.exp(gains), count * gains
+        flat = np.abs(gains) < _TINY
+        sums = np.where(flat, count, factor * np.expm1(grown) / np.where(flat, 1.0, np.expm1(gains)))
+        self._logs = np.maximum(np.logaddexp(self._logs + grown, np.log(sums)), _LEAST)

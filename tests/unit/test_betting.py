@@ -38,6 +38,30 @@ def test_counted_observations_are_as_many_single_ones() -> None:
     assert once.log_evidence == pytest.approx(often.log_evidence)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_counted_observations_of_the_detector_are_as_many_single_ones(value: float) -> None:
+    once, often = Drift(), Drift()
+    for drift in (once, often):
+        drift.update(1.0, 0.1)
+    once.update(value, 0.1, count=40)
+    for _ in range(40):
+        often.update(value, 0.1)
+    assert once.state() == pytest.approx(often.state())
+
+
+def test_the_detector_cries_wolf_as_rarely_as_it_says() -> None:
+    """Right at the limit, 2,000 observations of 10,000 between two false alarms: a fifth of the runs at the most."""
+    alarms = 0
+    for run in range(60):
+        drift = Drift()
+        for value in (np.random.default_rng(run).random(2000) < 0.03).tolist():
+            drift.update(float(value), 0.03)
+            if drift.log_evidence >= math.log(10_000):
+                alarms += 1
+                break
+    assert alarms <= 18  # the chance of more, if it were a fifth, is 2 %
+
+
 def test_a_damaged_state_is_refused() -> None:
     with pytest.raises(ValueError, match="finite log products"):
         Betting().load([1.0])

@@ -107,6 +107,30 @@ class TestGuard:
         feed(watched, answer("teacher", -5.0, wall_ns=2 * DAY_NS))
         assert (of(watched, "teacher").verdict, of(watched, "teacher").statistic["observations"]) == ("inconclusive", 1)
 
+    def test_an_alarm_of_the_baseline_lasts_a_day_and_what_it_counts_begins_anew(self) -> None:
+        watched = guards()
+        feed(watched, answer("teacher", 0.0), 20)
+        feed(watched, answer("teacher", -5.0, wall_ns=DAY_NS + DAY_NS // 2), 1000)
+        assert of(watched, "teacher").verdict == "fail"
+        feed(watched, answer("teacher", -5.0, wall_ns=2 * DAY_NS + 1), 10)
+        verdict = of(watched, "teacher")
+        assert (verdict.verdict, verdict.statistic["observations"], verdict.statistic["events"]) == (
+            "inconclusive",
+            10,
+            0,
+        )
+
+    def test_more_traffic_means_more_evidence_for_an_alarm(self) -> None:
+        """One false alarm in 90 days is one in so many more answers."""
+        thresholds = []
+        for step_ns in (10**10, 10**9):  # an answer in ten seconds, and one a second
+            watched = guards()
+            for n in range(5000):
+                feed(watched, answer("teacher", -5.0, wall_ns=DAY_NS + n * step_ns))
+            thresholds.append(of(watched, "teacher").statistic["log_threshold"])
+        assert thresholds[1] - thresholds[0] > 1.5
+        assert thresholds[1] == pytest.approx(15.87, abs=0.05)  # 86,400 answers a day for 90 days
+
     def test_it_is_stored_and_goes_on(self) -> None:
         watched = guards({"int8": 1000})
         feed(watched, answer("teacher", 0.0), 3)
