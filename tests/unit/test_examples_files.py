@@ -29,11 +29,14 @@ def test_recipe_and_configuration_are_valid_and_meet(name: str) -> None:
     assert list(models) == [recipe.model] == [name]
 
 
-@pytest.mark.parametrize("name", ["iot", "voice"])
-def test_the_shipped_report_holds_every_variant_that_is_served(name: str) -> None:
-    report = (EXAMPLES / name / "REPORT.md").read_text()
-    for variant in load_config(EXAMPLES / name / "canarium.yaml").models[name].variants:
+@pytest.mark.parametrize("folder", ["quickstart", "examples/iot", "examples/voice", "examples/sentiment"])
+def test_the_shipped_report_holds_every_variant_that_is_served(folder: str) -> None:
+    report = (EXAMPLES.parent / folder / "REPORT.md").read_text()
+    ((_, model),) = load_config(EXAMPLES.parent / folder / "canarium.yaml").models.items()
+    for variant in model.variants:
         assert f"| {variant} |" in report
+    for plot in re.findall(r"!\[[^]]*\]\(([^)]+)\)", report):
+        assert (EXAMPLES.parent / folder / plot).is_file()
 
 
 def test_the_readings_are_those_of_the_documents_table_and_equal_ones_share_a_split() -> None:
