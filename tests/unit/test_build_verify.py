@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import build_kit
-import msgspec
-import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
+from built_kit import nudged
 from registry_kit import copy_of, end_of, in_child
 
 from serving.build.cache import Cache, Made, versions, write_json
@@ -26,7 +23,6 @@ from serving.build.verify import Compared, compare, different_steps, registered
 from serving.cli import main
 from serving.commands.render_build import compared_json, compared_lines
 from serving.registry.files import file_digest
-from serving.registry.manifest import Manifest
 from serving.registry.store import Registry
 
 
@@ -107,18 +103,6 @@ def compared(
     kept = registered(registry, "tiny", file_digest(recipe))
     found = compare(kept, registry, result, other, before, lambda manifest, folder: plan.golden(manifest, folder, data))
     return {each.variant: each for each in found}
-
-
-def nudged(registry: Registry, ref: str, by: float, build: dict[str, Any]) -> Manifest:
-    """A newer revision of an artifact, one of whose weights is another, as another machine may have built it."""
-    manifest, folder = registry.open(ref)
-    model = onnx.load(folder / manifest.entry)
-    weight = max(model.graph.initializer, key=lambda tensor: numpy_helper.to_array(tensor).size)
-    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + np.float32(by), weight.name))
-    onnx.save(model, registry.root / "nudged.onnx")
-    with registry.writing():
-        files = manifest.files | {manifest.entry: registry.blobs.put(registry.root / "nudged.onnx")}
-        return registry.commit(msgspec.structs.replace(manifest, files=files, build=manifest.build | build)).manifest
 
 
 def test_two_builds_of_one_recipe_on_one_thread_are_the_same_bytes(

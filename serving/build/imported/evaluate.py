@@ -31,10 +31,10 @@ def evaluate_stream(out: Path, needs: Mapping[str, Path], parameters: Mapping[st
     pipeline = Pipeline(manifest, needs["model"])
     clips = read_clips(needs["data"], "test")
     threshold, score = parameters["stream"]["threshold"], parameters["stream"]["score"]
-    scores = _scores(pipeline, session, clips.windows, parameters)
+    scores = scores_of(pipeline, session, clips.windows, parameters)
     np.save(out / "scores.npy", scores)
     tick(1, 3, "alone")
-    alone = [_scores(pipeline, session, clips.windows[at : at + 1], parameters)[0] for at in range(_ALONE)]
+    alone = [scores_of(pipeline, session, clips.windows[at : at + 1], parameters)[0] for at in range(_ALONE)]
     tick(2, 3, "latency")
     judge = np.load(needs["teacher"] / "scores.npy") if "teacher" in needs else scores
     answers, judged = (values >= threshold for values in (scores, judge))
@@ -67,8 +67,13 @@ def evaluate_stream(out: Path, needs: Mapping[str, Path], parameters: Mapping[st
     write_json(out / "evaluation.json", evaluation)
 
 
-def _scores(pipeline: Pipeline, session: Session, windows: np.ndarray, parameters: Mapping[str, Any]) -> np.ndarray:
-    """Scores float32 [clips, windows]; every step must pass the server's own check."""
+def scores_of(pipeline: Pipeline, session: Session, windows: np.ndarray, parameters: Mapping[str, Any]) -> np.ndarray:
+    """Scores float32 [clips, windows]; every step must pass the server's own check.
+
+    Args:
+        windows: float32 [clips, windows, samples].
+        parameters: `stream` and `inputs`, as `feeds` takes them.
+    """
     found = []
     for step, (feed, answer) in enumerate(feeds(windows, parameters["stream"], parameters["inputs"])):
         answer.update(session.run(pipeline.preprocess(feed)))

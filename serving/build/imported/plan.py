@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from serving.build.cache import Made
 from serving.build.cpu import cpu_info
 from serving.build.evaluate import MEASURING
-from serving.build.imported.evaluate import evaluate_stream
+from serving.build.imported.evaluate import evaluate_stream, scores_of
 from serving.build.imported.model import halve, import_model, quantize
 from serving.build.imported.recipe import ImportedRecipe, TensorRecipe
-from serving.build.imported.sound import check_clips
+from serving.build.imported.sound import check_clips, read_clips
 from serving.build.interface import Interface
-from serving.build.plan import Part, Plan, Variant
-from serving.registry.manifest import Postprocess, Signature, TensorSpec
+from serving.build.plan import GOLDEN_ROWS, Answers, Part, Plan, Variant
+from serving.registry.manifest import Manifest, Postprocess, Signature, TensorSpec
 
 _HERE = Path(__file__).parent
 _BUILD = _HERE.parent
@@ -31,8 +33,7 @@ class ImportedPlan(Plan[ImportedRecipe]):
 
     def run(self) -> list[Variant]:
         recipe = self.recipe
-        stream = recipe.stream.model_dump(mode="json")
-        inputs = [spec.model_dump(mode="json") for spec in recipe.inputs]
+        stream, inputs = self._fed()
         data = self.step(
             "data",
             check_clips,
@@ -64,6 +65,19 @@ class ImportedPlan(Plan[ImportedRecipe]):
         found: dict[str, Any] = self.made["data"].read("data.json")
         return found
 
+    def golden(self, manifest: Manifest, folder: Path, data: Path) -> Answers:
+        """The golden rows are the windows of the first test clips, each clip from its beginning with its state."""
+        from serving.runtimes.base import open_session
+        from serving.runtimes.pipeline import Pipeline
+
+        windows = read_clips(data, "test").windows
+        clips = windows[: max(1, GOLDEN_ROWS // windows.shape[1])]
+        pipeline = Pipeline(manifest, folder)
+        session = open_session(manifest, folder, runtime="onnxruntime", threads=1)
+        stream, inputs = self._fed()
+        scores = scores_of(pipeline, session, clips, {"stream": stream, "inputs": inputs}).ravel()
+        return Answers(np.stack((1 - scores, scores), axis=1), pipeline.classes({stream["score"]: scores}))
+
     def parts(self, document: Mapping[str, Any]) -> list[Part]:
         lines = [
             "| variant | mean difference | 99 % of windows within | largest |",
@@ -86,6 +100,11 @@ class ImportedPlan(Plan[ImportedRecipe]):
         ]
 
     # ------------------------------------------------------------ helpers
+
+    def _fed(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """How clips are fed to the graph: `stream` and `inputs` of the recipe as JSON values."""
+        recipe = self.recipe
+        return recipe.stream.model_dump(mode="json"), [spec.model_dump(mode="json") for spec in recipe.inputs]
 
     def _variant(
         self,
