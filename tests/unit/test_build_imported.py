@@ -115,6 +115,15 @@ def test_siblings_agree_with_the_original_and_rows_with_themselves_alone(built: 
     assert built.registry.resolve("loud/int8").evaluation["score_difference"]["max"] > 0
 
 
+def test_what_it_takes_and_where_it_could_overflow_is_measured_and_reported(built: Built) -> None:
+    found = {name: built.registry.resolve(f"loud/{name}").evaluation for name in ("fp32", "int8")}
+    for evaluation in found.values():
+        assert 0 < evaluation["memory"]["model_bytes"] < evaluation["memory"]["peak_bytes"]
+    assert found["fp32"]["saturation"]["pairs"] == 0
+    assert found["int8"]["saturation"]["pairs"] > 0
+    assert "## Memory and overflow" in built.result.report_path.read_text()
+
+
 def test_state_goes_in_and_comes_out_and_the_class_is_read_from_the_score(built: Built) -> None:
     manifest, folder = built.registry.open("loud/fp32")
     pipeline, session = Pipeline(manifest, folder), open_session(manifest, folder, runtime="onnxruntime", threads=1)

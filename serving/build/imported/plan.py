@@ -11,6 +11,7 @@ import numpy as np
 from serving.build.cache import Made
 from serving.build.cpu import cpu_info
 from serving.build.evaluate import MEASURING
+from serving.build.evidence.report import footprint
 from serving.build.imported.evaluate import evaluate_stream, scores_of
 from serving.build.imported.model import halve, import_model, quantize
 from serving.build.imported.recipe import ImportedRecipe, TensorRecipe
@@ -22,7 +23,12 @@ from serving.registry.manifest import Manifest, Postprocess, Signature, TensorSp
 _HERE = Path(__file__).parent
 _BUILD = _HERE.parent
 _SOURCES = (_HERE / "sound.py", _HERE / "stream.py")
-_MEASURING = (*MEASURING, *_SOURCES, _BUILD / "evaluate.py", _BUILD.parent / "runtimes" / "answers.py")
+_MEASURING = (
+    *MEASURING,
+    *_SOURCES,
+    *(_BUILD / name for name in ("evaluate.py", "evidence/memory.py", "evidence/saturation.py")),
+    _BUILD.parent / "runtimes" / "answers.py",
+)
 
 
 class ImportedPlan(Plan[ImportedRecipe]):
@@ -87,7 +93,11 @@ class ImportedPlan(Plan[ImportedRecipe]):
             found = row["measured"]["score_difference"]
             lines.append(f"| {name} | {found['mean']:.5f} | {found['p99']:.5f} | {found['max']:.5f} |")
         first, *_ = document["variants"]
-        return [Part("Scores", [f"Difference of the score of a window from that of {first}:", "", *lines])]
+        measured = {name: row["measured"] for name, row in document["variants"].items()}
+        return [
+            Part("Scores", [f"Difference of the score of a window from that of {first}:", "", *lines]),
+            Part("Memory and overflow", footprint(measured)),
+        ]
 
     def notes(self, document: Mapping[str, Any]) -> list[str]:
         source, measured = self.recipe.source, next(iter(document["variants"].values()))["measured"]
