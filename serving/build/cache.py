@@ -30,7 +30,7 @@ from serving.registry.files import file_digest, write_atomically
 
 #: Results of one step that are kept, so that going back to an earlier recipe is free but the disk does not fill.
 KEEP = 4
-LIBRARIES = ("torch", "onnxruntime", "onnx", "tokenizers", "numpy", "scikit-learn", "safetensors")
+LIBRARIES = ("torch", "onnxruntime", "onnx", "tokenizers", "numpy", "scipy", "scikit-learn", "safetensors")
 
 
 class BuildError(CanariumError):

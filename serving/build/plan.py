@@ -10,12 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
+
 from serving.build.cache import Cache, Made, StepFunction
 from serving.build.interface import ENTRIES, Interface
 from serving.build.recipe import Recipe
-from serving.registry.manifest import Relation
+from serving.registry.manifest import Manifest, Relation
 
 R = TypeVar("R", bound=Recipe)
+#: Rows of the test split by which two artifacts are compared.
+GOLDEN_ROWS = 256
 
 
 class Variant(NamedTuple):
@@ -62,6 +66,13 @@ class Part(NamedTuple):
     lines: Sequence[str]
 
 
+class Answers(NamedTuple):
+    """What an artifact answers to some rows: `probabilities` float [n, C] and `classes`, class indices [n]."""
+
+    probabilities: np.ndarray
+    classes: np.ndarray
+
+
 class Plan(ABC, Generic[R]):
     """The steps of one recipe.
 
@@ -105,6 +116,25 @@ class Plan(ABC, Generic[R]):
     @abstractmethod
     def data(self) -> dict[str, Any]:
         """What is known of the data: `rows`, `splits` (name -> label -> rows) and digests."""
+
+    def golden(self, manifest: Manifest, folder: Path, data: Path) -> Answers:
+        """Ask an artifact for the golden rows, the first of the test split, as the server would with one thread.
+
+        Args:
+            folder: the artifact's files by name.
+            data: the folder of the step `data`.
+        """
+        from serving.build.evaluate import infer
+        from serving.build.examples import read_examples
+        from serving.runtimes.base import open_session
+        from serving.runtimes.pipeline import Pipeline
+
+        pipeline = Pipeline(manifest, folder)
+        runtime = {"onnx": "onnxruntime", "torch": "torch"}[manifest.format]
+        session = open_session(manifest, folder, runtime=runtime, threads=1)
+        examples = read_examples(data, "test", manifest.postprocess.labels).head(GOLDEN_ROWS)
+        found = pipeline.postprocess({"logits": infer(pipeline, session, examples)})["probabilities"]
+        return Answers(found, found.argmax(axis=1))
 
     def findings(self, variants: Sequence[Variant]) -> dict[str, Any]:
         """What the report holds beside the evaluations of the variants, by key."""

@@ -118,7 +118,7 @@ def feedback(model: str, request_id: str, label: str, url: str, token_file: Path
     help="Directory of finished steps.  [default: build, beside the registry]",
 )
 @click.option("--dry-run", is_flag=True, help="Only tell what would be done, and how long it took the last time.")
-@click.option("--verify", is_flag=True, help="Build again in a clean directory too, and compare the two.")
+@click.option("--verify", is_flag=True, help="Build in a clean directory, and compare with what is registered.")
 @json_option
 def build(recipe: Path, registry_dir: Path, cache_dir: Path | None, dry_run: bool, verify: bool, as_json: bool) -> int:
     """Make and register the variants of RECIPE.
@@ -178,13 +178,13 @@ def _verify(recipe: Path, registry_dir: Path, cache_dir: Path, as_json: bool) ->
     from rich.console import Console
 
     from serving.build.verify import verify
-    from serving.commands.render_build import compared_lines
+    from serving.commands.render_build import compared_json, compared_lines
     from serving.registry.store import Registry
 
     shown = None if as_json else Console(stderr=True)
     compared = verify(recipe, Registry(registry_dir), cache_dir=cache_dir, console=shown)
     if as_json:
-        emit_json({"variants": [each._asdict() for each in compared]})
+        emit_json(compared_json(compared))
     else:
         click.echo("\n".join(compared_lines(compared)))
     return ERROR if any(each.tier == "none" for each in compared) else OK

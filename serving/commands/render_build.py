@@ -53,9 +53,23 @@ def compared_lines(compared: Sequence[Compared]) -> list[str]:
     """One line a variant: its tier, and the cause where it is not the highest."""
     lines = []
     for each in compared:
-        numbers = "" if each.tier == "bytes" else f" (probabilities differ by up to {each.largest_difference:.2g})"
+        asked = each.tier != "bytes" and not math.isnan(each.largest_difference)
+        numbers = f" (probabilities differ by up to {each.largest_difference:.2g})" if asked else ""
         flips = f", {each.flips} decisions flipped" if each.flips else ""
         cause = f": {each.cause}" if each.cause else ""
         lines.append(f"  {each.ref:<32} {_TIERS[each.tier]}{numbers}{flips}{cause}")
     same = sum(each.tier == "bytes" for each in compared)
     return [*lines, f"{same} of {len(compared)} artifacts are the same bit for bit"]
+
+
+def compared_json(compared: Sequence[Compared]) -> dict[str, Any]:
+    """The same for programs; a difference that could not be measured is null."""
+    return {
+        "variants": [
+            {
+                **each._asdict(),
+                "largest_difference": None if math.isnan(each.largest_difference) else each.largest_difference,
+            }
+            for each in compared
+        ]
+    }

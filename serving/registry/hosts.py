@@ -6,7 +6,7 @@ in 16 bits, which saturate, so that the same file gives other answers there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from serving.registry.manifest import Manifest
@@ -61,5 +61,12 @@ def sibling(manifest: Manifest, others: Iterable[Manifest], cpu: Mapping[str, An
     return max(fitting, key=lambda other: (other.variant == manifest.variant, other.version), default=None)
 
 
-def _sources(manifest: Manifest) -> Sequence[str]:
-    return [parent.digest for parent in manifest.lineage.parents if parent.role == "source"]
+def _sources(manifest: Manifest) -> Iterator[str]:
+    """What it was quantized from: digests of manifests, and of the model file where its calibration names one.
+
+    The same weights have another manifest on each processor, because it holds what was measured there.
+    """
+    yield from (parent.digest for parent in manifest.lineage.parents if parent.role == "source")
+    calibration = manifest.quantization.get("calibration")
+    if isinstance(calibration, Mapping) and isinstance(weights := calibration.get("model_sha256"), str):
+        yield weights

@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import json
 import re
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,7 +21,7 @@ from built_kit import Built, built_in
 
 from monitoring.golden import read
 from serving.build import metrics
-from serving.build.cache import BuildError, Cache
+from serving.build.cache import BuildError, Cache, versions
 from serving.build.kinds import load_recipe
 from serving.build.runner import build
 from serving.build.text.data import near_key, read_rows
@@ -249,6 +250,18 @@ def test_the_cache_keeps_the_last_few_results_of_a_step(tmp_path: Path) -> None:
         other = cache.step("one-more", count_calls, parameters=parameters).folder
     assert [folder.exists() for folder in folders] == [True, False, False, True, True, True]
     assert other.exists()
+
+
+def test_every_library_that_a_step_computes_with_is_part_of_its_key() -> None:
+    root = Path(__file__).parents[2] / "serving"
+    files = [path for package in ("build", "runtimes") for path in (root / package).rglob("*.py")]
+    imports = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
+    named = {name for path in files for name in imports.findall(path.read_text())} - set(sys.stdlib_module_names)
+    no_numbers = {"serving", "msgspec", "pydantic", "rich", "yaml"}
+    optional = {"art", "torchao"}  # their versions are parameters of the steps that use them
+    computing = {{"sklearn": "scikit-learn"}.get(name, name) for name in named - no_numbers - optional}
+    assert computing == set(versions())
+    assert "absent" not in versions().values()
 
 
 def test_a_failed_step_leaves_nothing_and_names_itself(tmp_path: Path) -> None:

@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 import stream_kit
 import yaml
-from built_kit import Built, built_in
+from built_kit import Built, built_in, nudged
+from registry_kit import copy_of
 
-from serving.build.cache import BuildError
+from serving.build.cache import BuildError, Cache, versions
 from serving.build.imported.sound import expand, windows_of
-from serving.build.kinds import load_recipe
+from serving.build.kinds import load_recipe, plan_of
+from serving.build.plan import Answers
 from serving.build.runner import build
+from serving.build.verify import compare, registered
 from serving.errors import ConfigError
+from serving.registry.files import file_digest
+from serving.registry.manifest import Manifest
 from serving.registry.store import Registry
 from serving.runtimes.base import open_session
 from serving.runtimes.pipeline import Pipeline
@@ -110,6 +115,15 @@ def test_siblings_agree_with_the_original_and_rows_with_themselves_alone(built: 
     assert built.registry.resolve("loud/int8").evaluation["score_difference"]["max"] > 0
 
 
+def test_what_it_takes_and_where_it_could_overflow_is_measured_and_reported(built: Built) -> None:
+    found = {name: built.registry.resolve(f"loud/{name}").evaluation for name in ("fp32", "int8")}
+    for evaluation in found.values():
+        assert 0 < evaluation["memory"]["model_bytes"] < evaluation["memory"]["peak_bytes"]
+    assert found["fp32"]["saturation"]["pairs"] == 0
+    assert found["int8"]["saturation"]["pairs"] > 0
+    assert "## Memory and overflow" in built.result.report_path.read_text()
+
+
 def test_state_goes_in_and_comes_out_and_the_class_is_read_from_the_score(built: Built) -> None:
     manifest, folder = built.registry.open("loud/fp32")
     pipeline, session = Pipeline(manifest, folder), open_session(manifest, folder, runtime="onnxruntime", threads=1)
@@ -139,6 +153,29 @@ def test_a_second_build_does_nothing(built: Built) -> None:
     again = build(built.recipe, built.registry, cache_dir=built.cache)
     assert again.cached
     assert again.manifests == built.result.manifests
+
+
+def test_a_verification_holds_the_answers_to_golden_windows_against_each_other(built: Built, tmp_path: Path) -> None:
+    recipe = load_recipe(built.recipe)
+    plan = plan_of(recipe)(recipe, built.recipe.parent, Cache(tmp_path / "cache", print, dry=True))
+    data, evaluation = (
+        next(made.folder for made in built.result.steps if made.name == name) for name in ("data", "fp32-evaluation")
+    )
+
+    def golden(manifest: Manifest, folder: Path) -> Answers:
+        return plan.golden(manifest, folder, data)
+
+    found = golden(*built.registry.open("loud/fp32"))
+    assert np.array_equal(found.probabilities[:, 1], np.load(evaluation / "scores.npy").ravel())
+    assert np.array_equal(found.classes, found.probabilities[:, 1] >= 0.5)
+    registry = copy_of(built.registry, tmp_path / "registry")
+    nudged(registry, "loud/fp32", 1e-5, {"versions": versions() | {"onnx": "1.0"}})
+    kept = registered(registry, "loud", file_digest(built.recipe))
+    fp32, fp16, int8 = compare(kept, registry, built.result, built.registry, [], golden)
+    assert (fp32.ref, fp32.tier, fp32.flips) == ("loud/fp32:2", "decisions", 0)
+    assert 0 < fp32.largest_difference < 0.02
+    assert fp32.cause.startswith("other library versions: onnx 1.0")
+    assert (fp16.tier, int8.tier) == ("bytes", "bytes")
 
 
 def test_another_file_than_the_recipe_names_is_refused(tmp_path: Path) -> None:

@@ -263,3 +263,21 @@ def test_the_sibling_that_was_validated_here_takes_its_place(registry: Registry)
     assert note.endswith("its sibling m/int8-other-labels:1 is served instead")
     put(registry, "int8", "for avx2", **about)
     assert loader(registry, AVX2).fitted(asked)[0].models["m"].variants["int8"].artifact == "m/int8:2"
+
+
+def test_a_sibling_made_of_the_same_weights_under_another_manifest_is_found(registry: Registry) -> None:
+    """As two builds on unlike processors leave it: each has a revision of the teacher, measured where it was built."""
+    here = {"accuracy": 0.97, "cpu": AVX2}
+    teacher = put(registry, "teacher", evaluation=here)
+    other = put(registry, "teacher", "other weights", evaluation=here)
+    assert (teacher.ref, other.ref) == ("m/teacher:2", "m/teacher:3")
+    asked = config(registry, teacher="m/teacher:1", int8="m/int8:2")
+    quantized = INT8 | {"calibration": cache(registry)}
+    put(registry, "int8", "on vnni", lineage=made_from(registry.resolve("m/teacher:1")), quantization=quantized)
+    of_others = INT8 | {"calibration": cache(registry, model_sha256=other.files["model.onnx"].sha256)}
+    about: dict[str, Any] = {"validated_on": [{"cpu": AVX2, "accuracy": 0.97}]}
+    put(registry, "int8", "of other weights", lineage=made_from(other), quantization=of_others, **about)
+    assert loader(registry, AVX2).fitted(asked) == (asked, [])
+    put(registry, "int8", "on avx2", lineage=made_from(teacher), quantization=quantized, **about)
+    fitted, _ = loader(registry, AVX2).fitted(asked)
+    assert fitted.models["m"].variants["int8"].artifact == "m/int8:4"

@@ -19,7 +19,7 @@ def parts(document: Mapping[str, Any]) -> list[Part]:
             Part("Slices", _slices(evidence)),
             Part("Perturbed inputs", _perturbations(evidence)),
             Part("Calibration before and after", _calibration(document)),
-            Part("Memory and overflow", _footprint(evidence)),
+            Part("Memory and overflow", footprint(evidence)),
         ]
         if noise := _noise(evidence):
             found.append(Part("Quantization noise", noise))
@@ -149,7 +149,8 @@ def _calibration(document: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _footprint(evidence: Mapping[str, Any]) -> list[str]:
+def footprint(evidence: Mapping[str, Any]) -> list[str]:
+    """Lines on what each variant takes and may overflow: variant -> a dictionary with `memory` and `saturation`."""
     rows = []
     for name, found in evidence.items():
         memory, audit = found["memory"], found["saturation"]

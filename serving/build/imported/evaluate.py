@@ -6,18 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from serving.build.cache import BuildError, Tick, write_json
 from serving.build.cpu import cpu_info
 from serving.build.evaluate import percentiles, quality
+from serving.build.evidence import memory, saturation
 from serving.build.imported.sound import read_clips
 from serving.build.imported.stream import feeds
 from serving.build.interface import draft
 from serving.runtimes.base import Session, open_session
 from serving.runtimes.pipeline import Pipeline
 
-_ALONE, _DRAWS, _SEED = 8, 1000, 5
+_ALONE, _BATCH, _DRAWS, _SEED = 8, 16, 1000, 5
 
 
 def evaluate_stream(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
@@ -31,11 +33,15 @@ def evaluate_stream(out: Path, needs: Mapping[str, Path], parameters: Mapping[st
     pipeline = Pipeline(manifest, needs["model"])
     clips = read_clips(needs["data"], "test")
     threshold, score = parameters["stream"]["threshold"], parameters["stream"]["score"]
-    scores = _scores(pipeline, session, clips.windows, parameters)
+    scores = scores_of(pipeline, session, clips.windows, parameters)
     np.save(out / "scores.npy", scores)
-    tick(1, 3, "alone")
-    alone = [_scores(pipeline, session, clips.windows[at : at + 1], parameters)[0] for at in range(_ALONE)]
-    tick(2, 3, "latency")
+    tick(1, 4, "alone")
+    alone = [scores_of(pipeline, session, clips.windows[at : at + 1], parameters)[0] for at in range(_ALONE)]
+    tick(2, 4, "memory")
+    feed, _ = next(feeds(clips.windows[:_BATCH], parameters["stream"], parameters["inputs"]))
+    ready = pipeline.preprocess(feed)
+    taken = memory.measure(manifest, needs["model"], runtime="onnxruntime", inputs=ready, scratch=out)
+    tick(3, 4, "latency")
     judge = np.load(needs["teacher"] / "scores.npy") if "teacher" in needs else scores
     answers, judged = (values >= threshold for values in (scores, judge))
     right = answers == clips.classes
@@ -61,14 +67,21 @@ def evaluate_stream(out: Path, needs: Mapping[str, Path], parameters: Mapping[st
         "latency_ms": _latency(pipeline, session, clips.windows, parameters),
         "bytes": (needs["model"] / manifest.entry).stat().st_size,
         "model_bytes": (needs["model"] / manifest.entry).stat().st_size,
+        "memory": msgspec.to_builtins(taken) if taken else None,
+        "saturation": saturation.audit(needs["model"] / manifest.entry),
         "score": score,
         "cpu": cpu_info(),
     }
     write_json(out / "evaluation.json", evaluation)
 
 
-def _scores(pipeline: Pipeline, session: Session, windows: np.ndarray, parameters: Mapping[str, Any]) -> np.ndarray:
-    """Scores float32 [clips, windows]; every step must pass the server's own check."""
+def scores_of(pipeline: Pipeline, session: Session, windows: np.ndarray, parameters: Mapping[str, Any]) -> np.ndarray:
+    """Scores float32 [clips, windows]; every step must pass the server's own check.
+
+    Args:
+        windows: float32 [clips, windows, samples].
+        parameters: `stream` and `inputs`, as `feeds` takes them.
+    """
     found = []
     for step, (feed, answer) in enumerate(feeds(windows, parameters["stream"], parameters["inputs"])):
         answer.update(session.run(pipeline.preprocess(feed)))
@@ -84,7 +97,7 @@ def _latency(
 ) -> dict[str, Any]:
     """Milliseconds of one step of one thread: the session alone, and with what is around it."""
     measured: dict[str, Any] = {"threads": 1}
-    for size in (1, 16):
+    for size in (1, _BATCH):
         feed, _ = next(feeds(windows[:size], parameters["stream"], parameters["inputs"]))
 
         def bare(index: int, feed: dict[str, np.ndarray] = feed) -> None:

@@ -6,21 +6,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from serving.build.cache import Made
 from serving.build.cpu import cpu_info
 from serving.build.evaluate import MEASURING
-from serving.build.imported.evaluate import evaluate_stream
+from serving.build.evidence.report import footprint
+from serving.build.imported.evaluate import evaluate_stream, scores_of
 from serving.build.imported.model import halve, import_model, quantize
 from serving.build.imported.recipe import ImportedRecipe, TensorRecipe
-from serving.build.imported.sound import check_clips
+from serving.build.imported.sound import check_clips, read_clips
 from serving.build.interface import Interface
-from serving.build.plan import Part, Plan, Variant
-from serving.registry.manifest import Postprocess, Signature, TensorSpec
+from serving.build.plan import GOLDEN_ROWS, Answers, Part, Plan, Variant
+from serving.registry.manifest import Manifest, Postprocess, Signature, TensorSpec
 
 _HERE = Path(__file__).parent
 _BUILD = _HERE.parent
 _SOURCES = (_HERE / "sound.py", _HERE / "stream.py")
-_MEASURING = (*MEASURING, *_SOURCES, _BUILD / "evaluate.py", _BUILD.parent / "runtimes" / "answers.py")
+_MEASURING = (
+    *MEASURING,
+    *_SOURCES,
+    *(_BUILD / name for name in ("evaluate.py", "evidence/memory.py", "evidence/saturation.py")),
+    _BUILD.parent / "runtimes" / "answers.py",
+)
 
 
 class ImportedPlan(Plan[ImportedRecipe]):
@@ -31,8 +39,7 @@ class ImportedPlan(Plan[ImportedRecipe]):
 
     def run(self) -> list[Variant]:
         recipe = self.recipe
-        stream = recipe.stream.model_dump(mode="json")
-        inputs = [spec.model_dump(mode="json") for spec in recipe.inputs]
+        stream, inputs = self._fed()
         data = self.step(
             "data",
             check_clips,
@@ -64,6 +71,19 @@ class ImportedPlan(Plan[ImportedRecipe]):
         found: dict[str, Any] = self.made["data"].read("data.json")
         return found
 
+    def golden(self, manifest: Manifest, folder: Path, data: Path) -> Answers:
+        """The golden rows are the windows of the first test clips, each clip from its beginning with its state."""
+        from serving.runtimes.base import open_session
+        from serving.runtimes.pipeline import Pipeline
+
+        windows = read_clips(data, "test").windows
+        clips = windows[: max(1, GOLDEN_ROWS // windows.shape[1])]
+        pipeline = Pipeline(manifest, folder)
+        session = open_session(manifest, folder, runtime="onnxruntime", threads=1)
+        stream, inputs = self._fed()
+        scores = scores_of(pipeline, session, clips, {"stream": stream, "inputs": inputs}).ravel()
+        return Answers(np.stack((1 - scores, scores), axis=1), pipeline.classes({stream["score"]: scores}))
+
     def parts(self, document: Mapping[str, Any]) -> list[Part]:
         lines = [
             "| variant | mean difference | 99 % of windows within | largest |",
@@ -73,7 +93,11 @@ class ImportedPlan(Plan[ImportedRecipe]):
             found = row["measured"]["score_difference"]
             lines.append(f"| {name} | {found['mean']:.5f} | {found['p99']:.5f} | {found['max']:.5f} |")
         first, *_ = document["variants"]
-        return [Part("Scores", [f"Difference of the score of a window from that of {first}:", "", *lines])]
+        measured = {name: row["measured"] for name, row in document["variants"].items()}
+        return [
+            Part("Scores", [f"Difference of the score of a window from that of {first}:", "", *lines]),
+            Part("Memory and overflow", footprint(measured)),
+        ]
 
     def notes(self, document: Mapping[str, Any]) -> list[str]:
         source, measured = self.recipe.source, next(iter(document["variants"].values()))["measured"]
@@ -86,6 +110,11 @@ class ImportedPlan(Plan[ImportedRecipe]):
         ]
 
     # ------------------------------------------------------------ helpers
+
+    def _fed(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """How clips are fed to the graph: `stream` and `inputs` of the recipe as JSON values."""
+        recipe = self.recipe
+        return recipe.stream.model_dump(mode="json"), [spec.model_dump(mode="json") for spec in recipe.inputs]
 
     def _variant(
         self,
