@@ -144,12 +144,14 @@ def _after(rollout: Rollout, facts: Facts) -> Decision:
 
 def _brake(rollout: Rollout, facts: Facts, now_ns: int) -> Decision | None:
     """What goes back, or stops, whatever the step says."""
-    for guard in facts.guards.values() if rollout.state is not State.PENDING else ():  # not about this attempt yet
+    # Before its START clears them, verdicts and counts are about an earlier attempt.
+    begun = State.PENDING not in (rollout.state, rollout.held)
+    for guard in facts.guards.values() if begun else ():
         if guard.verdict == "fail" and guard.action in ("rollback", "kill"):
             found = {"guard": guard.name, "sentence": guard.sentence, "statistic": guard.statistic}
             return _event(Move.FAIL, facts, rollout, guard.sentence, evidence=found)
     limits = rollout.policy.limits
-    if limits.max_suspect_responses is not None and facts.suspect > limits.max_suspect_responses:
+    if begun and limits.max_suspect_responses is not None and facts.suspect > limits.max_suspect_responses:
         why = f"about {facts.suspect:.0f} suspect answers were given, over the limit of {limits.max_suspect_responses}"
         evidence: dict[str, Any] = {"limit": "max_suspect_responses", "suspect": facts.suspect, "live": facts.live}
         return _event(Move.FAIL, facts, rollout, why, evidence=evidence)

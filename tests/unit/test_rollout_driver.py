@@ -197,6 +197,24 @@ async def test_too_many_suspect_answers_roll_back(live: Live) -> None:
     assert live.rollout.why == "about 100 suspect answers were given, over the limit of 100"
 
 
+async def test_the_attempt_after_a_suspect_limit_starts_although_the_monitor_still_counts_the_earlier_ones(
+    live: Live,
+) -> None:
+    await live.until(State.RAMPING)
+    many = {"moderation": {"int8": {"live": 500, "pairs": 500, "suspect": 100.5, "workers": 1}}}
+    states = []
+    for _ in range(12):
+        live.hear(counts=many)
+        await live.driver.tick()
+        assert live.rollout is not None
+        states.append((live.rollout.attempt, live.rollout.state))
+        if live.rollout.state is State.WARMUP:
+            break
+        live.pass_time()
+    assert states[-1] == (2, State.WARMUP)
+    assert (2, State.ROLLING_BACK) not in states
+
+
 async def test_two_candidates_at_once_keep_their_hands_off_each_other(live: Live) -> None:
     await live.until(State.SHADOW)
     await live.plane.execute(SetTraffic(model="moderation", by=ME, salt="s", weights={"distilled": 99.5}))
