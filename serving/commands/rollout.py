@@ -32,10 +32,10 @@ ACTIONS: tuple[tuple[str, str, str | None], ...] = (
     (
         "promote",
         "Skip the steps that are left.",
-        "Although a required guard has not passed, or headroom lacks.",
+        "Although a required guard has not passed, something holds the ramp, or headroom lacks.",
     ),
     ("abort", "End it: the candidate loses its traffic.", None),
-    ("approve", "Let it past the approval that it waits for.", None),
+    ("approve", "Let it past the approval that it waits for.", "Although a guard pauses it."),
     ("retry", "Start it again after its cooldown, with new users and new evidence.", None),
 )
 

@@ -126,6 +126,8 @@ def test_an_override_is_said_and_only_where_it_means_something() -> None:
     server = Server(VIEW)
     assert server.run("promote", "int8-1", "--override", "--reason", "urgent") == 0
     assert server.sent["override"] is True
+    assert server.run("approve", "int8-1", "--override", "--reason", "urgent") == 0
+    assert server.sent["override"] is True
     assert server.run("abort", "int8-1", "--override", "--reason", "x") == 2
 
 
