@@ -155,7 +155,8 @@ class Admin:
                 if key is None or request.method in http.SAFE_METHODS:
                     return await handler(request, principal)
                 request.state.body = await http.read_body(request)
-                where = (principal.name, request.method, request.url.path, key)
+                target = (request.url.path, request.url.query)
+                where = (principal.name, request.method, *target, key)
                 return await self._answers.once(where, request.state.body, lambda: handler(request, principal))
             except Exception as error:
                 return http.of_error(error)

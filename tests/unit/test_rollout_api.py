@@ -189,6 +189,16 @@ async def test_a_promotion_by_hand_needs_every_pass_or_an_override_in_the_trail(
     assert (row.action, row.actor, row.evidence) == ("rollout-promote", "cli:ann", {"override": ["errors"]})
 
 
+async def test_a_prediction_is_not_the_answer_to_the_start_with_its_key(api: httpx.AsyncClient, rig: Rig) -> None:
+    beat = {"at": 1, "mode": "ok", "assumed": {"moderation": {"int8": ASSUMED}}}
+    assert (await api.post("/admin/v1/monitor/heartbeat", json=beat)).status_code == 200
+    asked: dict[str, Any] = {"json": {**INT8, "policy": "fast"}, "headers": {"idempotency-key": "k"}}
+    assert "assumed" in (await api.post(ROOT, params={"dry_run": "true"}, **asked)).json()
+    assert (await api.post(ROOT, **asked)).json()["id"] == "int8-1"
+    again = await api.post(ROOT, params={"dry_run": "true"}, **asked)
+    assert ("assumed" in again.json(), again.headers["idempotent-replayed"]) == (True, "true")
+
+
 async def test_no_human_gives_traffic_that_the_baseline_could_not_take_back_unawares(
     api: httpx.AsyncClient, rig: Rig
 ) -> None:
