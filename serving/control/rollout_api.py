@@ -95,7 +95,8 @@ async def ask(
             it is written into the trail.
 
     Raises:
-        RequestError: NOT_FOUND; FORBIDDEN below the role of an approval that is given or skipped; CONFLICT.
+        RequestError: NOT_FOUND; FORBIDDEN below the role of an approval that is given or skipped; CONFLICT, with `retry` for
+            what `start` is refused for too.
     """
     rollout = rollout_of(plane.state, id_)
     facts = plane.facts(rollout)
@@ -105,6 +106,8 @@ async def ask(
         evidence = {**by.evidence, "rollout": id_}
         await plane.execute(Rollback(rollout.model, By(by.actor, by.reason, evidence), rollout.variant))
         return plane.rollout_view(rollout_of(plane.state, id_))
+    if action == "retry":
+        await plane.require_admission(rollout.model, rollout.variant)
     for role in _roles(rollout, action):
         principal.require(role)
     waive = _waived(rollout, facts, action, override)

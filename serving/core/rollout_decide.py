@@ -45,6 +45,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         killed: the model's kill-switch is on.
         headroom: rows a second that the baseline can do over those that are asked; None if unknown.
         ailing: why the baseline is not well itself, or "".
+        hindered: of a rollout that is over, why it cannot be tried again now, or "".
     """
 
     guards: dict[str, Guard] = {}
@@ -58,6 +59,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     killed: bool = False
     headroom: float | None = None
     ailing: str = ""
+    hindered: str = ""
 
     @property
     def monitor_lost(self) -> bool:
@@ -167,6 +169,8 @@ def _after(rollout: Rollout, facts: Facts) -> Decision:
     if rollout.state is State.KILLED:
         return Decision(None, "the model is killed: waits for a re-arm, and is rolled back then")
     if rollout.state is State.ROLLED_BACK and rollout.failed and rollout.attempt <= rollout.policy.retry.max_attempts:
+        if facts.hindered:
+            return Decision(None, facts.hindered)
         return _event(Move.RETRY, facts, rollout, f"attempt {rollout.attempt + 1} after: {rollout.why}")
     return Decision(None, "it is over")
 

@@ -388,3 +388,17 @@ async def test_a_rollout_of_what_is_not_approved_is_refused(tmp_path: Path) -> N
         assert (await api.get(ROOT)).json() == {"rollouts": []}
         assert asked == [("moderation", "int8", "moderation/int8:1")]
         assert (await api.post(ROOT, json={**INT8, "variant": "absent", "policy": SHORT})).status_code == 404
+
+
+async def test_a_retry_of_what_is_no_longer_approved_is_refused(tmp_path: Path) -> None:
+    fault: list[str] = []
+    rig = Rig(tmp_path, refusal=lambda model, variant, artifact: "".join(fault))
+    await rig.start({"moderation": spec(weights={}, shadow={})})
+    async with client(rig) as api:
+        id_ = await started(api)
+        await api.post(f"{ROOT}/{id_}:abort", json=WHY)
+        await tick(rig)
+        fault.append("moderation/int8:1 is not approved")
+        assert await refusal_of(await api.post(f"{ROOT}/{id_}:retry", json=WHY)) == fault[0]
+        fault.clear()
+        assert (await api.post(f"{ROOT}/{id_}:retry", json=WHY)).json()["state"] == "pending"

@@ -286,6 +286,11 @@ def test_a_rollback_is_done_when_every_gateway_has_it_and_tried_again_only_if_th
     assert moved(said(rollout(state=State.ROLLED_BACK, failed=True, policy=once))) is None
 
 
+def test_an_automatic_retry_waits_for_what_it_would_be_refused_for() -> None:
+    over = rollout(state=State.ROLLED_BACK, failed=True)
+    assert said(over, hindered="int8 has 5 % of the live traffic") == Decision(None, "int8 has 5 % of the live traffic")
+
+
 def test_what_is_counted_from_a_step_on() -> None:
     assert said(rollout(state=State.WARMUP), pairs=40).event == Event(
         Move.SHADOW, "int8 has 1 worker: 100 % of the requests are copied", seen=40

@@ -215,6 +215,22 @@ async def test_the_attempt_after_a_suspect_limit_starts_although_the_monitor_sti
     assert (2, State.ROLLING_BACK) not in states
 
 
+async def test_a_retry_waits_while_the_candidate_has_traffic_by_hand(live: Live) -> None:
+    await live.until(State.RAMPING)
+    live.words = {"agreement": "fail"}
+    await live.until(State.ROLLED_BACK)
+    live.words = {}
+    traffic = SetTraffic(model="moderation", by=ME, salt="s", weights={"int8": 5})
+    await live.plane.execute(traffic)
+    before = live.plane.state
+    await live.tick()
+    assert live.plane.state is before
+    await live.plane.execute(msgspec.structs.replace(traffic, weights={"int8": 0}))
+    await live.tick()
+    assert live.rollout is not None
+    assert (live.rollout.state, live.rollout.attempt) == (State.PENDING, 2)
+
+
 async def test_two_candidates_at_once_keep_their_hands_off_each_other(live: Live) -> None:
     await live.until(State.SHADOW)
     await live.plane.execute(SetTraffic(model="moderation", by=ME, salt="s", weights={"distilled": 99.5}))
