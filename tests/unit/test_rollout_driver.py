@@ -169,6 +169,21 @@ async def test_verdicts_from_before_the_latest_change_of_traffic_count_for_nothi
     assert {verdict["verdict"] for verdict in view["verdicts"]} == {"no_data"}
 
 
+async def test_after_a_restart_a_rollback_is_not_done_before_a_gateway_has_polled(live: Live, tmp_path: Path) -> None:
+    await live.until(State.RAMPING)
+    live.words = {"agreement": "fail"}
+    live.hear()
+    await live.driver.tick()
+    await live.plane.save_pending()
+    again = await Live(tmp_path, live.tick_number).start()
+    await again.driver.tick()
+    assert again.rollout is not None
+    assert again.rollout.state is State.ROLLING_BACK
+    again.hear()
+    await again.driver.tick()
+    assert again.rollout.state is State.ROLLED_BACK
+
+
 async def test_a_degraded_monitor_passes_nothing(live: Live) -> None:
     await live.until(State.SHADOW)
     live.pass_time()
