@@ -30,6 +30,7 @@ from serving.control.rollouts import rollout_of
 from serving.control.seed import fresh_salt
 from serving.control.tables import table_of
 from serving.core.commands import ALL, By, Kill, Rearm, Rollback, SetTraffic
+from serving.core.rollout_policy import DEFAULT
 from serving.errors import ErrorKind, RequestError, bad_request
 
 REASON_MAX = 1000
@@ -89,11 +90,11 @@ def _between(low: int, high: int) -> dict[str, Any]:
 
 
 class RolloutBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`policy`: the name of a built-in one, or a whole one (see `rollout_policy`)."""
+    """`policy`: the name of a built-in one, or a whole one (see `rollout_policy`); `careful` if absent."""
 
     model: str
     variant: str
-    policy: Any
+    policy: Any = DEFAULT
 
 
 class RolloutActionBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -317,7 +318,7 @@ class Admin:
         return http.answer(self._plane.rollout_view(rollout_of(self._plane.state, request.path_params["id"])))
 
     @operation(
-        "Start a rollout of a candidate; `policy` is the name of one or a whole one.",
+        "Start a rollout of a candidate; `policy` is the name of one or a whole one, `careful` if absent.",
         body=RolloutBody,
         query=(Parameter("dry_run", {"type": "boolean"}, "predict what it would take, and start nothing"),),
     )

@@ -92,6 +92,11 @@ async def test_a_rollout_is_started_by_name_and_shown(api: httpx.AsyncClient) ->
     assert (await api.get("/admin/v1/models/moderation")).json()["rollouts"] == [view]
 
 
+async def test_a_rollout_that_names_no_policy_is_careful(api: httpx.AsyncClient) -> None:
+    view = (await api.post(ROOT, json=INT8)).json()
+    assert (view["policy"], view["steps"][0]["shadow"]["percent"]) == ("careful", 20.0)
+
+
 @pytest.mark.parametrize(
     ("change", "status", "words"),
     [
