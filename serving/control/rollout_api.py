@@ -8,6 +8,7 @@ from serving.control.auth import Principal
 from serving.control.plane import Plane
 from serving.control.rollouts import rollout_of
 from serving.control.seed import fresh_salt
+from serving.control.tables import require_epoch
 from serving.core.commands import By, MoveRollout, Rollback, StartRollout
 from serving.core.rollout import Hold, Move, Rollout
 from serving.core.rollout_decide import Facts, brakes, by_hand, promotion_lacks, raise_lacks, required
@@ -22,7 +23,7 @@ ACTIONS = {
     "resume": "Go on from where it was paused; `override` although a guard pauses it.",
     "promote": "Skip the steps that are left; `override` although a required guard has not passed, something holds the "
     "ramp, or headroom lacks. Needs the role of each approval that it skips.",
-    "abort": "End it: the candidate loses its traffic.",
+    "abort": "End it: the candidate loses its traffic. It acts whatever If-Match says.",
     "approve": "Let it past the approval that it waits for; `override` although a guard pauses it.",
     "retry": "Start it again after its cooldown, with other users and evidence of its own.",
 }
@@ -56,22 +57,26 @@ def listed(plane: Plane, model: str | None) -> list[dict[str, Any]]:
     return [plane.rollout_view(rollout) for rollout in rollouts if model in (None, rollout.model)]
 
 
-async def start(plane: Plane, by: By, model: str, variant: str, policy: Any) -> dict[str, Any]:
+async def start(
+    plane: Plane, by: By, model: str, variant: str, policy: Any, epoch: int | None = None
+) -> dict[str, Any]:
     """Start a rollout; its view.
 
     Raises:
-        RequestError: as `start_rollout`; CONFLICT for an artifact that is not approved where that is enforced.
+        RequestError: as `start_rollout`; CONFLICT for an artifact that is not approved where that is enforced;
+            PRECONDITION if the model's table is not at `epoch`.
     """
     name, checked = policy_of(policy)
+    require_epoch(plane.state, model, epoch)
     await plane.require_admission(model, variant)
-    outcome = await plane.execute(StartRollout(model, variant, checked, name, by))
+    outcome = await plane.execute(StartRollout(model, variant, checked, name, by, epoch))
     return plane.rollout_view(rollout_of(plane.state, str(outcome.audit[0].after["rollout"])))
 
 
-def predict(plane: Plane, by: By, model: str, variant: str, policy: Any) -> dict[str, Any]:
+def predict(plane: Plane, by: By, model: str, variant: str, policy: Any, epoch: int | None = None) -> dict[str, Any]:
     """What starting this rollout would take; nothing is started. Raises `RequestError` as `start` does."""
     name, checked = policy_of(policy)
-    plane.dry_run(StartRollout(model, variant, checked, name, by))
+    plane.dry_run(StartRollout(model, variant, checked, name, by, epoch))
     assumed = plane.monitor.assumed(model, variant)
     steps = plan(checked, assumed)
     return {
@@ -85,7 +90,13 @@ def predict(plane: Plane, by: By, model: str, variant: str, policy: Any) -> dict
 
 
 async def ask(
-    plane: Plane, principal: Principal, by: By, id_: str, action: str, override: bool = False
+    plane: Plane,
+    principal: Principal,
+    by: By,
+    id_: str,
+    action: str,
+    override: bool = False,
+    epoch: int | None = None,
 ) -> dict[str, Any]:
     """Carry out what a human asks of a rollout; its view afterwards.
 
@@ -93,10 +104,11 @@ async def ask(
         override: with `resume` and `approve`, go on although a guard pauses it; with `promote`, although a required
             guard has not passed, something holds the ramp, or the baseline could not take the traffic back. All of
             it is written into the trail.
+        epoch: refuse unless the model's table is at it; not with `abort`, which is a rollback and must always act.
 
     Raises:
         RequestError: NOT_FOUND; FORBIDDEN below the role of an approval that is given or skipped; CONFLICT, with `retry` for
-            what `start` is refused for too.
+            what `start` is refused for too; PRECONDITION.
     """
     rollout = rollout_of(plane.state, id_)
     facts = plane.facts(rollout)
@@ -106,6 +118,7 @@ async def ask(
         evidence = {**by.evidence, "rollout": id_}
         await plane.execute(Rollback(rollout.model, By(by.actor, by.reason, evidence), rollout.variant))
         return plane.rollout_view(rollout_of(plane.state, id_))
+    require_epoch(plane.state, rollout.model, epoch)
     if action == "retry":
         await plane.require_admission(rollout.model, rollout.variant)
     for role in _roles(rollout, action):
@@ -114,10 +127,10 @@ async def ask(
     move = _MOVES.get(action) or Move(action)
     event = by_hand(move, rollout, facts, by.reason, waive)
     if action in ("approve", "resume"):
-        _refuse_braked_raise(plane, MoveRollout(id_, event, by, ""), rollout, facts, override)
+        _refuse_braked_raise(plane, MoveRollout(id_, event, by, "", epoch), rollout, facts, override)
     if overridden := [*waive, *(_set_aside(rollout, facts) if action == "promote" else ())]:
         by = By(by.actor, by.reason, {**by.evidence, "override": overridden})
-    await plane.execute(MoveRollout(id_, event, by, fresh_salt()))
+    await plane.execute(MoveRollout(id_, event, by, fresh_salt(), epoch))
     return plane.rollout_view(rollout_of(plane.state, id_))
 
 

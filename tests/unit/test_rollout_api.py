@@ -315,6 +315,21 @@ async def test_a_guards_pause_is_left_by_an_override_only(api: httpx.AsyncClient
     assert (answer.json()["state"], answer.json()["waived"]) == ("shadow", ["agreement"])
 
 
+async def test_a_rollout_is_steered_at_the_epoch_that_was_looked_at_or_not_at_all(
+    api: httpx.AsyncClient, rig: Rig
+) -> None:
+    stale, fresh = {"if-match": '"7"'}, {"if-match": '"1"'}
+    refused = await api.post(ROOT, json={**INT8, "policy": SHORT}, headers=stale)
+    assert (refused.status_code, rig.plane.state.rollouts) == (412, {})
+    assert (await api.post(ROOT, json={**INT8, "policy": SHORT}, headers=fresh)).status_code == 200
+    for action, body in (("pause", WHY), ("promote", {**WHY, "override": True})):
+        assert (await api.post(f"{ROOT}/int8-1:{action}", json=body, headers=stale)).status_code == 412
+    assert rig.plane.state.rollouts["int8-1"].state == "pending"
+    assert (await api.post(f"{ROOT}/int8-1:pause", json=WHY, headers=fresh)).json()["hold"] == "manual"
+    assert (await api.post(f"{ROOT}/int8-1:resume", json=WHY, headers={"if-match": "*"})).status_code == 200
+    assert (await api.post(f"{ROOT}/int8-1:abort", json=WHY, headers=stale)).json()["state"] == "rolling_back"
+
+
 async def test_what_is_not_there_and_what_cannot_be(api: httpx.AsyncClient, rig: Rig) -> None:
     for action in ("pause", "resume", "promote", "abort", "approve", "retry"):
         assert (await api.post(f"{ROOT}/int8-9:{action}", json=WHY)).status_code == 404
