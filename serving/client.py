@@ -2,7 +2,7 @@
 
 ClientError
 ├── Unreachable   nobody answered: refused, timed out, or broke off
-├── Refused       the server answered 401, 403 or 409: not allowed, or not now
+├── Refused       the server answered 401, 403, 409 or 412: not allowed, or not now
 └── Failed        any other answer that is not a success
 """
 
@@ -39,7 +39,7 @@ class Unreachable(ClientError):
 
 
 class Refused(ClientError):
-    """The server understood and declined: no permission (401, 403) or a conflict (409)."""
+    """The server understood and declined: no permission (401, 403) or a conflict (409, 412)."""
 
 
 class Failed(ClientError):
@@ -110,7 +110,7 @@ class _Http:
         if response.is_success:
             return response
         message = f"{self._what} refused: {_message(response)}"
-        if response.status_code in (401, 403, 409):
+        if response.status_code in (401, 403, 409, 412):
             raise Refused(message)
         raise Failed(message, response.status_code)
 

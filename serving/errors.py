@@ -25,6 +25,7 @@ class ErrorKind(Enum):
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     CONFLICT = "conflict"
+    PRECONDITION = "precondition"
     TOO_LARGE = "too_large"
     OVERLOADED = "overloaded"
     UNAVAILABLE = "unavailable"
@@ -39,6 +40,7 @@ HTTP_STATUS: dict[ErrorKind, int] = {
     ErrorKind.FORBIDDEN: 403,
     ErrorKind.NOT_FOUND: 404,
     ErrorKind.CONFLICT: 409,
+    ErrorKind.PRECONDITION: 412,
     ErrorKind.TOO_LARGE: 413,
     ErrorKind.OVERLOADED: 429,
     ErrorKind.UNAVAILABLE: 503,
@@ -54,6 +56,7 @@ GRPC_STATUS: dict[ErrorKind, int] = {
     ErrorKind.FORBIDDEN: 7,  # PERMISSION_DENIED
     ErrorKind.NOT_FOUND: 5,  # NOT_FOUND
     ErrorKind.CONFLICT: 10,  # ABORTED
+    ErrorKind.PRECONDITION: 9,  # FAILED_PRECONDITION
     ErrorKind.TOO_LARGE: 8,  # RESOURCE_EXHAUSTED
     ErrorKind.OVERLOADED: 8,  # RESOURCE_EXHAUSTED
     ErrorKind.UNAVAILABLE: 14,  # UNAVAILABLE

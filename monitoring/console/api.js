@@ -82,7 +82,7 @@ export const api = {
     return request("GET", `audit?${query}`);
   },
   auditVerify: () => request("GET", "audit/verify"),
-  /** Refused with 409 if the model's table is no longer at `epoch`, the one on the operator's screen. */
+  /** Refused with 412 if the model's table is no longer at `epoch`, the one on the operator's screen. */
   setTraffic: (model, change, epoch) => request("PUT", `${at(model)}/traffic`, change, epoch),
   rollback: (model, body) => request("POST", `${at(model)}:rollback`, body),
   kill: (model, body) => request("POST", `${at(model)}:kill`, body),

@@ -25,6 +25,9 @@ from serving.errors import ConfigError
 if TYPE_CHECKING:
     from serving.client import AdminClient
 
+#: `serving.core.rollout_policy.DEFAULT`, named here too because to import that takes longer than most commands.
+DEFAULT_POLICY = "careful"
+
 #: Each: what is asked of a rollout, its help, the help of its --override.
 ACTIONS: tuple[tuple[str, str, str | None], ...] = (
     ("pause", "Stop advancing; weights stay as they are.", None),
@@ -32,18 +35,18 @@ ACTIONS: tuple[tuple[str, str, str | None], ...] = (
     (
         "promote",
         "Skip the steps that are left.",
-        "Although a required guard has not passed, or headroom lacks.",
+        "Although a required guard has not passed, something holds the ramp, or headroom lacks.",
     ),
     ("abort", "End it: the candidate loses its traffic.", None),
-    ("approve", "Let it past the approval that it waits for.", None),
+    ("approve", "Let it past the approval that it waits for.", "Although a guard pauses it."),
     ("retry", "Start it again after its cooldown, with new users and new evidence.", None),
 )
 
 
 def policy_options(command: Command) -> Command:
-    """`--policy` and `-f`, one of which names the policy."""
-    command = file_option("path", "A rollout file of your own.")(command)
-    policies = "A built-in policy: careful, fast or shadow-only."
+    """`--policy` and `-f`, one of which may name the policy; `careful` without them."""
+    command = file_option("path", "A rollout file of your own, in place of a built-in policy.")(command)
+    policies = f"A built-in policy: careful, fast or shadow-only.  [default: {DEFAULT_POLICY}]"
     return click.option("--policy", "name", metavar="NAME", help=policies)(command)
 
 
@@ -74,14 +77,15 @@ def start(
 ) -> int:
     """Start a rollout of VARIANT.
 
-    `canarium rollout start moderation int8 --policy fast`; follow it with `canarium rollout show moderation`.
+    `canarium rollout start moderation int8 --policy fast`; follow it with `canarium rollout show moderation`. Without
+    --policy and -f the policy is careful: hours a step, and a human before half of the traffic.
     """
     with admin(control, token_file) as client:
         view = client.start_rollout(model, variant, _chosen(name, path), reason=said(reason))
     if as_json:
         emit_json(view)
         return OK
-    click.echo(f"rollout {view['id']} of {variant} by the policy {view['policy']} is {view['state']}")
+    click.echo(f"rollout {view['id']} of {variant} by the policy {view['policy']}{_unasked(name, path)} is {view['state']}")
     click.echo(f"follow it with: canarium rollout show {view['id']}")
     return OK
 
@@ -178,12 +182,20 @@ for _action, _text, _override in ACTIONS:
 
 
 def _chosen(name: str | None, path: Path | None) -> str | dict[str, Any]:
-    """The policy that is meant. Raises `click.UsageError` unless exactly one is named, `ConfigError` for a bad file."""
-    if name is not None and path is None:
-        return name
-    if path is not None and name is None:
-        return read_policy(path)
-    raise click.UsageError("name one of --policy and -f")
+    """The policy that is meant. Raises `click.UsageError` if two are named, `ConfigError` for a bad file."""
+    one_policy(name, path)
+    return read_policy(path) if path is not None else name or DEFAULT_POLICY
+
+
+def one_policy(name: str | None, path: Path | None) -> None:
+    """Raises `click.UsageError` if both name a policy."""
+    if name is not None and path is not None:
+        raise click.UsageError("name one of --policy and -f, not both")
+
+
+def _unasked(name: str | None, path: Path | None) -> str:
+    """Says that nobody chose the policy, if so."""
+    return " (the default; --policy or -f names another)" if name is None and path is None else ""
 
 
 def state_of(view: dict[str, Any]) -> str:

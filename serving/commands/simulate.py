@@ -9,7 +9,7 @@ import click
 
 from serving.commands.common import ERROR, OK, console, emit_json, json_option, read_config
 from serving.commands.events import read_recorded, recorded_options
-from serving.commands.rollout import policy_options, read_policy
+from serving.commands.rollout import DEFAULT_POLICY, one_policy, policy_options, read_policy
 from serving.errors import CanariumError
 
 if TYPE_CHECKING:
@@ -93,10 +93,10 @@ def _policy(name: str | None, path: Path | None) -> tuple[str, Policy]:
     """The policy that is meant, and its name. Raises `click.UsageError`, or `ConfigError` for a bad file."""
     from serving.core.rollout_policy import NAMED, parse_policy
 
-    if (name is None) == (path is None):
-        raise click.UsageError("name one of --policy and -f")
+    one_policy(name, path)
     if path is not None:
         return "file", parse_policy(read_policy(path))
+    name = name or DEFAULT_POLICY
     if name not in NAMED:
         raise click.UsageError(f"unknown policy {name!r}, expected one of {', '.join(NAMED)}")
     return name, NAMED[name]

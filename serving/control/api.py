@@ -30,6 +30,7 @@ from serving.control.rollouts import rollout_of
 from serving.control.seed import fresh_salt
 from serving.control.tables import table_of
 from serving.core.commands import ALL, By, Kill, Rearm, Rollback, SetTraffic
+from serving.core.rollout_policy import DEFAULT
 from serving.errors import ErrorKind, RequestError, bad_request
 
 REASON_MAX = 1000
@@ -89,11 +90,11 @@ def _between(low: int, high: int) -> dict[str, Any]:
 
 
 class RolloutBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`policy`: the name of a built-in one, or a whole one (see `rollout_policy`)."""
+    """`policy`: the name of a built-in one, or a whole one (see `rollout_policy`); `careful` if absent."""
 
     model: str
     variant: str
-    policy: Any
+    policy: Any = DEFAULT
 
 
 class RolloutActionBody(_Mutation, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -120,7 +121,7 @@ class Admin:
             self._route("GET", "/audit/verify", Action.READ, self._verify),
             self._route("POST", "/monitor/heartbeat", Action.HEARTBEAT, self._heartbeat),
             self._route("POST", "/kill-switch", Action.KILL, self._kill),
-            self._route("POST", "/kill-switch:rearm", Action.REARM, self._rearm),
+            self._route("POST", "/kill-switch:rearm", Action.REARM, self._rearm_all),
             self._route("GET", f"{one}/verdicts", Action.READ, self._verdicts),
             self._route("GET", f"{one}/series", Action.READ, self._series),
             self._route("GET", f"{one}/calibration", Action.READ, self._calibration),
@@ -136,11 +137,14 @@ class Admin:
         ]
 
     def _rollout_action(self, action: str) -> AdminRoute:
-        @operation(rollout_api.ACTIONS[action], body=RolloutActionBody)
+        conditional = action != "abort"
+
+        @operation(rollout_api.ACTIONS[action], body=RolloutActionBody, conditional=conditional)
         async def handler(request: Request, principal: Principal) -> Response:
             body = await self._body(request, RolloutActionBody)
             by, id_ = _by(body, principal), request.path_params["id"]
-            return http.answer(await rollout_api.ask(self._plane, principal, by, id_, action, body.override))
+            epoch = _if_match(request) if conditional else None
+            return http.answer(await rollout_api.ask(self._plane, principal, by, id_, action, body.override, epoch))
 
         permission = Action.PROMOTE if action == "promote" else Action.TRAFFIC
         return self._route("POST", f"/rollouts/{{id}}:{action}", permission, handler)
@@ -155,7 +159,8 @@ class Admin:
                 if key is None or request.method in http.SAFE_METHODS:
                     return await handler(request, principal)
                 request.state.body = await http.read_body(request)
-                where = (principal.name, request.method, request.url.path, key)
+                target = (request.url.path, request.url.query)
+                where = (principal.name, request.method, *target, key)
                 return await self._answers.once(where, request.state.body, lambda: handler(request, principal))
             except Exception as error:
                 return http.of_error(error)
@@ -276,7 +281,10 @@ class Admin:
         await self._plane.execute(command)
         return http.answer(self._plane.view(model))
 
-    @operation("Take a candidate, or each of them, out of all traffic, and keep it out.", body=RollbackBody)
+    @operation(
+        "Take a candidate, or each of them, out of all traffic, and keep it out. It acts whatever If-Match says.",
+        body=RollbackBody,
+    )
     async def _rollback(self, request: Request, principal: Principal) -> Response:
         body = await self._body(request, RollbackBody)
         model = self._known(request)
@@ -285,7 +293,7 @@ class Admin:
         epoch = table_of(self._plane.state, model).epoch
         return http.answer({"model": model, "epoch": epoch, "rolled_back": [row.variant for row in outcome.audit]})
 
-    @operation("Only the baseline answers, until re-armed.", body=KillBody)
+    @operation("Only the baseline answers, until re-armed. It acts whatever If-Match says.", body=KillBody)
     async def _kill(self, request: Request, principal: Principal) -> Response:
         body = await self._body(request, KillBody)
         model = self._known(request)
@@ -295,14 +303,23 @@ class Admin:
         await self._plane.execute(Kill(model, _by(body, principal, body.evidence), seq))
         return http.answer({"model": model, "kill_seq": self._plane.state.kills[model].seq})
 
-    @operation("Release the kill of this number, and no other.", body=RearmBody)
+    @operation("Release the kill of this number, and no other.", body=RearmBody, conditional=True)
     async def _rearm(self, request: Request, principal: Principal) -> Response:
         body = await self._body(request, RearmBody)
         model = self._known(request)
-        await self._plane.execute(Rearm(model, _by(body, principal), body.kill_seq))
-        if model == ALL:
-            return http.answer(self._plane.status()["kill_switch"])
+        await self._plane.execute(Rearm(model, _by(body, principal), body.kill_seq, _if_match(request)))
         return http.answer(self._plane.view(model))
+
+    @operation(
+        "Release the kill of all models that has this number. It knows no If-Match: epochs are the models'.",
+        body=RearmBody,
+    )
+    async def _rearm_all(self, request: Request, principal: Principal) -> Response:
+        body = await self._body(request, RearmBody)
+        if _if_match(request) is not None:
+            raise bad_request("If-Match: an epoch is that of one model, and this is about all of them: leave it out")
+        await self._plane.execute(Rearm(ALL, _by(body, principal), body.kill_seq))
+        return http.answer(self._plane.status()["kill_switch"])
 
     @operation(
         "Rollouts, the latest first: `rollouts`.",
@@ -316,13 +333,14 @@ class Admin:
         return http.answer(self._plane.rollout_view(rollout_of(self._plane.state, request.path_params["id"])))
 
     @operation(
-        "Start a rollout of a candidate; `policy` is the name of one or a whole one.",
+        "Start a rollout of a candidate; `policy` is the name of one or a whole one, `careful` if absent.",
         body=RolloutBody,
         query=(Parameter("dry_run", {"type": "boolean"}, "predict what it would take, and start nothing"),),
+        conditional=True,
     )
     async def _start_rollout(self, request: Request, principal: Principal) -> Response:
         body = await self._body(request, RolloutBody)
-        asked = (self._plane, _by(body, principal), body.model, body.variant, body.policy)
+        asked = (self._plane, _by(body, principal), body.model, body.variant, body.policy, _if_match(request))
         if _flag(request, "dry_run"):
             return http.answer(rollout_api.predict(*asked))
         return http.answer(await rollout_api.start(*asked))

@@ -36,8 +36,13 @@ class Gateways:
             del self._seen[next(iter(self._seen))]
 
     def confirmed(self, rev: int) -> bool:
-        """Whether every gateway that is still heard of has the snapshot `rev` or a later one in force."""
-        return all(gateway["rev"] >= rev for gateway in self.view())
+        """Whether every gateway that is still heard of has the snapshot `rev` or a later one in force.
+
+        Nothing is confirmed while none is heard of: a control plane that has just started knows of none yet, and one
+        that has fallen silent may still route by an older table.
+        """
+        heard = self.view()
+        return bool(heard) and all(gateway["rev"] >= rev for gateway in heard)
 
     def view(self) -> list[dict[str, Any]]:
         """The `gateways` part of the status; forgets those that have fallen silent."""

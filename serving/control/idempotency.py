@@ -18,7 +18,7 @@ KEY_MAX = 128
 
 
 class Answers:
-    """Answers by (who, method, path, key), for ten minutes and at most `ANSWERS_MAX` of them."""
+    """Answers by (who, method, path, query, key), for ten minutes and at most `ANSWERS_MAX` of them."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -26,6 +26,7 @@ ERRORS = {
     ErrorKind.FORBIDDEN: "the token's role is not enough, or Host or Origin is foreign",
     ErrorKind.NOT_FOUND: "an unknown model, variant or rollout",
     ErrorKind.CONFLICT: "in conflict with the present state: look again first",
+    ErrorKind.PRECONDITION: "If-Match: the model's table is not at that epoch any more; nothing was changed",
     ErrorKind.OVERLOADED: "too much at once, or too many failed attempts; see Retry-After",
     ErrorKind.UNAVAILABLE: "the database or the monitor does not answer; nothing was changed",
 }
@@ -167,7 +168,7 @@ def _operation(route: AdminRoute) -> Json:
         )
     if said.conditional:
         described["parameters"].append(
-            _header("If-Match", 'The epoch that was looked at, such as "7"; refused with 409 if it has moved on.')
+            _header("If-Match", 'The epoch that was looked at, such as "7"; refused with 412 if it has moved on.')
         )
     if said.body is not None:
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": _schema(said.body)}}}
@@ -176,8 +177,8 @@ def _operation(route: AdminRoute) -> Json:
 
 def _responses(said: Operation, changes: bool) -> Json:
     schema = {"type": "object"} if said.answer is None else _schema(said.answer)
-    kinds = [kind for kind in ERRORS if changes or kind is not ErrorKind.CONFLICT]
-    errors = {HTTP_STATUS[kind]: ERRORS[kind] for kind in kinds}
+    absent = {ErrorKind.CONFLICT: not changes, ErrorKind.PRECONDITION: not said.conditional}
+    errors = {HTTP_STATUS[kind]: ERRORS[kind] for kind in ERRORS if not absent.get(kind, False)}
     if changes:
         errors |= {HTTP_STATUS[ErrorKind.TOO_LARGE]: "a body over 1 MiB", 415: "Content-Type is not application/json"}
     content = {"application/json": {"schema": {"$ref": REFS.format(name="Error")}}}

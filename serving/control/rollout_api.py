@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from serving.control.auth import Principal
 from serving.control.plane import Plane
 from serving.control.rollouts import rollout_of
 from serving.control.seed import fresh_salt
+from serving.control.tables import require_epoch
 from serving.core.commands import By, MoveRollout, Rollback, StartRollout
 from serving.core.rollout import Hold, Move, Rollout
-from serving.core.rollout_decide import Facts, by_hand, headroom_lack, promotion_lacks, required
+from serving.core.rollout_decide import Facts, brakes, by_hand, promotion_lacks, raise_lacks, required
 from serving.core.rollout_plan import plan
 from serving.core.rollout_policy import NAMED, Policy, parse_policy
+from serving.core.routing import weights as shares_of
 from serving.errors import ConfigError, ErrorKind, RequestError, bad_request
 
 #: What a human may ask of a rollout, by the word in the path, and what comes of it.
 ACTIONS = {
     "pause": "Stop advancing; the weights stay as they are.",
     "resume": "Go on from where it was paused; `override` although a guard pauses it.",
-    "promote": "Skip the steps that are left; `override` although a required guard has not passed, or headroom lacks.",
-    "abort": "End it: the candidate loses its traffic.",
-    "approve": "Let it past the approval that it waits for.",
+    "promote": "Skip the steps that are left; `override` although a required guard has not passed, something holds the "
+    "ramp, or headroom lacks. Needs the role of each approval that it skips.",
+    "abort": "End it: the candidate loses its traffic. It acts whatever If-Match says.",
+    "approve": "Let it past the approval that it waits for; `override` although a guard pauses it.",
     "retry": "Start it again after its cooldown, with other users and evidence of its own.",
 }
 _MOVES = {"pause": Move.PAUSE, "approve": Move.APPROVE, "retry": Move.RETRY}
@@ -56,22 +57,26 @@ def listed(plane: Plane, model: str | None) -> list[dict[str, Any]]:
     return [plane.rollout_view(rollout) for rollout in rollouts if model in (None, rollout.model)]
 
 
-async def start(plane: Plane, by: By, model: str, variant: str, policy: Any) -> dict[str, Any]:
+async def start(
+    plane: Plane, by: By, model: str, variant: str, policy: Any, epoch: int | None = None
+) -> dict[str, Any]:
     """Start a rollout; its view.
 
     Raises:
-        RequestError: as `start_rollout`; CONFLICT for an artifact that is not approved where that is enforced.
+        RequestError: as `start_rollout`; CONFLICT for an artifact that is not approved where that is enforced;
+            PRECONDITION if the model's table is not at `epoch`.
     """
     name, checked = policy_of(policy)
+    require_epoch(plane.state, model, epoch)
     await plane.require_admission(model, variant)
-    outcome = await plane.execute(StartRollout(model, variant, checked, name, by))
+    outcome = await plane.execute(StartRollout(model, variant, checked, name, by, epoch))
     return plane.rollout_view(rollout_of(plane.state, str(outcome.audit[0].after["rollout"])))
 
 
-def predict(plane: Plane, by: By, model: str, variant: str, policy: Any) -> dict[str, Any]:
+def predict(plane: Plane, by: By, model: str, variant: str, policy: Any, epoch: int | None = None) -> dict[str, Any]:
     """What starting this rollout would take; nothing is started. Raises `RequestError` as `start` does."""
     name, checked = policy_of(policy)
-    plane.dry_run(StartRollout(model, variant, checked, name, by))
+    plane.dry_run(StartRollout(model, variant, checked, name, by, epoch))
     assumed = plane.monitor.assumed(model, variant)
     steps = plan(checked, assumed)
     return {
@@ -85,16 +90,25 @@ def predict(plane: Plane, by: By, model: str, variant: str, policy: Any) -> dict
 
 
 async def ask(
-    plane: Plane, principal: Principal, by: By, id_: str, action: str, override: bool = False
+    plane: Plane,
+    principal: Principal,
+    by: By,
+    id_: str,
+    action: str,
+    override: bool = False,
+    epoch: int | None = None,
 ) -> dict[str, Any]:
     """Carry out what a human asks of a rollout; its view afterwards.
 
     Args:
-        override: with `resume`, go on although a guard pauses it; with `promote`, although a required guard
-            has not passed or the baseline could not take the traffic back. Both are written into the trail.
+        override: with `resume` and `approve`, go on although a guard pauses it; with `promote`, although a required
+            guard has not passed, something holds the ramp, or the baseline could not take the traffic back. All of
+            it is written into the trail.
+        epoch: refuse unless the model's table is at it; not with `abort`, which is a rollback and must always act.
 
     Raises:
-        RequestError: NOT_FOUND; FORBIDDEN for an approval below the step's role; CONFLICT.
+        RequestError: NOT_FOUND; FORBIDDEN below the role of an approval that is given or skipped; CONFLICT, with `retry` for
+            what `start` is refused for too; PRECONDITION.
     """
     rollout = rollout_of(plane.state, id_)
     facts = plane.facts(rollout)
@@ -104,43 +118,67 @@ async def ask(
         evidence = {**by.evidence, "rollout": id_}
         await plane.execute(Rollback(rollout.model, By(by.actor, by.reason, evidence), rollout.variant))
         return plane.rollout_view(rollout_of(plane.state, id_))
-    if action == "approve":
-        _require_role(rollout, principal)
-        _require_headroom(rollout, facts)
+    require_epoch(plane.state, rollout.model, epoch)
+    if action == "retry":
+        await plane.require_admission(rollout.model, rollout.variant)
+    for role in _roles(rollout, action):
+        principal.require(role)
     waive = _waived(rollout, facts, action, override)
-    overridden = [*waive, *(["headroom"] if action == "promote" and headroom_lack(rollout, facts) else [])]
-    if overridden:
-        by = By(by.actor, by.reason, {**by.evidence, "override": overridden})
     move = _MOVES.get(action) or Move(action)
     event = by_hand(move, rollout, facts, by.reason, waive)
-    await plane.execute(MoveRollout(id_, event, by, fresh_salt()))
+    if action in ("approve", "resume"):
+        _refuse_braked_raise(plane, MoveRollout(id_, event, by, "", epoch), rollout, facts, override)
+    if overridden := [*waive, *(_set_aside(rollout, facts) if action == "promote" else ())]:
+        by = By(by.actor, by.reason, {**by.evidence, "override": overridden})
+    await plane.execute(MoveRollout(id_, event, by, fresh_salt(), epoch))
     return plane.rollout_view(rollout_of(plane.state, id_))
 
 
-def _require_role(rollout: Rollout, principal: Principal) -> None:
-    step = rollout.step
-    if rollout.hold is Hold.APPROVAL and step is not None and step.approve is not None:
-        principal.require(step.approve.role)
+def _roles(rollout: Rollout, action: str) -> list[str]:
+    """The roles that the steps ask for which an action approves, or skips."""
+    if action == "approve" and rollout.hold is Hold.APPROVAL:
+        passed = rollout.policy.steps[rollout.at : rollout.at + 1]
+    else:
+        passed = rollout.policy.steps[rollout.at :] if action == "promote" else ()
+    return [step.approve.role for step in passed if step.approve is not None]
 
 
-def _require_headroom(rollout: Rollout, facts: Facts) -> None:
-    """Raises `RequestError` CONFLICT if the approved step gives traffic that the baseline could not take back."""
-    gives = msgspec.structs.replace(rollout, at=rollout.at + 1).weight > rollout.weight
-    if gives and (lack := headroom_lack(rollout, facts)) is not None:
-        raise RequestError(ErrorKind.CONFLICT, f"rollout {rollout.id}: {lack}; approve it when there is room")
+def _refuse_braked_raise(plane: Plane, command: MoveRollout, rollout: Rollout, facts: Facts, override: bool) -> None:
+    """Raises `RequestError` CONFLICT if the command would raise the candidate's weight while something holds it.
+
+    With `override` guards hold nothing. Whatever else the command is refused for is said first.
+    """
+    before, after = plane.state.tables.get(rollout.model), plane.dry_run(command).state.tables.get(rollout.model)
+    if before is None or after is None or shares_of(after)[rollout.variant] <= shares_of(before)[rollout.variant]:
+        return
+    lacks = [lack for lack in raise_lacks(rollout, facts) if lack.guard is None or not override]
+    if not lacks:
+        return
+    word = command.event.move
+    hint = f"{word} it when that is over"
+    if any(lack.guard is not None for lack in lacks):
+        hint += f'; to {word} it although a guard pauses it, ask again with "override": true'
+    held = "; ".join(lack.why for lack in lacks)
+    raise RequestError(ErrorKind.CONFLICT, f"rollout {rollout.id}: it may not get more traffic: {held}; {hint}")
+
+
+def _set_aside(rollout: Rollout, facts: Facts) -> list[str]:
+    """What a promotion sets aside beside guards, in a word each."""
+    names = {Hold.NO_HEADROOM: "headroom"}
+    return [names.get(lack.hold, str(lack.hold)) for lack in raise_lacks(rollout, facts) if lack.guard is None]
 
 
 def _waived(rollout: Rollout, facts: Facts, action: str, override: bool) -> tuple[str, ...]:
     """The guards that a human sets aside. Raises `RequestError` CONFLICT if one would have to be and is not."""
+    pausing = [brake.guard.name for brake in brakes(rollout, facts) if brake.guard is not None]
     if action == "promote":
         if (lacks := promotion_lacks(rollout, facts)) and not override:
             raise RequestError(
                 ErrorKind.CONFLICT,
-                f"rollout {rollout.id}: a promotion needs a pass of every required guard and room to go back: "
-                f'{"; ".join(lacks)}. To promote it all the same, ask again with "override": true',
+                f"rollout {rollout.id}: a promotion needs a pass of every required guard, a ramp that nothing holds, "
+                f'and room to go back: {"; ".join(lacks)}. To promote it all the same, ask again with "override": true',
             )
         words = {name: guard.verdict for name, guard in facts.guards.items()}
-        return tuple(name for name in required(rollout, facts) if words.get(name) != "pass")
-    if action == "resume" and override and rollout.hold is Hold.GUARD:
-        return tuple(g.name for g in facts.guards.values() if g.verdict == "fail" and g.action == "pause")
-    return ()
+        failing = [name for name in required(rollout, facts) if words.get(name) != "pass"]
+        return tuple(dict.fromkeys((*failing, *pausing)))
+    return tuple(pausing) if action in ("resume", "approve") and override else ()

@@ -9,7 +9,7 @@ import msgspec
 from serving.control.audit import iso
 from serving.control.gateways import Gateways
 from serving.control.monitor_link import MonitorLink
-from serving.control.rollouts import room
+from serving.control.rollouts import hindrance, room
 from serving.core.commands import ALL, ControlState
 from serving.core.killswitch import OFF
 from serving.core.rollout import Rollout
@@ -24,6 +24,7 @@ def facts_of(state: ControlState, rollout: Rollout, monitor: MonitorLink, gatewa
         monitor.facts(rollout.model, rollout.variant, rollout.baseline, rollout.rev),
         confirmed=gateways.confirmed(rollout.rev),
         room=room(table, rollout.variant) if table is not None else 0,
+        hindered="" if rollout.live else hindrance(state, rollout),
         killed=any(state.kills.get(name, OFF).on for name in (rollout.model, ALL)),
     )
 

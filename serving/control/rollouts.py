@@ -66,14 +66,7 @@ def start_rollout(state: ControlState, command: StartRollout, now_ns: int) -> Ou
     known_variant(table, command.variant)
     if command.variant == table.baseline:
         raise bad_request(f"variant: {command.variant} is the baseline already")
-    refuse_while_killed(state, command.model, [command.variant])
-    _refuse_second(state, command.model, command.variant)
-    if share := shares_of(table)[command.variant]:
-        raise RequestError(
-            ErrorKind.CONFLICT,
-            f"{command.variant} has {share / 100:g} % of the live traffic: a rollout gives it step by step, "
-            f"take it back first (canarium traffic {command.model} {command.variant}=0)",
-        )
+    _refuse_attempt(state, table, command.variant)
     number = state.rollout_seq + 1
     rollout = Rollout(
         id=f"{command.variant}-{number}",
@@ -96,13 +89,15 @@ def start_rollout(state: ControlState, command: StartRollout, now_ns: int) -> Ou
 def move_rollout(state: ControlState, command: MoveRollout, now_ns: int) -> Outcome:
     """Carry out one event. Raises `RequestError` NOT_FOUND or CONFLICT (see `rollout.step`).
 
-    A killed rollout goes on when its kill is re-armed, never by itself.
+    A killed rollout goes on when its kill is re-armed, never by itself. A retry is refused for what `start_rollout`
+    would be refused for.
     """
     rollout = rollout_of(state, command.id)
     if command.event.move is Move.REARM:
         raise RequestError(ErrorKind.CONFLICT, f"rollout {command.id}: re-arm the kill of {rollout.model} instead")
-    if command.event.move is Move.RETRY and not rollout.live:
-        _refuse_second(state, rollout.model, rollout.variant)
+    possible = command.event.move in TRANSITIONS[rollout.state]
+    if command.event.move is Move.RETRY and possible and (why := hindrance(state, rollout)):
+        raise RequestError(ErrorKind.CONFLICT, f"rollout {rollout.id}: it cannot be tried again now: {why}")
     return _moved(state, rollout, command.event, command.by, now_ns, command.salt)
 
 
@@ -120,9 +115,31 @@ def live_rollout(state: ControlState, model: str, variant: str) -> Rollout | Non
     return next((r for r in state.rollouts.values() if r.live and (r.model, r.variant) == (model, variant)), None)
 
 
-def _refuse_second(state: ControlState, model: str, variant: str) -> None:
-    if (other := live_rollout(state, model, variant)) is not None:
+def hindrance(state: ControlState, rollout: Rollout) -> str:
+    """Why a rollout that is over cannot be tried again now, or ""."""
+    table = state.tables.get(rollout.model)
+    if table is None or rollout.variant not in table.variants:
+        return f"{rollout.variant} is no longer in the configuration"
+    if rollout.variant == table.baseline:
+        return f"{rollout.variant} is the baseline by now"
+    try:
+        _refuse_attempt(state, table, rollout.variant)
+    except RequestError as error:
+        return error.message
+    return ""
+
+
+def _refuse_attempt(state: ControlState, table: RouteTable, variant: str) -> None:
+    """Raises `RequestError` CONFLICT if no attempt at rolling out a candidate may begin now."""
+    refuse_while_killed(state, table.model, [variant])
+    if (other := live_rollout(state, table.model, variant)) is not None:
         raise RequestError(ErrorKind.CONFLICT, f"rollout {other.id} of {variant} is {other.state}: end it first")
+    if share := shares_of(table)[variant]:
+        raise RequestError(
+            ErrorKind.CONFLICT,
+            f"{variant} has {share / 100:g} % of the live traffic: a rollout gives it step by step, "
+            f"take it back first (canarium traffic {table.model} {variant}=0)",
+        )
 
 
 def _kept(rollouts: Mapping[str, Rollout]) -> dict[str, Rollout]:

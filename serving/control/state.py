@@ -13,7 +13,7 @@ import msgspec
 
 from serving.contract import Latch, RouteTable
 from serving.control.models import apply_models
-from serving.control.rollouts import follow, move_rollout, start_rollout
+from serving.control.rollouts import follow, move_rollout, rollout_of, start_rollout
 from serving.control.tables import (
     basis_points,
     drafted,
@@ -22,6 +22,7 @@ from serving.control.tables import (
     known_variant,
     one_epoch,
     refuse_while_killed,
+    require_epoch,
     table_of,
     take_out,
     traffic_of,
@@ -62,8 +63,9 @@ def step(state: ControlState, command: Command, now_ns: int) -> Outcome:
 
     Raises:
         RequestError: NOT_FOUND (unknown model or variant), BAD_REQUEST (impossible share),
-            CONFLICT (wrong kill_seq, a kill in force, a table that has moved on).
+            CONFLICT (wrong kill_seq, a kill in force), PRECONDITION (a table that has moved on).
     """
+    _refuse_if_moved_on(state, command)
     outcome = _HANDLERS[type(command)](state, command, now_ns)
     outcome = follow(state, outcome, command, now_ns)
     if outcome.state is state:
@@ -72,16 +74,18 @@ def step(state: ControlState, command: Command, now_ns: int) -> Outcome:
     return replace(outcome, state=replace(outcome.state, tables=tables, rev=state.rev + 1))
 
 
+def _refuse_if_moved_on(state: ControlState, command: Command) -> None:
+    """Kills and rollbacks expect no epoch: they must always act."""
+    if isinstance(command, SetTraffic | Rearm | StartRollout | MoveRollout) and command.expect_epoch is not None:
+        model = rollout_of(state, command.id).model if isinstance(command, MoveRollout) else command.model
+        require_epoch(state, model, command.expect_epoch)
+
+
 # ---------------------------------------------------------------- traffic
 
 
 def _set_traffic(state: ControlState, command: SetTraffic, now_ns: int) -> Outcome:
     table = table_of(state, command.model)
-    if command.expect_epoch is not None and command.expect_epoch != table.epoch:
-        raise RequestError(
-            ErrorKind.CONFLICT,
-            f"the table of {table.model} is at epoch {table.epoch}, not {command.expect_epoch}: look again first",
-        )
     if not command.weights and not command.shadow and command.reference_percent is None:
         raise bad_request("name at least one of weights, shadow and reference_percent")
     weights = _shares(table, "weights", command.weights)

@@ -26,6 +26,15 @@ def table_of(state: ControlState, model: str) -> RouteTable:
     return table
 
 
+def require_epoch(state: ControlState, model: str, epoch: int | None) -> None:
+    """Raises `RequestError` PRECONDITION unless the model's table is at `epoch` (None: at any), or NOT_FOUND."""
+    at = table_of(state, model).epoch
+    if epoch not in (None, at):
+        raise RequestError(
+            ErrorKind.PRECONDITION, f"the table of {model} is at epoch {at}, not {epoch}: look again first"
+        )
+
+
 def basis_points(path: str, percent: float) -> int:
     """A percentage as basis points. Raises `RequestError` BAD_REQUEST naming `path`."""
     if not math.isfinite(percent):

@@ -113,11 +113,12 @@ class Kill(msgspec.Struct, frozen=True):
 
 
 class Rearm(msgspec.Struct, frozen=True):
-    """Clear the kill that `kill_seq` names, and no other."""
+    """Clear the kill that `kill_seq` names, and no other. `expect_epoch`: as in `SetTraffic`."""
 
     model: str
     by: By
     kill_seq: int
+    expect_epoch: int | None = None
 
 
 class ImportWord(msgspec.Struct, frozen=True):
@@ -154,22 +155,24 @@ class ApplyModels(msgspec.Struct, frozen=True):
 
 
 class StartRollout(msgspec.Struct, frozen=True):
-    """Begin a staged rollout of a variant that has no live traffic."""
+    """Begin a staged rollout of a variant that has no live traffic. `expect_epoch`: as in `SetTraffic`."""
 
     model: str
     variant: str
     policy: Policy
     policy_name: str
     by: By
+    expect_epoch: int | None = None
 
 
 class MoveRollout(msgspec.Struct, frozen=True):
-    """Carry out one event of a rollout. `salt`: as in `SetTraffic`."""
+    """Carry out one event of a rollout. `salt` and `expect_epoch`: as in `SetTraffic`."""
 
     id: str
     event: Event
     by: By
     salt: str
+    expect_epoch: int | None = None
 
 
 Command = SetTraffic | Rollback | Kill | Rearm | ImportWord | ApplyModels | StartRollout | MoveRollout

@@ -165,7 +165,7 @@ class Event(msgspec.Struct, frozen=True):
         why: the reason in words and numbers, for the trail.
         hold: with HOLD, which one.
         seen: answers of the candidate (in a shadow: pairs) that the monitor has counted so far.
-        waive: with RESUME and PROMOTE, guards whose say a human sets aside.
+        waive: with RESUME, APPROVE and PROMOTE, guards whose say a human sets aside.
     """
 
     move: Move
@@ -355,7 +355,7 @@ def _resume(rollout: Rollout, event: Event, now_ns: int) -> _Change:
 def _approve(rollout: Rollout, event: Event, now_ns: int) -> _Change:
     if rollout.hold is not Hold.APPROVAL:
         raise _conflict(rollout, f"it is paused ({rollout.hold}) and waits for no approval")
-    return _entered(rollout, rollout.at + 1, event, now_ns)
+    return _entered(replace(rollout, waived=_waived(rollout, event)), rollout.at + 1, event, now_ns)
 
 
 def _fail(rollout: Rollout, event: Event, _now_ns: int) -> _Change:

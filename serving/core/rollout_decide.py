@@ -45,6 +45,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         killed: the model's kill-switch is on.
         headroom: rows a second that the baseline can do over those that are asked; None if unknown.
         ailing: why the baseline is not well itself, or "".
+        hindered: of a rollout that is over, why it cannot be tried again now, or "".
     """
 
     guards: dict[str, Guard] = {}
@@ -58,6 +59,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     killed: bool = False
     headroom: float | None = None
     ailing: str = ""
+    hindered: str = ""
 
     @property
     def monitor_lost(self) -> bool:
@@ -113,10 +115,42 @@ def headroom_lack(rollout: Rollout, facts: Facts) -> str | None:
     )
 
 
+class Brake(msgspec.Struct, frozen=True):
+    """What stops the candidate from getting more traffic. `guard`: the guard that does, if it is one."""
+
+    hold: Hold
+    why: str
+    guard: Guard | None = None
+
+
+def brakes(rollout: Rollout, facts: Facts) -> list[Brake]:
+    """What stops a ramp now, whoever would go on: a lost monitor, an ailing baseline, guards that pause it.
+
+    Without guards that a human has set aside.
+    """
+    found = []
+    if facts.monitor_lost:
+        silent = "never been heard" if facts.silent_s is None else f"been silent for {facts.silent_s:.0f} s"
+        found.append(Brake(Hold.MONITOR_LOST, f"the monitor has {silent}"))
+    if facts.ailing:
+        found.append(Brake(Hold.BASELINE, facts.ailing))
+    for guard in facts.guards.values():
+        if guard.verdict == "fail" and guard.action == "pause" and guard.name not in rollout.waived:
+            found.append(Brake(Hold.GUARD, guard.sentence, guard))
+    return found
+
+
+def raise_lacks(rollout: Rollout, facts: Facts) -> list[Brake]:
+    """What stands against more traffic by a human's word: the brakes, and too little headroom."""
+    lack = headroom_lack(rollout, facts)
+    return [*brakes(rollout, facts), *([Brake(Hold.NO_HEADROOM, lack)] if lack else [])]
+
+
 def promotion_lacks(rollout: Rollout, facts: Facts) -> list[str]:
     """What a promotion by a human needs an override for, a sentence each."""
-    lack = headroom_lack(rollout, facts)
-    return [*unmet(rollout, facts), *([lack] if lack else [])]
+    judges = required(rollout, facts)
+    others = [brake for brake in raise_lacks(rollout, facts) if brake.guard is None or brake.guard.name not in judges]
+    return [*unmet(rollout, facts), *(brake.why for brake in others)]
 
 
 def by_hand(move: Move, rollout: Rollout, facts: Facts, why: str, waive: tuple[str, ...] = ()) -> Event:
@@ -135,6 +169,8 @@ def _after(rollout: Rollout, facts: Facts) -> Decision:
     if rollout.state is State.KILLED:
         return Decision(None, "the model is killed: waits for a re-arm, and is rolled back then")
     if rollout.state is State.ROLLED_BACK and rollout.failed and rollout.attempt <= rollout.policy.retry.max_attempts:
+        if facts.hindered:
+            return Decision(None, facts.hindered)
         return _event(Move.RETRY, facts, rollout, f"attempt {rollout.attempt + 1} after: {rollout.why}")
     return Decision(None, "it is over")
 
@@ -144,12 +180,14 @@ def _after(rollout: Rollout, facts: Facts) -> Decision:
 
 def _brake(rollout: Rollout, facts: Facts, now_ns: int) -> Decision | None:
     """What goes back, or stops, whatever the step says."""
-    for guard in facts.guards.values() if rollout.state is not State.PENDING else ():  # not about this attempt yet
+    # Before its START clears them, verdicts and counts are about an earlier attempt.
+    begun = State.PENDING not in (rollout.state, rollout.held)
+    for guard in facts.guards.values() if begun else ():
         if guard.verdict == "fail" and guard.action in ("rollback", "kill"):
             found = {"guard": guard.name, "sentence": guard.sentence, "statistic": guard.statistic}
             return _event(Move.FAIL, facts, rollout, guard.sentence, evidence=found)
     limits = rollout.policy.limits
-    if limits.max_suspect_responses is not None and facts.suspect > limits.max_suspect_responses:
+    if begun and limits.max_suspect_responses is not None and facts.suspect > limits.max_suspect_responses:
         why = f"about {facts.suspect:.0f} suspect answers were given, over the limit of {limits.max_suspect_responses}"
         evidence: dict[str, Any] = {"limit": "max_suspect_responses", "suspect": facts.suspect, "live": facts.live}
         return _event(Move.FAIL, facts, rollout, why, evidence=evidence)
@@ -158,16 +196,11 @@ def _brake(rollout: Rollout, facts: Facts, now_ns: int) -> Decision | None:
         return _event(Move.FAIL, facts, rollout, why, evidence={"limit": "max_duration"})
     if rollout.state not in (State.SHADOW, State.RAMPING, State.MONITORING):
         return None
-    if facts.monitor_lost:
-        silent = "never been heard" if facts.silent_s is None else f"been silent for {facts.silent_s:.0f} s"
-        return _event(Move.HOLD, facts, rollout, f"the monitor has {silent}", hold=Hold.MONITOR_LOST)
-    if facts.ailing and rollout.state is not State.MONITORING:
-        return _event(Move.HOLD, facts, rollout, facts.ailing, hold=Hold.BASELINE)
-    for guard in facts.guards.values():
-        if guard.verdict == "fail" and guard.action == "pause" and guard.name not in rollout.waived:
-            return _event(
-                Move.HOLD, facts, rollout, guard.sentence, hold=Hold.GUARD, evidence={"paused_by": guard.name}
-            )
+    for brake in brakes(rollout, facts):
+        if brake.hold is Hold.BASELINE and rollout.state is State.MONITORING:
+            continue
+        evidence = {"paused_by": brake.guard.name} if brake.guard is not None else None
+        return _event(Move.HOLD, facts, rollout, brake.why, hold=brake.hold, evidence=evidence)
     return None
 
 
@@ -208,6 +241,8 @@ def _paused(rollout: Rollout, facts: Facts, now_ns: int) -> Decision:
     if rollout.hold in (Hold.MANUAL, Hold.GUARD):
         return Decision(None, f"waits for a human: {rollout.why}")
     if rollout.hold is Hold.APPROVAL:
+        if lacks := raise_lacks(rollout, facts):
+            return Decision(None, f"{rollout.why}; before more traffic: {'; '.join(lack.why for lack in lacks)}")
         return Decision(None, rollout.why)
     if rollout.hold is Hold.MONITOR_LOST:
         if facts.monitor_lost or not facts.guards:

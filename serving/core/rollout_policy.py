@@ -276,6 +276,9 @@ def _bake(until: Until, least: str, most: str, requests: int) -> Step:
     return Step(bake=Bake(until=until, min_duration=least, max_duration=most, min_requests=requests))
 
 
+#: The built-in policy of a rollout that names none.
+DEFAULT = "careful"
+
 NAMED: dict[str, Policy] = {
     # Hours a step, a human before half of the traffic: for models whose mistakes are expensive.
     "careful": Policy(

@@ -78,7 +78,7 @@ async def add_one(api: httpx.AsyncClient, model: str, who: str, number: int, con
         if statuses == {200}:
             assert answers[0].json() == answers[1].json()
             return
-        assert statuses == {409}, answers[0].text
+        assert statuses == {412}, answers[0].text
         conflicts[model] += 1
 
 

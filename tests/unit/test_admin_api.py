@@ -287,7 +287,7 @@ async def test_if_match_refuses_a_change_of_a_table_that_has_moved_on(api: httpx
     assert (await api.put(f"{ONE}/traffic", json=body, headers={"if-match": '"1"'})).status_code == 200
     body = {"weights": {"int8": 7}, **WHY}
     stale = await api.put(f"{ONE}/traffic", json=body, headers={"if-match": '"1"'})
-    assert (stale.status_code, "is at epoch 2, not 1" in stale.json()["error"]) == (409, True)
+    assert (stale.status_code, "is at epoch 2, not 1" in stale.json()["error"]) == (412, True)
     assert (await api.put(f"{ONE}/traffic", json=body, headers={"if-match": "x"})).status_code == 400
 
 

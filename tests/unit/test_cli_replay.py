@@ -150,7 +150,7 @@ def test_wrong_usage_is_told(gateway: Gateway, capsys: pytest.CaptureFixture[str
     traffic(gateway, 1, each=1)
     source = ("--from", str(gateway.path))
     for arguments, told in (
-        ((*SIMULATE, *source), "name one of --policy and -f"),
+        ((*SIMULATE, *source, "--policy", "fast", "-f", str(gateway.path)), "name one of --policy and -f, not both"),
         (
             (*SIMULATE, *source, "--policy", "brave"),
             "unknown policy 'brave', expected one of careful, fast, shadow-only",

@@ -10,6 +10,8 @@ import httpx
 import pytest
 
 from serving.cli import main
+from serving.commands.rollout import DEFAULT_POLICY
+from serving.core.rollout_policy import DEFAULT
 
 VIEW: dict[str, Any] = {
     "id": "int8-1", "model": "moderation", "variant": "int8", "baseline": "teacher", "policy": "fast",
@@ -54,7 +56,21 @@ def test_start_names_a_policy_or_gives_a_file(tmp_path: Path, capsys: pytest.Cap
     path.write_text("steps:\n  - set_weight: 5\n  - bake: {max_duration: 1h}\n")
     assert server.run("start", "moderation", "int8", "-f", str(path), "--reason", "mine") == 0
     assert server.sent["policy"] == {"steps": [{"set_weight": 5}, {"bake": {"max_duration": "1h"}}]}
-    assert server.run("start", "moderation", "int8") == 2
+    assert server.run("start", "moderation", "int8", "--policy", "fast", "-f", str(path)) == 2
+    assert "name one of --policy and -f, not both" in capsys.readouterr().err
+
+
+def test_start_without_a_policy_is_careful_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    server = Server(VIEW | {"policy": "careful"})
+    assert server.run("start", "moderation", "int8") == 0
+    assert server.sent["policy"] == "careful"
+    said = capsys.readouterr().out
+    assert "by the policy careful (the default; --policy or -f names another) is ramping" in said
+    assert server.run("start", "moderation", "int8", "--policy", "careful") == 0
+    assert "the default" not in capsys.readouterr().out
+    assert server.run("start", "--help") == 0
+    assert "[default: careful]" in " ".join(capsys.readouterr().out.split())
+    assert DEFAULT_POLICY == DEFAULT
 
 
 def test_a_wrong_file_is_refused_with_the_path_and_nothing_is_sent(
@@ -125,6 +141,8 @@ def test_each_action_is_asked_of_the_rollout_of_a_model(action: str, capsys: pyt
 def test_an_override_is_said_and_only_where_it_means_something() -> None:
     server = Server(VIEW)
     assert server.run("promote", "int8-1", "--override", "--reason", "urgent") == 0
+    assert server.sent["override"] is True
+    assert server.run("approve", "int8-1", "--override", "--reason", "urgent") == 0
     assert server.sent["override"] is True
     assert server.run("abort", "int8-1", "--override", "--reason", "x") == 2
 

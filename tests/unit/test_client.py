@@ -103,7 +103,7 @@ def test_a_strange_model_name_cannot_reach_another_path() -> None:
     assert seen == [b"/admin/v1/models/..%2Fkill-switch%3Fx%3D1"]
 
 
-@pytest.mark.parametrize("status", [401, 403, 409])
+@pytest.mark.parametrize("status", [401, 403, 409, 412])
 def test_permission_and_conflict_are_refusals_in_the_servers_words(status: int) -> None:
     with pytest.raises(Refused, match="kill 3 is in force, not 2"):
         admin(answering(status, {"error": "kill 3 is in force, not 2"})).rearm("m", 2, reason="r")

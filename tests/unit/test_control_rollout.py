@@ -231,6 +231,28 @@ def test_a_kill_latches_the_rollout_until_the_rearm_which_takes_the_candidate_ou
     assert only(outcome.state).why == "killed (agreement is gone) and re-armed: because"
 
 
+def rolled_back() -> ControlState:
+    return run(ramping(), Rollback("moderation", ME, "distilled"), _move(Move.DONE)).state
+
+
+def test_a_retry_is_refused_for_what_a_start_is_refused_for() -> None:
+    given = SetTraffic(model="moderation", by=ME, salt="s", weights={"distilled": 5})
+    promoted = ApplyModels({"moderation": spec(baseline="distilled", weights={}, shadow={})}, ME)
+    gone = ApplyModels({"moderation": spec(variants={"teacher": entry("teacher", 1)}, weights={}, shadow={})}, ME)
+    cases: tuple[tuple[Any, str], ...] = (
+        (given, "distilled has 5 % of the live traffic"),
+        (promoted, "distilled is the baseline by now"),
+        (gone, "distilled is no longer in the configuration"),
+        (start(), "rollout distilled-2 of distilled is pending: end it first"),
+        (Kill("moderation", ME), "moderation is killed"),
+    )
+    for between, words in cases:
+        error = refused(run(rolled_back(), between).state, _move(Move.RETRY))
+        assert error.kind is ErrorKind.CONFLICT
+        assert f"rollout distilled-1: it cannot be tried again now: {words}" in error.message
+    assert run(rolled_back(), _move(Move.RETRY)).state.rollouts["distilled-1"].state is State.PENDING
+
+
 def _move(move: Move) -> MoveRollout:
     return MoveRollout("distilled-1", Event(move), ME, "s")
 

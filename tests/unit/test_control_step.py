@@ -155,7 +155,7 @@ def test_unknown_names_are_answered_with_the_known_ones() -> None:
 
 def test_a_table_that_has_moved_on_refuses_the_change() -> None:
     error = refused(run(seeded(), traffic({"int8": 6})).state, traffic({"int8": 7}, expect_epoch=1))
-    assert error.kind is ErrorKind.CONFLICT
+    assert error.kind is ErrorKind.PRECONDITION
     assert "is at epoch 2, not 1" in error.message
 
 

@@ -164,11 +164,42 @@ async def test_if_match_is_obeyed_where_it_is_described(api: httpx.AsyncClient, 
         for method, path, said in operations(spec)
         if any(one["name"] == "If-Match" for one in said["parameters"])
     ]
-    assert [(method, path) for method, path, _ in conditional] == [("put", f"{ROOT}/models/{{model}}/traffic")]
+    steered = ("approve", "pause", "promote", "resume", "retry")
+    assert [(method, path.removeprefix(ROOT)) for method, path, _ in conditional] == [
+        ("put", "/models/{model}/traffic"),
+        ("post", "/models/{model}:rearm"),
+        ("post", "/rollouts"),
+        *(("post", f"/rollouts/{{id}}:{action}") for action in steered),
+    ]
     for method, path, said in conditional:
         headers = {"authorization": "Bearer admin", "if-match": '"999"'}
-        answer = await api.request(method, place(path), json=least(spec, said), headers=headers)
-        assert answer.status_code == 409
+        body = least(spec, said)
+        body |= {"model": "moderation", "variant": "int8"} if path.endswith("/rollouts") else {}
+        answer = await api.request(method, place(path), json=body, headers=headers)
+        assert (answer.status_code, "412" in said["responses"]) == (412, True), (path, answer.text)
+        assert "is at epoch 1, not 999: look again first" in answer.json()["error"]
+
+
+async def test_what_takes_traffic_away_acts_whatever_if_match_says(
+    api: httpx.AsyncClient, spec: Json, rig: Rig
+) -> None:
+    for path in (
+        "/models/moderation:rollback",
+        "/rollouts/distilled-1:abort",
+        "/models/moderation:kill",
+        "/kill-switch",
+    ):
+        said = spec["paths"][f"{ROOT}{path.replace('moderation', '{model}').replace('distilled-1', '{id}')}"]["post"]
+        assert "412" not in said["responses"]
+        if path != "/kill-switch":
+            assert "whatever If-Match says" in said["summary"]
+        headers = {"authorization": "Bearer admin", "if-match": '"999"'}
+        variant = {"variant": "int8"} if path.endswith("rollback") else {}
+        answer = await api.post(f"{ROOT}{path}", json={"reason": "because", **variant}, headers=headers)
+        assert answer.status_code == 200, (path, answer.text)
+    refused = await api.post(f"{ROOT}/kill-switch:rearm", json={"reason": "because", "kill_seq": 1}, headers=headers)
+    assert (refused.status_code, "an epoch is that of one model" in refused.json()["error"]) == (400, True)
+    assert rig.plane.state.kills["*"].on
 
 
 async def test_the_page_for_people_needs_nothing_from_elsewhere(api: httpx.AsyncClient, spec: Json) -> None:

@@ -51,8 +51,14 @@ async def started(api: httpx.AsyncClient, **more: Any) -> str:
     return id_
 
 
-async def tick(rig: Rig, words: dict[str, str] | None = None, times: int = 1, headroom: float | None = None) -> None:
-    """Ten seconds, a heartbeat and a look of the driver, so many times."""
+async def tick(
+    rig: Rig,
+    words: dict[str, str] | None = None,
+    times: int = 1,
+    headroom: float | None = None,
+    ailing: str | None = None,
+) -> None:
+    """Ten seconds, a heartbeat and a look of the driver, so many times. `ailing`: what the baseline misses."""
     driver = RolloutDriver(rig.plane, rig.clock, salt=lambda: "salt")
     for _ in range(times):
         rig.clock.advance(10)
@@ -63,6 +69,8 @@ async def tick(rig: Rig, words: dict[str, str] | None = None, times: int = 1, he
             for guard, word in found.items()
         ]  # fmt: skip
         seen = rig.clock.wall_ns() // 10**8 % 10**6
+        if ailing is not None:
+            verdicts.append({"guard": "latency_slo", "variant": "teacher", "verdict": "fail", "sentence": ailing})
         counts = {"moderation": {"int8": {"live": seen, "pairs": seen, "suspect": 0.0, "workers": 1}}}
         rev = rig.plane.state.rev
         beat = Heartbeat("now", "ok", {"moderation": verdicts}, rev=rev, counts=counts)
@@ -82,6 +90,11 @@ async def test_a_rollout_is_started_by_name_and_shown(api: httpx.AsyncClient) ->
     assert (await api.get(ROOT)).json() == {"rollouts": [view]}
     assert (await api.get(ROOT, params={"model": "other"})).json() == {"rollouts": []}
     assert (await api.get("/admin/v1/models/moderation")).json()["rollouts"] == [view]
+
+
+async def test_a_rollout_that_names_no_policy_is_careful(api: httpx.AsyncClient) -> None:
+    view = (await api.post(ROOT, json=INT8)).json()
+    assert (view["policy"], view["steps"][0]["shadow"]["percent"]) == ("careful", 20.0)
 
 
 @pytest.mark.parametrize(
@@ -172,13 +185,23 @@ async def test_a_promotion_by_hand_needs_every_pass_or_an_override_in_the_trail(
     await tick(rig, {"errors": "inconclusive"})
     answer = await api.post(f"{ROOT}/{id_}:promote", json=WHY)
     assert answer.status_code == 409
-    assert "every required guard and room to go back: errors, inconclusive (errors says" in answer.json()["error"]
+    assert "nothing holds, and room to go back: errors, inconclusive (errors says" in answer.json()["error"]
     lacks = (await api.get(f"{ROOT}/{id_}")).json()["promotion_lacks"]
     assert [lack.partition(" (")[0] for lack in lacks] == ["errors, inconclusive"]
     answer = await api.post(f"{ROOT}/{id_}:promote", json={**WHY, "override": True})
     assert (answer.json()["state"], answer.json()["weight"], answer.json()["waived"]) == ("promoting", 95.0, ["errors"])
     row = (await rig.trail())[-1]
     assert (row.action, row.actor, row.evidence) == ("rollout-promote", "cli:ann", {"override": ["errors"]})
+
+
+async def test_a_prediction_is_not_the_answer_to_the_start_with_its_key(api: httpx.AsyncClient, rig: Rig) -> None:
+    beat = {"at": 1, "mode": "ok", "assumed": {"moderation": {"int8": ASSUMED}}}
+    assert (await api.post("/admin/v1/monitor/heartbeat", json=beat)).status_code == 200
+    asked: dict[str, Any] = {"json": {**INT8, "policy": "fast"}, "headers": {"idempotency-key": "k"}}
+    assert "assumed" in (await api.post(ROOT, params={"dry_run": "true"}, **asked)).json()
+    assert (await api.post(ROOT, **asked)).json()["id"] == "int8-1"
+    again = await api.post(ROOT, params={"dry_run": "true"}, **asked)
+    assert ("assumed" in again.json(), again.headers["idempotent-replayed"]) == (True, "true")
 
 
 async def test_no_human_gives_traffic_that_the_baseline_could_not_take_back_unawares(
@@ -199,6 +222,87 @@ async def test_no_human_gives_traffic_that_the_baseline_could_not_take_back_unaw
     assert (await rig.trail())[-1].evidence == {"override": ["headroom"]}
 
 
+async def at_its_approval(api: httpx.AsyncClient, rig: Rig, **policy: Any) -> str:
+    """A rollout that waits for an approval, at 1 %, before a step to 50 %."""
+    id_ = await started(api, **policy)
+    await tick(rig, times=12)
+    assert (await api.get(f"{ROOT}/{id_}")).json()["hold"] == "approval"
+    return id_
+
+
+async def refusal_of(answer: httpx.Response) -> str:
+    assert answer.status_code == 409, answer.text
+    error: str = answer.json()["error"]
+    return error
+
+
+async def test_an_approval_raises_nothing_while_a_guard_pauses_the_ramp(api: httpx.AsyncClient, rig: Rig) -> None:
+    id_ = await at_its_approval(api, rig)
+    await tick(rig, {"slices": "fail"})
+    view = (await api.get(f"{ROOT}/{id_}")).json()
+    assert (view["hold"], view["waiting"].endswith("before more traffic: slices says fail")) == ("approval", True)
+    error = await refusal_of(await api.post(f"{ROOT}/{id_}:approve", json=WHY))
+    assert "it may not get more traffic: slices says fail; approve it when that is over" in error
+    assert (await api.get(f"{ROOT}/{id_}")).json()["weight"] == 1.0
+    view = (await api.post(f"{ROOT}/{id_}:approve", json={**WHY, "override": True})).json()
+    assert (view["state"], view["weight"], view["waived"]) == ("ramping", 50.0, ["slices"])
+    assert (await rig.trail())[-1].evidence == {"override": ["slices"]}
+    await tick(rig, {"slices": "fail"})
+    assert (await api.get(f"{ROOT}/{id_}")).json()["state"] == "ramping"  # what was set aside does not hold it again
+
+
+async def test_an_approval_raises_nothing_while_the_monitor_is_lost_or_the_baseline_is_not_well(
+    api: httpx.AsyncClient, rig: Rig
+) -> None:
+    id_ = await at_its_approval(api, rig)
+    for held, words in (({"ailing": "p99 is 90 ms"}, "the baseline is not well: p99 is 90 ms"), ({}, "been silent")):
+        await tick(rig, **held)  # type: ignore[arg-type]
+        if not held:
+            rig.clock.advance(11)
+        for override in (False, True):
+            answer = await api.post(f"{ROOT}/{id_}:approve", json={**WHY, "override": override})
+            assert words in await refusal_of(answer)
+    await tick(rig)
+    assert (await api.post(f"{ROOT}/{id_}:approve", json=WHY)).json()["weight"] == 50.0
+
+
+async def test_an_approval_that_gives_no_traffic_is_taken_and_the_brake_stays(api: httpx.AsyncClient, rig: Rig) -> None:
+    policy = {**SHORT, "steps": SHORT["steps"][:4]}
+    id_ = await at_its_approval(api, rig, policy=policy)
+    await tick(rig, {"slices": "fail"})
+    view = (await api.post(f"{ROOT}/{id_}:approve", json=WHY)).json()
+    assert (view["state"], view["weight"]) == ("ramping", 1.0)
+    await tick(rig, {"slices": "fail"})
+    view = (await api.get(f"{ROOT}/{id_}")).json()
+    assert (view["hold"], view["why"], view["weight"]) == ("guard", "slices says fail", 1.0)
+
+
+async def test_a_resume_gives_nothing_back_while_a_guard_pauses_the_ramp(api: httpx.AsyncClient, rig: Rig) -> None:
+    id_ = await started(api)
+    await tick(rig, times=4)
+    assert (await api.get(f"{ROOT}/{id_}")).json()["state"] == "ramping"
+    await api.put("/admin/v1/models/moderation/traffic", json={**WHY, "weights": {"int8": 0.5}})
+    assert (await api.get(f"{ROOT}/{id_}")).json()["hold"] == "manual"
+    await tick(rig, {"slices": "fail"})
+    assert "slices says fail; resume it when" in await refusal_of(await api.post(f"{ROOT}/{id_}:resume", json=WHY))
+    view = (await api.post(f"{ROOT}/{id_}:resume", json={**WHY, "override": True})).json()
+    assert (view["weight"], view["waived"]) == (1.0, ["slices"])
+
+
+async def test_a_promotion_by_hand_yields_to_what_holds_the_ramp_or_names_it_in_the_trail(
+    api: httpx.AsyncClient, rig: Rig
+) -> None:
+    id_ = await at_its_approval(api, rig)
+    await tick(rig, {"slices": "fail"}, ailing="p99 is 90 ms")
+    error = await refusal_of(await api.post(f"{ROOT}/{id_}:promote", json=WHY))
+    assert "room to go back: the baseline is not well: p99 is 90 ms; slices says fail." in error
+    rig.clock.advance(11)
+    assert "the monitor has been silent" in await refusal_of(await api.post(f"{ROOT}/{id_}:promote", json=WHY))
+    view = (await api.post(f"{ROOT}/{id_}:promote", json={**WHY, "override": True})).json()
+    assert (view["state"], view["waived"]) == ("promoting", ["slices"])
+    assert (await rig.trail())[-1].evidence == {"override": ["slices", "monitor_lost", "baseline"]}
+
+
 async def test_a_guards_pause_is_left_by_an_override_only(api: httpx.AsyncClient, rig: Rig) -> None:
     id_ = await started(api)
     await tick(rig, times=2)
@@ -209,6 +313,21 @@ async def test_a_guards_pause_is_left_by_an_override_only(api: httpx.AsyncClient
     await tick(rig, {"agreement": "fail"})
     answer = await api.post(f"{ROOT}/{id_}:resume", json={**WHY, "override": True})
     assert (answer.json()["state"], answer.json()["waived"]) == ("shadow", ["agreement"])
+
+
+async def test_a_rollout_is_steered_at_the_epoch_that_was_looked_at_or_not_at_all(
+    api: httpx.AsyncClient, rig: Rig
+) -> None:
+    stale, fresh = {"if-match": '"7"'}, {"if-match": '"1"'}
+    refused = await api.post(ROOT, json={**INT8, "policy": SHORT}, headers=stale)
+    assert (refused.status_code, rig.plane.state.rollouts) == (412, {})
+    assert (await api.post(ROOT, json={**INT8, "policy": SHORT}, headers=fresh)).status_code == 200
+    for action, body in (("pause", WHY), ("promote", {**WHY, "override": True})):
+        assert (await api.post(f"{ROOT}/int8-1:{action}", json=body, headers=stale)).status_code == 412
+    assert rig.plane.state.rollouts["int8-1"].state == "pending"
+    assert (await api.post(f"{ROOT}/int8-1:pause", json=WHY, headers=fresh)).json()["hold"] == "manual"
+    assert (await api.post(f"{ROOT}/int8-1:resume", json=WHY, headers={"if-match": "*"})).status_code == 200
+    assert (await api.post(f"{ROOT}/int8-1:abort", json=WHY, headers=stale)).json()["state"] == "rolling_back"
 
 
 async def test_what_is_not_there_and_what_cannot_be(api: httpx.AsyncClient, rig: Rig) -> None:
@@ -254,6 +373,25 @@ async def test_an_approval_asks_for_the_role_of_its_step(rig: Rig) -> None:
         assert (await api.post(f"{ROOT}/{id_}:approve", json=WHY, headers=admin)).json()["weight"] == 50.0
 
 
+async def test_a_promotion_asks_for_the_role_of_each_approval_that_it_skips(rig: Rig) -> None:
+    policy = {**SHORT, "steps": [*SHORT["steps"][:3], {"approve": {"role": "admin"}}, *SHORT["steps"][4:]]}
+    async with client(rig, tokens(), headers={"authorization": "Bearer release-manager"}) as api:
+        admin = {"authorization": "Bearer admin"}
+        for times, waits in ((4, False), (7, True)):
+            id_ = await started(api, policy=policy)
+            await tick(rig, times=times)  # on its way to the approval, or at it
+            assert ((await api.get(f"{ROOT}/{id_}")).json()["hold"] == "approval") == waits
+            refused = await api.post(f"{ROOT}/{id_}:promote", json={**WHY, "override": True})
+            assert (refused.status_code, "admin is needed" in refused.json()["error"]) == (403, True)
+            if not waits:
+                await api.post(f"{ROOT}/{id_}:abort", json=WHY)
+                await tick(rig)
+        approved = await api.post(f"{ROOT}/{id_}:approve", json=WHY, headers=admin)
+        assert approved.json()["weight"] == 50.0
+        await tick(rig)
+        assert (await api.post(f"{ROOT}/{id_}:promote", json=WHY)).json()["state"] == "promoting"
+
+
 async def test_a_rollout_of_what_is_not_approved_is_refused(tmp_path: Path) -> None:
     asked = []
 
@@ -270,3 +408,17 @@ async def test_a_rollout_of_what_is_not_approved_is_refused(tmp_path: Path) -> N
         assert (await api.get(ROOT)).json() == {"rollouts": []}
         assert asked == [("moderation", "int8", "moderation/int8:1")]
         assert (await api.post(ROOT, json={**INT8, "variant": "absent", "policy": SHORT})).status_code == 404
+
+
+async def test_a_retry_of_what_is_no_longer_approved_is_refused(tmp_path: Path) -> None:
+    fault: list[str] = []
+    rig = Rig(tmp_path, refusal=lambda model, variant, artifact: "".join(fault))
+    await rig.start({"moderation": spec(weights={}, shadow={})})
+    async with client(rig) as api:
+        id_ = await started(api)
+        await api.post(f"{ROOT}/{id_}:abort", json=WHY)
+        await tick(rig)
+        fault.append("moderation/int8:1 is not approved")
+        assert await refusal_of(await api.post(f"{ROOT}/{id_}:retry", json=WHY)) == fault[0]
+        fault.clear()
+        assert (await api.post(f"{ROOT}/{id_}:retry", json=WHY)).json()["state"] == "pending"

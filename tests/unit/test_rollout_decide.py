@@ -156,6 +156,18 @@ def test_a_verdict_about_an_earlier_attempt_does_not_stop_one_that_has_not_begun
     assert moved(said(rollout(), guards=with_word("harm", "fail", "rollback"))) is Move.START
 
 
+def test_suspect_answers_of_an_earlier_attempt_do_not_end_one_that_has_not_begun() -> None:
+    assert moved(said(rollout(), suspect=101)) is Move.START
+    assert moved(said(rollout(attempt=2), suspect=101)) is Move.START
+    assert moved(said(rollout(state=State.WARMUP), suspect=101)) is Move.FAIL  # its START has set them to 0
+
+
+def test_a_rollout_that_is_paused_before_its_start_is_not_ended_by_an_earlier_attempt() -> None:
+    waiting = rollout(state=State.PAUSED, held=State.PENDING, hold=Hold.MANUAL, why="lunch")
+    stale = with_word("harm", "fail", "rollback")
+    assert said(waiting, suspect=101, guards=stale) == Decision(None, "waits for a human: lunch")
+
+
 def test_an_alert_changes_nothing() -> None:
     assert (
         moved(said(bake(), guards=passing() | {"latency_slo": Guard("latency_slo", "fail", "alert")})) is Move.ADVANCE
@@ -272,6 +284,11 @@ def test_a_rollback_is_done_when_every_gateway_has_it_and_tried_again_only_if_th
     assert moved(said(rollout(state=State.ROLLED_BACK, failed=True, attempt=2))) is None
     once = msgspec.structs.replace(POLICY["short"], retry=Retry())
     assert moved(said(rollout(state=State.ROLLED_BACK, failed=True, policy=once))) is None
+
+
+def test_an_automatic_retry_waits_for_what_it_would_be_refused_for() -> None:
+    over = rollout(state=State.ROLLED_BACK, failed=True)
+    assert said(over, hindered="int8 has 5 % of the live traffic") == Decision(None, "int8 has 5 % of the live traffic")
 
 
 def test_what_is_counted_from_a_step_on() -> None:

@@ -169,6 +169,21 @@ async def test_verdicts_from_before_the_latest_change_of_traffic_count_for_nothi
     assert {verdict["verdict"] for verdict in view["verdicts"]} == {"no_data"}
 
 
+async def test_after_a_restart_a_rollback_is_not_done_before_a_gateway_has_polled(live: Live, tmp_path: Path) -> None:
+    await live.until(State.RAMPING)
+    live.words = {"agreement": "fail"}
+    live.hear()
+    await live.driver.tick()
+    await live.plane.save_pending()
+    again = await Live(tmp_path, live.tick_number).start()
+    await again.driver.tick()
+    assert again.rollout is not None
+    assert again.rollout.state is State.ROLLING_BACK
+    again.hear()
+    await again.driver.tick()
+    assert again.rollout.state is State.ROLLED_BACK
+
+
 async def test_a_degraded_monitor_passes_nothing(live: Live) -> None:
     await live.until(State.SHADOW)
     live.pass_time()
@@ -195,6 +210,40 @@ async def test_too_many_suspect_answers_roll_back(live: Live) -> None:
     await live.driver.tick()
     assert live.rollout is not None
     assert live.rollout.why == "about 100 suspect answers were given, over the limit of 100"
+
+
+async def test_the_attempt_after_a_suspect_limit_starts_although_the_monitor_still_counts_the_earlier_ones(
+    live: Live,
+) -> None:
+    await live.until(State.RAMPING)
+    many = {"moderation": {"int8": {"live": 500, "pairs": 500, "suspect": 100.5, "workers": 1}}}
+    states = []
+    for _ in range(12):
+        live.hear(counts=many)
+        await live.driver.tick()
+        assert live.rollout is not None
+        states.append((live.rollout.attempt, live.rollout.state))
+        if live.rollout.state is State.WARMUP:
+            break
+        live.pass_time()
+    assert states[-1] == (2, State.WARMUP)
+    assert (2, State.ROLLING_BACK) not in states
+
+
+async def test_a_retry_waits_while_the_candidate_has_traffic_by_hand(live: Live) -> None:
+    await live.until(State.RAMPING)
+    live.words = {"agreement": "fail"}
+    await live.until(State.ROLLED_BACK)
+    live.words = {}
+    traffic = SetTraffic(model="moderation", by=ME, salt="s", weights={"int8": 5})
+    await live.plane.execute(traffic)
+    before = live.plane.state
+    await live.tick()
+    assert live.plane.state is before
+    await live.plane.execute(msgspec.structs.replace(traffic, weights={"int8": 0}))
+    await live.tick()
+    assert live.rollout is not None
+    assert (live.rollout.state, live.rollout.attempt) == (State.PENDING, 2)
 
 
 async def test_two_candidates_at_once_keep_their_hands_off_each_other(live: Live) -> None:
