@@ -85,7 +85,9 @@ def start(
     if as_json:
         emit_json(view)
         return OK
-    click.echo(f"rollout {view['id']} of {variant} by the policy {view['policy']}{_unasked(name, path)} is {view['state']}")
+    click.echo(
+        f"rollout {view['id']} of {variant} by the policy {view['policy']}{_unasked(name, path)} is {view['state']}"
+    )
     click.echo(f"follow it with: canarium rollout show {view['id']}")
     return OK
 

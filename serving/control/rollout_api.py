@@ -107,8 +107,8 @@ async def ask(
         epoch: refuse unless the model's table is at it; not with `abort`, which is a rollback and must always act.
 
     Raises:
-        RequestError: NOT_FOUND; FORBIDDEN below the role of an approval that is given or skipped; CONFLICT, with `retry` for
-            what `start` is refused for too; PRECONDITION.
+        RequestError: NOT_FOUND; FORBIDDEN below the role of an approval that is given or skipped; CONFLICT, with
+            `retry` for what `start` is refused for too; PRECONDITION.
     """
     rollout = rollout_of(plane.state, id_)
     facts = plane.facts(rollout)
