@@ -88,6 +88,8 @@ def start(
     click.echo(
         f"rollout {view['id']} of {variant} by the policy {view['policy']}{_unasked(name, path)} is {view['state']}"
     )
+    for warning in view.get("warnings", []):
+        click.echo(f"WARNING {warning}", err=True)
     click.echo(f"follow it with: canarium rollout show {view['id']}")
     return OK
 
