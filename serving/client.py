@@ -206,7 +206,10 @@ class AdminClient:
     # ------------------------------------------------------------ changing
 
     def start_rollout(self, model: str, variant: str, policy: str | Json, *, reason: str) -> Json:
-        """Start a staged rollout; `policy` is the name of a built-in one or a whole rollout file, decoded."""
+        """Start a staged rollout; `policy` is the name of a built-in one or a whole rollout file, decoded.
+
+        The view of the rollout, and the `warnings` of its prediction, such as of steps that cannot be done in time.
+        """
         return self._change("POST", "rollouts", reason, {"model": model, "variant": variant, "policy": policy})
 
     def plan_rollout(self, model: str, variant: str, policy: str | Json) -> Json:

@@ -85,7 +85,11 @@ def start(
     if as_json:
         emit_json(view)
         return OK
-    click.echo(f"rollout {view['id']} of {variant} by the policy {view['policy']}{_unasked(name, path)} is {view['state']}")
+    click.echo(
+        f"rollout {view['id']} of {variant} by the policy {view['policy']}{_unasked(name, path)} is {view['state']}"
+    )
+    for warning in view.get("warnings", []):
+        click.echo(f"WARNING {warning}", err=True)
     click.echo(f"follow it with: canarium rollout show {view['id']}")
     return OK
 

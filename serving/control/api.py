@@ -333,7 +333,8 @@ class Admin:
         return http.answer(self._plane.rollout_view(rollout_of(self._plane.state, request.path_params["id"])))
 
     @operation(
-        "Start a rollout of a candidate; `policy` is the name of one or a whole one, `careful` if absent.",
+        "Start a rollout of a candidate; `policy` is the name of one or a whole one, `careful` if absent. Answers with "
+        "the rollout and the `warnings` of its prediction.",
         body=RolloutBody,
         query=(Parameter("dry_run", {"type": "boolean"}, "predict what it would take, and start nothing"),),
         conditional=True,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import Any
 
 from serving.control.auth import Principal
+from serving.control.monitor_link import MonitorLink
 from serving.control.plane import Plane
 from serving.control.rollouts import rollout_of
 from serving.control.seed import fresh_salt
@@ -12,10 +15,12 @@ from serving.control.tables import require_epoch
 from serving.core.commands import By, MoveRollout, Rollback, StartRollout
 from serving.core.rollout import Hold, Move, Rollout
 from serving.core.rollout_decide import Facts, brakes, by_hand, promotion_lacks, raise_lacks, required
-from serving.core.rollout_plan import plan
+from serving.core.rollout_plan import StepPlan, plan
 from serving.core.rollout_policy import NAMED, Policy, parse_policy
 from serving.core.routing import weights as shares_of
 from serving.errors import ConfigError, ErrorKind, RequestError, bad_request
+
+log = logging.getLogger("canarium.control")
 
 #: What a human may ask of a rollout, by the word in the path, and what comes of it.
 ACTIONS = {
@@ -60,7 +65,7 @@ def listed(plane: Plane, model: str | None) -> list[dict[str, Any]]:
 async def start(
     plane: Plane, by: By, model: str, variant: str, policy: Any, epoch: int | None = None
 ) -> dict[str, Any]:
-    """Start a rollout; its view.
+    """Start a rollout; its view, with the `warnings` of its prediction, none if that cannot be made now.
 
     Raises:
         RequestError: as `start_rollout`; CONFLICT for an artifact that is not approved where that is enforced;
@@ -70,7 +75,23 @@ async def start(
     require_epoch(plane.state, model, epoch)
     await plane.require_admission(model, variant)
     outcome = await plane.execute(StartRollout(model, variant, checked, name, by, epoch))
-    return plane.rollout_view(rollout_of(plane.state, str(outcome.audit[0].after["rollout"])))
+    view = plane.rollout_view(rollout_of(plane.state, str(outcome.audit[0].after["rollout"])))
+    return {**view, "warnings": await asyncio.to_thread(_warnings, plane.monitor, model, variant, checked)}
+
+
+def _warnings(monitor: MonitorLink, model: str, variant: str, policy: Policy) -> list[str]:
+    """What a prediction warns of. The rollout has started by then: nothing about it may fail."""
+    try:
+        return _warned(plan(policy, monitor.assumed(model, variant)))
+    except RequestError:  # nothing is known of the traffic
+        return []
+    except Exception:  # the monitor's numbers are what they are
+        log.exception("no prediction for %s of %s", variant, model)
+        return []
+
+
+def _warned(steps: list[StepPlan]) -> list[str]:
+    return [warning for step in steps for warning in step.warnings]
 
 
 def predict(plane: Plane, by: By, model: str, variant: str, policy: Any, epoch: int | None = None) -> dict[str, Any]:
@@ -85,7 +106,7 @@ def predict(plane: Plane, by: By, model: str, variant: str, policy: Any, epoch: 
         "policy": name,
         "assumed": assumed,
         "steps": steps,
-        "warnings": [warning for step in steps for warning in step.warnings],
+        "warnings": _warned(steps),
     }
 
 
@@ -107,8 +128,8 @@ async def ask(
         epoch: refuse unless the model's table is at it; not with `abort`, which is a rollback and must always act.
 
     Raises:
-        RequestError: NOT_FOUND; FORBIDDEN below the role of an approval that is given or skipped; CONFLICT, with `retry` for
-            what `start` is refused for too; PRECONDITION.
+        RequestError: NOT_FOUND; FORBIDDEN below the role of an approval that is given or skipped; CONFLICT, with
+            `retry` for what `start` is refused for too; PRECONDITION.
     """
     rollout = rollout_of(plane.state, id_)
     facts = plane.facts(rollout)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from serving.contract import SHADOW_GUARDS
+from serving.core.evidence import bounded
 from serving.core.freeze import SECOND_NS, frozen_until, seconds
 from serving.core.rollout import ADVANCING, OUT, Event, Hold, Move, Rollout, State
 from serving.core.rollout_policy import Gate
@@ -184,12 +185,12 @@ def _brake(rollout: Rollout, facts: Facts, now_ns: int) -> Decision | None:
     begun = State.PENDING not in (rollout.state, rollout.held)
     for guard in facts.guards.values() if begun else ():
         if guard.verdict == "fail" and guard.action in ("rollback", "kill"):
-            found = {"guard": guard.name, "sentence": guard.sentence, "statistic": guard.statistic}
-            return _event(Move.FAIL, facts, rollout, guard.sentence, evidence=found)
+            return _event(Move.FAIL, facts, rollout, guard.sentence, evidence=_evidence(guard))
     limits = rollout.policy.limits
     if begun and limits.max_suspect_responses is not None and facts.suspect > limits.max_suspect_responses:
         why = f"about {facts.suspect:.0f} suspect answers were given, over the limit of {limits.max_suspect_responses}"
-        evidence: dict[str, Any] = {"limit": "max_suspect_responses", "suspect": facts.suspect, "live": facts.live}
+        evidence: dict[str, Any] = {"limit": "max_suspect_responses", "threshold": limits.max_suspect_responses}
+        evidence |= {"suspect": facts.suspect, "live": facts.live, **_guards_evidence(("agreement",), facts)}
         return _event(Move.FAIL, facts, rollout, why, evidence=evidence)
     if now_ns - max(rollout.created_ns, rollout.not_before_ns) > seconds(limits.max_duration) * SECOND_NS:
         why = f"not done within limits.max_duration, {limits.max_duration}"
@@ -199,8 +200,8 @@ def _brake(rollout: Rollout, facts: Facts, now_ns: int) -> Decision | None:
     for brake in brakes(rollout, facts):
         if brake.hold is Hold.BASELINE and rollout.state is State.MONITORING:
             continue
-        evidence = {"paused_by": brake.guard.name} if brake.guard is not None else None
-        return _event(Move.HOLD, facts, rollout, brake.why, hold=brake.hold, evidence=evidence)
+        found = _evidence(brake.guard) if brake.guard is not None else {}
+        return _event(Move.HOLD, facts, rollout, brake.why, hold=brake.hold, evidence=found)
     return None
 
 
@@ -259,7 +260,7 @@ def _paused(rollout: Rollout, facts: Facts, now_ns: int) -> Decision:
     running = msgspec.structs.replace(rollout, state=rollout.held or State.RAMPING, held=None, hold=None)
     ahead = _gate(running, facts, now_ns)
     if ahead.event is not None and ahead.event.move not in (Move.HOLD, Move.FAIL):
-        return _event(Move.RESUME, facts, rollout, ahead.why)
+        return _event(Move.RESUME, facts, rollout, ahead.why, evidence=ahead.evidence)
     return Decision(None, ahead.why)
 
 
@@ -272,9 +273,11 @@ def _gate(rollout: Rollout, facts: Facts, now_ns: int) -> Decision:
         missing = _missing(rollout, facts, now_ns, step.shadow, facts.pairs, SHADOW_GUARDS)
         if missing is not None:
             return missing
+        found = _gate_evidence(rollout, facts, facts.pairs, SHADOW_GUARDS)
         if not rollout.policy.promotes:
-            return _event(Move.FINISH, facts, rollout, "the shadow has passed; this policy promotes nothing")
-        return _to_weight(rollout, facts, Move.RAMP, rollout.at + 1, "the shadow has passed")
+            why = "the shadow has passed; this policy promotes nothing"
+            return _event(Move.FINISH, facts, rollout, why, evidence=found)
+        return _to_weight(rollout, facts, Move.RAMP, rollout.at + 1, "the shadow has passed", found)
     if step is None:
         return _promotion(rollout, facts)
     if step.approve is not None:
@@ -284,7 +287,8 @@ def _gate(rollout: Rollout, facts: Facts, now_ns: int) -> Decision:
         missing = _missing(rollout, facts, now_ns, step.bake, facts.live, rollout.required)
         if missing is not None:
             return missing
-        return _to_weight(rollout, facts, Move.ADVANCE, rollout.at + 1, f"{_weight(rollout)} has held")
+        found = _gate_evidence(rollout, facts, facts.live, rollout.required)
+        return _to_weight(rollout, facts, Move.ADVANCE, rollout.at + 1, f"{_weight(rollout)} has held", found)
     if not facts.confirmed:
         return Decision(None, f"waits for every gateway to confirm {_weight(rollout)}")
     return _to_weight(rollout, facts, Move.ADVANCE, rollout.at + 1, f"every gateway obeys {_weight(rollout)}")
@@ -295,8 +299,7 @@ def _missing(
 ) -> Decision | None:
     """What keeps a gate shut; None if it is met."""
     guards = [guard for guard in required(rollout, facts) if guard in judged]
-    # A monitor that lost its state counts from nothing again.
-    counted = seen - rollout.step_seen if seen >= rollout.step_seen else seen
+    counted = _counted(rollout, seen)
     empty = [guard for guard in guards if _word(guard, facts) in ("no_data", "degraded")]
     unsure = [guard for guard in guards if gate.until == "pass" and _word(guard, facts) not in ("pass", *_EMPTY)]
     spent_s = (now_ns - rollout.step_ns) / SECOND_NS
@@ -311,23 +314,30 @@ def _missing(
     if spent_s < seconds(gate.max_duration):
         return Decision(None, f"waits for: {why}")
     late = f"not done within {gate.max_duration}: {why}"
+    found = _gate_evidence(rollout, facts, seen, judged)
     if empty or counted < gate.min_requests:
-        return _event(Move.HOLD, facts, rollout, late, hold=Hold.NO_DATA)
+        return _event(Move.HOLD, facts, rollout, late, hold=Hold.NO_DATA, evidence=found)
     if gate.on_inconclusive == "rollback":
-        return _event(Move.FAIL, facts, rollout, late, evidence={"limit": "on_inconclusive"})
-    return _event(Move.HOLD, facts, rollout, late, hold=Hold.INCONCLUSIVE)
+        return _event(Move.FAIL, facts, rollout, late, evidence={"limit": "on_inconclusive", **found})
+    return _event(Move.HOLD, facts, rollout, late, hold=Hold.INCONCLUSIVE, evidence=found)
+
+
+def _counted(rollout: Rollout, seen: int) -> int:
+    """Of `seen`, what belongs to the present step. A monitor that lost its state counts from nothing again."""
+    return seen - rollout.step_seen if seen >= rollout.step_seen else seen
 
 
 def _promotion(rollout: Rollout, facts: Facts) -> Decision:
     if waits := unmet(rollout, facts):
         words = {_word(guard, facts) for guard in required(rollout, facts)}
         hold = Hold.NO_DATA if words & set(_EMPTY) else Hold.INCONCLUSIVE
-        return _event(Move.HOLD, facts, rollout, f"a promotion needs: {'; '.join(waits)}", hold=hold)
+        found = _guards_evidence(required(rollout, facts), facts)
+        return _event(Move.HOLD, facts, rollout, f"a promotion needs: {'; '.join(waits)}", hold=hold, evidence=found)
     if (thin := headroom_lack(rollout, facts)) is not None:
         return _event(Move.HOLD, facts, rollout, thin, hold=Hold.NO_HEADROOM)
     judges = required(rollout, facts)
     passed = "; ".join(_said(guard, facts) for guard in judges)
-    evidence = {"passes": {name: facts.guards[name].statistic for name in judges}}
+    evidence = {"passes": {name: bounded(facts.guards[name].statistic) for name in judges}}
     return _event(Move.PROMOTE, facts, rollout, f"every required guard has passed: {passed}", evidence=evidence)
 
 
@@ -342,11 +352,15 @@ def _monitoring(rollout: Rollout, facts: Facts, now_ns: int) -> Decision:
     missing = _missing(rollout, facts, now_ns, gate, facts.live, rollout.required)
     if missing is not None:
         return missing
-    return _event(Move.SUCCEED, facts, rollout, f"watched for {monitor.duration} after its promotion, nothing failed")
+    why = f"watched for {monitor.duration} after its promotion, nothing failed"
+    found = _gate_evidence(rollout, facts, facts.live, rollout.required)
+    return _event(Move.SUCCEED, facts, rollout, why, evidence=found)
 
 
-def _to_weight(rollout: Rollout, facts: Facts, move: Move, at: int, why: str) -> Decision:
-    """Go on to step `at`, if what it gives can be had beside the other candidates."""
+def _to_weight(
+    rollout: Rollout, facts: Facts, move: Move, at: int, why: str, evidence: dict[str, Any] | None = None
+) -> Decision:
+    """Go on to step `at`, if what it gives can be had beside the other candidates. `evidence`: that it may."""
     wanted = msgspec.structs.replace(rollout, at=at).weight
     if wanted > facts.room:
         lack = f"step {at + 1} needs {wanted / 100:g} % and the other candidates leave {facts.room / 100:g} %"
@@ -357,7 +371,29 @@ def _to_weight(rollout: Rollout, facts: Facts, move: Move, at: int, why: str) ->
         if rollout.state in (State.SHADOW, State.RAMPING):
             return _event(Move.HOLD, facts, rollout, thin, hold=Hold.NO_HEADROOM)
         return Decision(None, thin)
-    return _event(move, facts, rollout, why)
+    return _event(move, facts, rollout, why, evidence=evidence)
+
+
+# ---------------------------------------------------------------- evidence
+
+
+def _evidence(guard: Guard) -> dict[str, Any]:
+    """What a guard's verdict rests on: threshold, counts and examples of request keys are in the statistic."""
+    found: dict[str, Any] = bounded(
+        {"guard": guard.name, "verdict": guard.verdict, "sentence": guard.sentence, "statistic": guard.statistic}
+    )
+    return found
+
+
+def _guards_evidence(names: tuple[str, ...], facts: Facts) -> dict[str, Any]:
+    """The same of several guards, by name; without those that have said nothing."""
+    return {"guards": {name: _evidence(facts.guards[name]) for name in names if name in facts.guards}}
+
+
+def _gate_evidence(rollout: Rollout, facts: Facts, seen: int, judged: tuple[str, ...]) -> dict[str, Any]:
+    """What a gate was judged by: the answers of its step, and the guards that it waited for."""
+    names = tuple(name for name in required(rollout, facts) if name in judged)
+    return {"requests": _counted(rollout, seen), **_guards_evidence(names, facts)}
 
 
 # ---------------------------------------------------------------- words

@@ -60,6 +60,14 @@ def test_start_names_a_policy_or_gives_a_file(tmp_path: Path, capsys: pytest.Cap
     assert "name one of --policy and -f, not both" in capsys.readouterr().err
 
 
+def test_start_prints_what_the_prediction_warns_of(capsys: pytest.CaptureFixture[str]) -> None:
+    server = Server(VIEW | {"warnings": ["step 3 is not done within 10m at 0.1 answers/s"]})
+    assert server.run("start", "moderation", "int8", "--policy", "fast") == 0
+    told = capsys.readouterr()
+    assert told.err == "WARNING step 3 is not done within 10m at 0.1 answers/s\n"
+    assert "follow it with" in told.out
+
+
 def test_start_without_a_policy_is_careful_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     server = Server(VIEW | {"policy": "careful"})
     assert server.run("start", "moderation", "int8") == 0

@@ -86,6 +86,7 @@ async def test_a_rollout_is_started_by_name_and_shown(api: httpx.AsyncClient) ->
     assert (view["id"], view["state"], view["step"], view["policy"]) == ("int8-1", "pending", 0, "fast")
     assert view["steps"][1] == {"set_weight": 1.0}
     assert [verdict["guard"] for verdict in view["verdicts"]] == ["errors", "latency", "agreement"]
+    assert view.pop("warnings") == []  # nothing is known of the traffic
     assert (await api.get(f"{ROOT}/int8-1")).json() == view
     assert (await api.get(ROOT)).json() == {"rollouts": [view]}
     assert (await api.get(ROOT, params={"model": "other"})).json() == {"rollouts": []}
@@ -192,6 +193,27 @@ async def test_a_promotion_by_hand_needs_every_pass_or_an_override_in_the_trail(
     assert (answer.json()["state"], answer.json()["weight"], answer.json()["waived"]) == ("promoting", 95.0, ["errors"])
     row = (await rig.trail())[-1]
     assert (row.action, row.actor, row.evidence) == ("rollout-promote", "cli:ann", {"override": ["errors"]})
+
+
+async def test_a_start_warns_of_steps_that_cannot_be_done_in_time(api: httpx.AsyncClient, rig: Rig) -> None:
+    slow = {"at": 1, "mode": "ok", "assumed": {"moderation": {"int8": ASSUMED | {"rate": 0.1}}}}
+    assert (await api.post("/admin/v1/monitor/heartbeat", json=slow)).status_code == 200
+    view = (await api.post(ROOT, json={**INT8, "policy": "fast"})).json()
+    assert view["state"] == "pending"
+    assert any(warning.startswith("step 1 is not done within 10m at 0.1 answers/s") for warning in view["warnings"])
+
+
+async def test_a_prediction_that_cannot_be_made_does_not_keep_a_rollout_from_starting(
+    api: httpx.AsyncClient, rig: Rig
+) -> None:
+    for changed in ({"alpha": 0.0}, {"rate": 0.0}):
+        beat = {"at": 1, "mode": "ok", "assumed": {"moderation": {"int8": ASSUMED | changed}}}
+        assert (await api.post("/admin/v1/monitor/heartbeat", json=beat)).status_code == 200
+        answer = await api.post(ROOT, json={**INT8, "policy": "fast"})
+        assert answer.status_code == 200
+        assert all("gets no requests" in warning for warning in answer.json()["warnings"])
+        await api.post(f"{ROOT}/{answer.json()['id']}:abort", json=WHY)
+        await tick(rig)
 
 
 async def test_a_prediction_is_not_the_answer_to_the_start_with_its_key(api: httpx.AsyncClient, rig: Rig) -> None:

@@ -91,7 +91,11 @@ def test_a_gate_that_is_late() -> None:
     strict = _with_gate(POLICY["short"], on_inconclusive="rollback")
     decision = said(bake(policy=strict), now_ns=late, guards=unsure)
     assert moved(decision) is Move.FAIL
-    assert decision.evidence == {"limit": "on_inconclusive"}
+    assert (decision.evidence["limit"], decision.evidence["requests"]) == ("on_inconclusive", 1000)
+    assert decision.evidence["guards"]["errors"] == {
+        "guard": "errors", "verdict": "inconclusive", "sentence": "errors says inconclusive",
+        "statistic": {"events": 3},
+    }  # fmt: skip
     assert decision.why == "not done within 10m: errors, inconclusive (errors says inconclusive)"
 
 
@@ -144,7 +148,9 @@ def test_a_failed_guard_goes_back_from_anywhere_even_in_a_freeze(state: State, a
     given = frozen(rollout(state=state, at=6 if state is State.MONITORING else 0))
     decision = said(given, guards=with_word("harm", "fail", action))
     assert moved(decision) is Move.FAIL
-    assert decision.evidence == {"guard": "harm", "sentence": "harm says fail", "statistic": {"events": 3}}
+    assert decision.evidence == {
+        "guard": "harm", "verdict": "fail", "sentence": "harm says fail", "statistic": {"events": 3},
+    }  # fmt: skip
 
 
 def test_a_paused_rollout_still_goes_back() -> None:
@@ -197,6 +203,43 @@ def test_a_guard_that_pauses_waits_for_a_human_and_is_not_raised_again_once_set_
     paused = rollout(state=State.PAUSED, held=State.RAMPING, hold=Hold.GUARD, at=5, why="agreement says fail")
     assert said(paused, guards=breached) == Decision(None, "waits for a human: agreement says fail")
     assert moved(said(bake(waived=("agreement",)), guards=breached)) is Move.ADVANCE
+
+
+def test_what_the_machine_decides_by_guards_carries_their_numbers() -> None:
+    numbers = {"log_evidence": 7.2, "log_threshold": 6.4, "observations": 900, "example_request_keys": ["0a", "0b"]}
+    breached = passing() | {"agreement": Guard("agreement", "fail", "pause", "over its limit", numbers)}
+    assert said(bake(), guards=breached).evidence == {
+        "guard": "agreement", "verdict": "fail", "sentence": "over its limit", "statistic": numbers,
+    }  # fmt: skip
+    passed = passing() | {"agreement": Guard("agreement", "pass", "none", "within it", numbers)}
+    waiting = rollout(state=State.PAUSED, held=State.RAMPING, hold=Hold.NO_DATA, at=5)
+    watched = rollout(state=State.MONITORING, at=6)
+    for given, guards in (
+        (shadow(step_seen=10), ["agreement"]),
+        *((one, ["errors", "latency", "agreement"]) for one in (bake(step_seen=10), waiting, watched)),
+    ):
+        evidence = said(given, guards=passed).evidence
+        assert (list(evidence["guards"]), evidence["requests"]) == (guards, 1000 - given.step_seen)
+        assert evidence["guards"]["agreement"]["statistic"] == numbers
+    limit = said(bake(), suspect=101, guards=passed).evidence
+    assert (limit["threshold"], limit["guards"]["agreement"]["statistic"]) == (100, numbers)
+
+
+def test_evidence_is_bounded_whatever_the_monitor_says() -> None:
+    deep: Any = "x"
+    for _ in range(50):
+        deep = [deep]
+    statistic: dict[str, Any] = {
+        "example_request_keys": [f"{key:016x}" for key in range(10_000)], "deep": deep, "log_evidence": 7.25,
+        **{f"slice {number}": {"text": "y" * 10_000} for number in range(1000)},
+    }  # fmt: skip
+    for verdict, action in (("fail", "pause"), ("fail", "rollback"), ("pass", "none")):
+        guards = passing() | {"errors": Guard("errors", verdict, action, "z" * 10_000, statistic)}
+        evidence = said(bake(), guards=guards).evidence
+        assert len(msgspec.json.encode(evidence)) < 32_768
+        kept = evidence if verdict == "fail" else evidence["guards"]["errors"]
+        assert kept["statistic"]["log_evidence"] == 7.25
+        assert kept["statistic"]["example_request_keys"][:2] == ["0" * 16, "0" * 15 + "1"]
 
 
 def test_a_candidate_gets_no_more_traffic_than_the_baseline_could_take_back() -> None:

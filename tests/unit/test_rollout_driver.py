@@ -49,7 +49,8 @@ class Live:
         words = {"errors": "pass", "latency": "pass", "agreement": "pass"} | self.words
         verdicts = [
             {"guard": guard, "variant": "int8", "verdict": word, "sentence": f"{guard} says {word}",
-             "action": "rollback" if word == "fail" else "none", "statistic": {"events": 7}}
+             "action": "rollback" if word == "fail" else "none", "statistic": {"events": 7, "log_threshold": 6.4},
+             "example_request_keys": ["00000000000000ab"]}
             for guard, word in words.items()
         ]  # fmt: skip
         seen = 100 * self.tick_number
@@ -106,6 +107,10 @@ async def test_a_sound_candidate_becomes_the_baseline(live: Live) -> None:
         ("rollout-approve", "ann"),
         *((f"rollout-{move}", "rollout") for move in ("advance", "advance", "promote", "promoted", "succeed")),
     ]
+    ramp = next(row for row in await live.rig.trail() if row.action == "rollout-ramp")
+    assert ramp.evidence["guards"]["agreement"]["statistic"] == {
+        "events": 7, "log_threshold": 6.4, "example_request_keys": ["00000000000000ab"],
+    }  # fmt: skip
 
 
 async def test_a_guard_that_fails_rolls_back_with_its_evidence(live: Live) -> None:
