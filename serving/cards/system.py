@@ -174,7 +174,7 @@ def _governance(config: Config, parts: Parts) -> list[str]:
         "enforce": "only what is approved is served",
     }
     trusted = [f"{key.name} ({', '.join(key.roles)})" for key in governance.trusted_keys]
-    lines = ["", f"Mode `{governance.mode}`: {meaning[governance.mode]}. Policy `{governance.policy}`.", ""]
+    lines = ["", f"Mode `{governance.mode}`: {meaning[governance.mode]}. {_policies(config)}", ""]
     lines += ["Approvals count of:", "", *listed(trusted), ""]
     if governance.mode == "off":
         return lines
@@ -184,3 +184,14 @@ def _governance(config: Config, parts: Parts) -> list[str]:
         for variant, part in variants.items()
     ]
     return [*lines, *table(("variant", "", "why"), rows)]
+
+
+def _policies(config: Config) -> str:
+    """Which policy binds which model: the common one, and those of the models that have their own."""
+    common = config.governance.policy
+    own = {name: model.policy for name, model in config.models.items() if model.policy and model.policy != common}
+    if not own:
+        return f"Policy `{common}`."
+    named = ", ".join(f"`{policy}` for model `{name}`" for name, policy in own.items())
+    rest = f"`{common}`" if len(own) < len(config.models) else ""
+    return f"Policy {'; '.join(part for part in (rest, named) if part)}."

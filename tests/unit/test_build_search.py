@@ -75,6 +75,7 @@ def test_students_are_every_combination_of_the_sizes_that_are_given_or_the_recip
 def measured(**changes: Any) -> dict[str, Any]:
     good: dict[str, Any] = {
         "failed": "", "neighbour_change": 0.0, "accuracy": 0.95, "disagreement": 0.01,
+        "slice": {"name": "class=spam", "accuracy": 0.9},
         "latency_ms": {"batch_1": {"p99": 3.0}},
     }  # fmt: skip
     return good | changes
@@ -89,10 +90,11 @@ def measured(**changes: Any) -> dict[str, Any]:
         ({"accuracy": 0.8}, "accuracy_floor 0.9"),
         ({"disagreement": 0.2}, "disagreement_ceiling 0.1"),
         ({"latency_ms": {"batch_1": {"p99": 9.0}}}, "p99_ms_ceiling 5"),
+        ({"slice": {"name": "class=spam", "accuracy": 0.7}}, "on slice class=spam is under slice_floor 0.85"),
     ],
 )
 def test_requirements_refuse_candidates(changes: dict[str, Any], reason: str) -> None:
-    requirements = {"accuracy_floor": 0.9, "disagreement_ceiling": 0.1, "p99_ms_ceiling": 5.0}
+    requirements = {"accuracy_floor": 0.9, "disagreement_ceiling": 0.1, "p99_ms_ceiling": 5.0, "slice_floor": 0.85}
     found = refusal(measured(**changes), requirements)
     assert reason in found
     assert bool(found) == bool(reason)
@@ -135,6 +137,8 @@ def test_every_candidate_is_measured_on_validation(searched: tuple[Registry, Bui
             continue
         assert row["failed"] == "", name
         assert row["latency_ms"]["batch_1"]["p50"] > 0
+        assert row["slice"]["name"]
+        assert row["slice"]["accuracy"] <= row["accuracy"]
     assert trials["fp32"]["mean_kl"] == 0
 
 

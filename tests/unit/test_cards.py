@@ -198,6 +198,17 @@ def test_the_system_card_says_what_is_not_approved(run: Any, registry: Registry,
     assert "| m/int8 | not approved | models.m.variants.int8: m/int8:2 (sha256 " in shown
 
 
+def test_the_system_card_names_the_policy_of_each_model(run: Any, registry: Registry) -> None:
+    path = configuration(registry, "governance: {policy: limited}\n")
+    assert "Policy `limited`." in run("--system", str(path))
+    whole = path.read_text()
+    path.write_text(whole.replace("    baseline: teacher\n", "    baseline: teacher\n    policy: high\n"))
+    assert "Policy `high` for model `m`." in run("--system", str(path))
+    other = "  n: {baseline: teacher, variants: {teacher: {artifact: 'm/teacher:1'}}}\n"
+    path.write_text(path.read_text() + other)
+    assert "Policy `limited`; `high` for model `m`." in run("--system", str(path))
+
+
 # ---------------------------------------------------------------- bills of materials
 
 

@@ -15,17 +15,22 @@ from serving.build.evidence.examine import ROWS, TRIES, Inputs, Subject
 from serving.build.examples import Examples
 
 
-def subject_of(train: Examples, test: Examples, labels: Sequence[str]) -> Subject:
-    """Slices by class and by terciles (cut on the training rows), and perturbations of the first `ROWS` test rows."""
-    masks = slices.class_slices(test.classes, labels)
-    measured, reference = _features(test.inputs), _features(train.inputs)
+def masks_of(train: Examples, rows: Examples, labels: Sequence[str]) -> dict[str, np.ndarray]:
+    """Slices of rows by class and by terciles, cut on the training rows: slice -> bool [n]."""
+    masks = slices.class_slices(rows.classes, labels)
+    measured, reference = _features(rows.inputs), _features(train.inputs)
     for name, values in measured.items():
         masks |= slices.tercile_slices(name, values, slices.tercile_edges(reference[name]))
+    return masks
+
+
+def subject_of(train: Examples, test: Examples, labels: Sequence[str]) -> Subject:
+    """Slices (see `masks_of`), and perturbations of the first `ROWS` test rows."""
     few = dict(test.head(ROWS).inputs)
     return Subject(
         dict(test.inputs),
         test.classes,
-        masks,
+        masks_of(train, test, labels),
         _perturbations(train.inputs, few),
         _hostile(train.inputs, few),
         _target(train, test),

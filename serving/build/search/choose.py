@@ -51,7 +51,10 @@ def bounded(candidates: Iterable[T], limit: int) -> list[T]:
 
 
 def refusal(measured: Mapping[str, Any], requirements: Mapping[str, Any]) -> str:
-    """Why a candidate may not be taken, from its measurements and the recipe's requirements; empty if it may."""
+    """Why a candidate may not be taken, from its measurements and the recipe's requirements; empty if it may.
+
+    `memory_mb_ceiling` and `policy` are left to the gate: a trial has no process of its own and not all the evidence.
+    """
     if measured.get("failed"):
         return str(measured["failed"])
     if measured["neighbour_change"] > NEIGHBOUR_LIMIT:
@@ -66,6 +69,9 @@ def refusal(measured: Mapping[str, Any], requirements: Mapping[str, Any]) -> str
             f"disagreement {measured['disagreement']:.4f} is over "
             f"disagreement_ceiling {requirements['disagreement_ceiling']}"
         )
+    worst, floor = measured["slice"], requirements.get("slice_floor")
+    if floor is not None and worst["accuracy"] < floor:
+        return f"accuracy {worst['accuracy']:.4f} on slice {worst['name']} is under slice_floor {floor}"
     if (limit := requirements.get("p99_ms_ceiling")) is not None and measured["latency_ms"]["batch_1"]["p99"] > limit:
         return f"p99 of {measured['latency_ms']['batch_1']['p99']:.2f} ms is over p99_ms_ceiling {limit:g}"
     return ""

@@ -19,7 +19,10 @@ from serving.build.search.trial import measure_trial
 from serving.runtimes.base import TorchMode
 
 _HERE = Path(__file__).parent
-_SOURCES = (*MEASURING, _HERE.parent / "evaluate.py")
+_SOURCES = (
+    *MEASURING,
+    *(_HERE.parent / name for name in ("evaluate.py", "evidence/slices.py", "evidence/subject.py")),
+)
 _RUNTIMES = {"onnx": "onnxruntime", "torch": "torch"}
 
 

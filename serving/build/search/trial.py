@@ -11,6 +11,8 @@ import numpy as np
 from serving.build import metrics
 from serving.build.cache import Tick, write_json
 from serving.build.evaluate import infer, neighbour_delta, percentiles
+from serving.build.evidence.slices import compare_slices, lowest_accuracy
+from serving.build.evidence.subject import masks_of
 from serving.build.examples import read_examples
 from serving.build.interface import draft, pipeline_folder
 from serving.runtimes.base import open_session
@@ -51,13 +53,16 @@ def measure_trial(out: Path, needs: Mapping[str, Path], parameters: Mapping[str,
         return
     np.save(out / "logits.npy", logits)
     judge = np.load(needs["judge"] / "logits.npy") if "judge" in needs else logits
-    answers = logits.argmax(axis=1)
+    right, judged = logits.argmax(axis=1) == examples.classes, judge.argmax(axis=1) == examples.classes
+    masks = masks_of(read_examples(needs["data"], "train", parameters["labels"]), examples, parameters["labels"])
+    worst, lowest = lowest_accuracy(compare_slices(masks, right, judged))
     write_json(
         out / "trial.json",
         {
             **found,
-            "accuracy": float((answers == examples.classes).mean()),
-            "disagreement": float((answers != judge.argmax(axis=1)).mean()),
+            "accuracy": float(right.mean()),
+            "slice": {"name": worst, "accuracy": lowest},
+            "disagreement": float((logits.argmax(axis=1) != judge.argmax(axis=1)).mean()),
             "mean_kl": metrics.mean_kl(judge, logits),
             "neighbour_change": change,
             "bytes": (needs["model"] / manifest.entry).stat().st_size,

@@ -1,7 +1,7 @@
 """The search for a student: temperatures, weights of the teacher's loss and sizes, beside controls of each size.
 
 Like every search it measures on validation and takes one by the recipe's rule. An accuracy is the mean over the seeds;
-time, size and divergence are those of the first.
+time, size, divergence and slices are those of the first.
 """
 
 from __future__ import annotations
