@@ -47,6 +47,7 @@ examples: $(STAMP) ## build the further examples: anomaly detection and voice (a
 
 .PHONY: sentiment
 sentiment: $(STAMP) ## fetch, build and test the third example, customer feedback (minutes, 90 MB)
+	$(BIN)/python -c 'import torchao' 2>/dev/null || $(BIN)/python -m pip install --quiet -e '.[torchao]'
 	test -f deployments/examples/sentiment/models/minilm.safetensors || $(BIN)/python deployments/examples/sentiment/prepare.py
 	$(BIN)/canarium build deployments/examples/sentiment/recipe.yaml --registry $(STATE)/registry
 	$(BIN)/python -m pytest -m opt_in tests/integration/test_sentiment.py $(ARGS)
