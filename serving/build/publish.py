@@ -67,7 +67,7 @@ def publish(
         missing = [parent for parent in variant.parents.values() if parent not in registered]
         reason = f"its parent {missing[0]} was refused" if missing else ""
         if not reason and variant.damage is None:
-            reason = _gate(recipe.requirements, evaluation)
+            reason = missed(recipe.requirements, evaluation)
             if policy is not None and not reason:
                 reason = _lacking(policy, variant, evaluation, calibration, data)
         if reason:
@@ -112,7 +112,7 @@ def publish(
     return Outcome(list(registered.values()), refused)
 
 
-def _gate(needed: RequirementsRecipe, evaluation: Mapping[str, Any]) -> str:
+def missed(needed: RequirementsRecipe, evaluation: Mapping[str, Any]) -> str:
     """Why a variant may not be registered; empty if it may. `X_floor` and `X_ceiling` bound the measured X."""
     measured = {**evaluation, **_derived(evaluation)}
     for requirement, bound in needed.model_dump(exclude={"policy"}, exclude_none=True).items():

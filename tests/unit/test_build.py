@@ -23,6 +23,8 @@ from monitoring.golden import read
 from serving.build import metrics
 from serving.build.cache import BuildError, Cache, versions
 from serving.build.kinds import load_recipe
+from serving.build.publish import missed
+from serving.build.recipe import RequirementsRecipe
 from serving.build.runner import build
 from serving.build.text.data import near_key, read_rows
 from serving.errors import ConfigError
@@ -198,6 +200,36 @@ def test_a_missed_requirement_keeps_a_variant_out(built: Built, tmp_path: Path) 
     assert not (registry.root / "models").exists()
     (report,) = (registry.root / "reports").glob("*.md")
     assert "refused: its parent teacher was refused" in report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("requirement", "bound", "reason"),
+    [
+        ("accuracy_floor", 0.96, "accuracy 0.9500 is under requirements.accuracy_floor 0.96"),
+        ("disagreement_ceiling", 0.01, "disagreement 0.0200 is over requirements.disagreement_ceiling 0.01"),
+        ("slice_floor", 0.9, "slice 0.8800 is under requirements.slice_floor 0.9"),
+        ("p99_ms_ceiling", 3.0, "p99 ms 3.5000 is over requirements.p99_ms_ceiling 3.0"),
+        ("memory_mb_ceiling", 20.0, "memory mb 25.0000 is over requirements.memory_mb_ceiling 20.0"),
+    ],
+)
+def test_the_gate_says_which_requirement_a_variant_misses(requirement: str, bound: float, reason: str) -> None:
+    evaluation: dict[str, Any] = {
+        "accuracy": 0.95,
+        "teacher_disagreement": 0.02,
+        "latency_ms": {"batch_1": {"p50": 2.0, "p99": 3.5}},
+        "memory": {"model_bytes": 25_000_000, "process_bytes": 90_000_000, "peak_bytes": 95_000_000},
+        "slices": {"slices": {"long": {"rows": 40, "accuracy": 0.88}, "odd": {"rows": 5, "accuracy": 0.2}}},
+    }
+    assert missed(RequirementsRecipe.model_validate({requirement: bound}), evaluation) == reason
+    loose = 0.5 if requirement.endswith("_floor") else bound * 2
+    assert missed(RequirementsRecipe.model_validate({requirement: loose}), evaluation) == ""
+
+
+@pytest.mark.parametrize("requirement", ["memory_mb_ceiling", "slice_floor"])
+def test_the_gate_passes_nothing_that_was_not_measured(requirement: str) -> None:
+    evaluation = {"accuracy": 1.0, "teacher_disagreement": 0.0, "latency_ms": {"batch_1": {"p99": 1.0}}}
+    why = missed(RequirementsRecipe.model_validate({requirement: 1.0}), evaluation | {"memory": None})
+    assert why.endswith(f"was not measured, which requirements.{requirement} asks for")
 
 
 def test_a_policy_keeps_out_what_was_not_measured_and_a_card_is_kept(built: Built, tmp_path: Path) -> None:
