@@ -186,11 +186,12 @@ def test_each_harm_is_found_by_the_guard_meant_for_it(
 ) -> None:
     stall = stalled(stack, variant) if "latency" in meant else contextlib.nullcontext()
     with Load(f"http://127.0.0.1:{stack.http_port}", RATE) as load, stall:
-        stack.traffic(MODEL, weights={variant: PERCENT})
+        # What was seen of its copies before asks for a pause; here it gets traffic all the same.
+        stack.traffic(MODEL, weights={variant: PERCENT}, override_pause=True)
         wait_for(lambda: meant & set(failing(stack, variant)), 100, 0.25)
         said = failing(stack, variant)
         assert set(said) <= meant | likewise, said
-        assert all(verdict["sentence"].startswith((variant, "teacher")) for verdict in said.values()), said
+        assert all(variant in verdict["sentence"] for verdict in said.values()), said
         if action == "pause":  # nothing is taken away from a variant by a guard that pauses its ramp
             assert {said[guard]["action"] for guard in meant} == {"pause"}
             assert weight(stack, variant) == PERCENT
