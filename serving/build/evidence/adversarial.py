@@ -13,7 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import wilcoxon
 
 #: Rows that are attacked, rounds of an attack, and answers that it may ask for in its first and its last round.
 ROWS, ROUNDS, FIRST, LAST = 40, 8, 50, 300
@@ -99,6 +98,8 @@ def compare(found: np.ndarray, trusted: np.ndarray) -> dict[str, Any]:
 
     `p_value`: of Wilcoxon's signed-rank test, two-sided, that neither is easier to fool.
     """
+    from scipy.stats import wilcoxon
+
     gaps = (np.minimum(found, _FAR) - np.minimum(trusted, _FAR)).astype(np.float64)
     return {
         "attack": "HopSkipJump",
