@@ -52,6 +52,14 @@ def by_variant(function: str) -> str:
     return f"sum by (variant) ({function})"
 
 
+def with_interval(metric: str) -> tuple[Query, ...]:
+    """A metric and the two ends of its interval, which are metrics of their own."""
+    ends = {"": "", "_lower": " lower", "_upper": " upper"}
+    return tuple(
+        Query(f"max by (variant) ({metric}{end}{{{M}}})", f"{{{{variant}}}}{name}") for end, name in ends.items()
+    )
+
+
 def quantile(q: float) -> str:
     buckets = f"sum by (variant, le) (rate(canarium_request_duration_seconds_bucket{{{M}}}{RATE}))"
     return f"histogram_quantile({q}, {buckets})"
@@ -217,11 +225,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             Panel(
                 "Agreement since traffic began, 95 % interval",
-                (
-                    Query(f"max by (variant) (canarium_agreement_ratio{{{M}}})", "{{variant}}"),
-                    Query(f"max by (variant) (canarium_agreement_ratio_lower{{{M}}})", "{{variant}} lower"),
-                    Query(f"max by (variant) (canarium_agreement_ratio_upper{{{M}}})", "{{variant}} upper"),
-                ),
+                with_interval("canarium_agreement_ratio"),
                 unit="percentunit",
                 width=16,
                 maximum=1,
@@ -245,11 +249,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         (
             Panel(
                 "Jensen-Shannon divergence from the teacher, 95 % interval",
-                (
-                    Query(f"max by (variant) (canarium_js_divergence{{{M}}})", "{{variant}}"),
-                    Query(f"max by (variant) (canarium_js_divergence_lower{{{M}}})", "{{variant}} lower"),
-                    Query(f"max by (variant) (canarium_js_divergence_upper{{{M}}})", "{{variant}} upper"),
-                ),
+                with_interval("canarium_js_divergence"),
                 dashed=".* (lower|upper)",
                 description="Nats, at most 0.69; 0 is the same answer.",
             ),
