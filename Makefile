@@ -79,7 +79,7 @@ bench-peers: $(STAMP) ## compare with other inference servers, an hour (QUICK=1:
 	$(BIN)/python -m loadtests.peers $(if $(QUICK),--quick) $(ARGS)
 
 .PHONY: bench-detection
-bench-detection: $(STAMP) ## false alarms and delays of the guards, beside other tools; 40 minutes (QUICK=1: minutes)
+bench-detection: $(STAMP) ## false alarms and delays of the guards, beside other tools; half an hour (QUICK=1: three minutes)
 	$(BIN)/python -c 'import evidently, matplotlib, river' 2>/dev/null || $(BIN)/python -m pip install --quiet -e '.[bench]'
 	$(BIN)/python -m loadtests.detection $(if $(QUICK),--quick) $(ARGS)
 
