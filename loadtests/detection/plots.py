@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from loadtests.detection.comparators import NAMES
-from loadtests.detection.measure import Delays, Found
+from loadtests.detection.measure import TOLERANT, Delays, Found
 
 #: Curves with at least two sizes, and what their axis says.
 AXES = {
@@ -19,7 +20,10 @@ AXES = {
     "latency": "candidate's latency ×",
     "NaN": "answers that are NaN, %",
 }
-COLOURS = ("#d62728", "#9467bd", "#7f7f7f", "#bcbd22", "#17becf", "#1f77b4", "#8c564b", "#ff7f0e", "#2ca02c", "#e377c2")
+#: What the guard meant for a harm is called in every panel; its own name is in the title.
+GUARD = "guard"
+#: Of the comparators.
+COLOURS = ("#bcbd22", "#17becf", "#1f77b4", "#8c564b", "#ff7f0e", "#2ca02c", "#e377c2")
 
 
 def draw(found: Sequence[Found], folder: Path) -> list[Path]:
@@ -39,15 +43,15 @@ def draw(found: Sequence[Found], folder: Path) -> list[Path]:
         panels = grid.ravel()
         for panel, (name, cells) in zip(panels, curves.items(), strict=False):
             _panel(panel, cells, what)
-            panel.set_title(name)
+            panel.set_title(f"{name}: {cells[0].cell.guards[0]}")
             panel.set_xlabel(AXES[name])
         for panel in panels[len(curves) :]:
             panel.set_visible(False)
         labels: dict[str, object] = {}
         for panel in panels:
             labels.update(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-        figure.legend(labels.values(), labels.keys(), loc="lower center", ncols=5, frameon=False)
-        figure.tight_layout(rect=(0, 0.09, 1, 1))
+        figure.legend(labels.values(), labels.keys(), loc="lower center", ncols=9, frameon=False)
+        figure.tight_layout(rect=(0, 0.05, 1, 1))
         path = folder / f"detection-{what}.svg"
         figure.savefig(path, metadata={"Date": None})
         pyplot.close(figure)
@@ -55,34 +59,33 @@ def draw(found: Sequence[Found], folder: Path) -> list[Path]:
     return paths
 
 
-def _panel(panel: object, cells: Sequence[Found], what: str) -> None:
-    ways: dict[str, list[tuple[float, Delays]]] = {}
-    for one in cells:
-        for name, delays in ({f"guard {name}": d for name, d in one.guards.items()} | one.comparators).items():
-            ways.setdefault(name, []).append((one.cell.magnitude, delays))
-    order = [*[name for name in ways if name.startswith("guard")], *[name for name in NAMES if name in ways]]
-    for name in order:
-        guard = name.startswith("guard")
-        sizes = [size for size, _ in ways[name]]
-        values = [delays.power if what == "power" else _minutes(delays) for _, delays in ways[name]]
-        colour = COLOURS[(_GUARDS.index(name) if name in _GUARDS else 0) if guard else 3 + NAMES.index(name) % 7]
-        panel.plot(  # type: ignore[attr-defined]
-            sizes, values, label=name, color=colour, marker="o" if guard else ".", linewidth=2.2 if guard else 1.0,
-            linestyle="-" if guard else "--",
-        )  # fmt: skip
-    panel.set_xscale("log")  # type: ignore[attr-defined]
+def _panel(panel: Any, cells: Sequence[Found], what: str) -> None:
+    """The guard meant for the harm, as it is configured by default too, and every comparator."""
+    first = cells[0].cell.guards[0]
+    drawn = {GUARD: first, GUARD + TOLERANT: first + TOLERANT}
+    for label, name in drawn.items():
+        style = {"color": "#d62728", "marker": "o", "linewidth": 2.2} if label == GUARD else {"color": "#ff9896"}
+        _line(panel, [(one.cell.magnitude, one.guards.get(name)) for one in cells], what, label=label, **style)
+    for number, name in enumerate(NAMES):
+        sizes = [(one.cell.magnitude, one.comparators.get(name)) for one in cells]
+        _line(panel, sizes, what, label=name, color=COLOURS[number], marker=".", linewidth=1.0, linestyle="--")
+    panel.set_xscale("log")
     ticks = [one.cell.magnitude for one in cells]
-    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])  # type: ignore[attr-defined]
-    panel.minorticks_off()  # type: ignore[attr-defined]
+    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    panel.minorticks_off()
     if what == "power":
-        panel.set_ylabel("share found in 5 h")  # type: ignore[attr-defined]
-        panel.set_ylim(-0.03, 1.05)  # type: ignore[attr-defined]
+        panel.set_ylabel("share found in 5 h")
+        panel.set_ylim(-0.03, 1.05)
     else:
-        panel.set_ylabel("median delay, minutes")  # type: ignore[attr-defined]
-        panel.set_yscale("log")  # type: ignore[attr-defined]
+        panel.set_ylabel("median delay, minutes")
+        panel.set_yscale("log")
 
 
-_GUARDS = ("guard agreement", "guard harm", "guard calibration")  # the others are alone in their panel
+def _line(panel: Any, sizes: Sequence[tuple[float, Delays | None]], what: str, **style: Any) -> None:
+    known = [(size, delays) for size, delays in sizes if delays is not None]
+    if known:
+        values = [delays.power if what == "power" else _minutes(delays) for _, delays in known]
+        panel.plot([size for size, _ in known], values, **style)
 
 
 def _minutes(delays: Delays) -> float:

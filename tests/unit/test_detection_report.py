@@ -10,7 +10,9 @@ import pytest
 
 from loadtests.detection import design, report
 from loadtests.detection.bounds import Speed
-from loadtests.detection.measure import Delays, Found
+from loadtests.detection.design import FLIPS
+from loadtests.detection.measure import TOLERANT, Delays, Found
+from loadtests.detection.plots import draw
 from loadtests.proportions import upper
 
 
@@ -88,3 +90,23 @@ def test_every_cell_has_a_healthy_stream_to_calibrate_on_and_a_guard_that_is_mea
     assert {cell.factor for cell in design.DEFAULTS} == {""}
     assert all(cell.factor for cell in design.FACTORS)
     assert set(design.QUICK.cells) <= set(design.DEFAULTS)
+
+
+def test_the_plots_show_the_guard_meant_for_a_harm_beside_the_comparators(tmp_path: Path) -> None:
+    found = [
+        Found(
+            cell,
+            {
+                "agreement": Delays(np.array([60.0 / cell.magnitude])),
+                "agreement" + TOLERANT: Delays(np.array([np.inf])),
+            },
+            {"ADWIN": Delays(np.array([120.0]))},
+        )
+        for cell in FLIPS
+    ]
+    paths = draw(found, tmp_path)
+    assert [path.name for path in paths] == ["detection-power.svg", "detection-delay.svg"]
+    for path in paths:
+        text = path.read_text()
+        assert all(word in text for word in ("flips: agreement", "guard, default margins", "ADWIN"))
+        assert "temperature" not in text
