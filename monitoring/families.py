@@ -9,6 +9,9 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
+#: Labels of what is about one variant of a model.
+MV = ("model", "variant")
+
 
 def counter(name: str, text: str, labels: Sequence[str] = ()) -> CounterMetricFamily:
     return CounterMetricFamily(name, text, labels=labels)

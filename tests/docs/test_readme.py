@@ -30,7 +30,8 @@ from serving.core.rollout_policy import (
     parse_policy,
 )
 
-METRIC_SOURCES = [path for path in (ROOT / "monitoring/metrics.py", ROOT / "serving/metrics.py") if path.exists()]
+METRIC_FILES = ("monitoring/metrics.py", "monitoring/aggregate_metrics.py", "serving/metrics.py")
+METRIC_SOURCES = [path for path in (ROOT / name for name in METRIC_FILES) if path.exists()]
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
