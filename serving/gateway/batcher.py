@@ -113,12 +113,12 @@ class Batcher:
 
     @property
     def capacity(self) -> float:
-        """Rows a second that the workers can do in full batches; 0 while none has run."""
+        """Rows a second that the workers can do in full batches; 0 while the pace is unknown."""
         return self._pace.capacity(self._available)
 
     @property
     def capacity_at_least(self) -> float:
-        """The same, or before the first full batch what others show at least; 0 while nothing is known."""
+        """The same, or while the pace is unknown what batches show at least; 0 while there was no batch at all."""
         return self._pace.capacity_at_least(self._available)
 
     def set_workers(self, workers: Sequence[Worker]) -> None:

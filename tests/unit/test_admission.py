@@ -9,10 +9,18 @@ import pytest
 from batcher_kit import Doubler, TimedLoop, pause, rig, simulate
 
 from serving.config import parse_config
-from serving.core.admission import Pace
+from serving.core.admission import LEAST, Pace
 from serving.errors import ErrorKind, RequestError
 
 MS = 1_000_000
+
+
+def paced(rows: int, took_ns: int) -> Pace:
+    """A pace that is known: of full batches like this one."""
+    pace = Pace()
+    for _ in range(LEAST):
+        pace.measured(rows, took_ns, full=True)
+    return pace
 
 
 def test_an_unknown_pace_promises_no_wait() -> None:
@@ -22,8 +30,7 @@ def test_an_unknown_pace_promises_no_wait() -> None:
 
 
 def test_what_is_ahead_is_queued_rows_and_what_is_left_of_running_batches() -> None:
-    pace = Pace()
-    pace.measured(4, 8 * MS, full=True)
+    pace = paced(4, 8 * MS)
     assert pace.wait_ns(10, 1, 0) == 20 * MS
     assert pace.wait_ns(10, 4, 0) == 5 * MS
     pace.started(7, 4, 100 * MS)
@@ -37,7 +44,7 @@ def test_a_batch_that_was_not_full_may_lower_the_pace_and_never_raises_it() -> N
     pace = Pace()
     pace.measured(1, 10 * MS, full=False)
     assert not pace.row_ns  # a lone row pays the whole fixed cost of a batch
-    pace.measured(32, 32 * MS, full=True)
+    pace = paced(32, 32 * MS)
     assert pace.row_ns == MS
     pace.measured(1, 10 * MS, full=False)
     assert pace.row_ns == MS
@@ -52,13 +59,12 @@ def test_capacity_is_that_of_full_batches_and_before_them_a_lower_bound() -> Non
     assert (pace.capacity(2), pace.capacity_at_least(2)) == (0.0, 0.0)
     pace.measured(1, 10 * MS, full=False)
     assert (pace.capacity(2), pace.capacity_at_least(2)) == (0.0, 200.0)
-    pace.measured(16, 32 * MS, full=True)
+    pace = paced(16, 32 * MS)
     assert pace.capacity(2) == pace.capacity_at_least(2) == 1000.0
 
 
 def test_one_stalled_batch_hardly_changes_the_pace_and_lasting_slowness_does() -> None:
-    pace = Pace()
-    pace.measured(8, 8 * MS, full=True)
+    pace = paced(8, 8 * MS)
     pace.measured(8, 800 * MS, full=True)
     assert pace.row_ns == pytest.approx(1.2 * MS)
     for _ in range(30):
@@ -66,10 +72,25 @@ def test_one_stalled_batch_hardly_changes_the_pace_and_lasting_slowness_does() -
     assert pace.row_ns == pytest.approx(5 * MS, rel=0.02)
 
 
+def test_a_stall_before_the_pace_is_known_has_no_light_traffic_refused() -> None:
+    async def main(loop: TimedLoop) -> None:
+        worker = Doubler(took_s=0.3)
+        at = rig(loop, worker, max_batch=8, max_rows=64, max_wait_ms=50)
+        for value in range(60):  # 70 a second, which is a tenth of what it can do once the host has woken up
+            worker.took_s = 0.3 if value < 1 else 0.1 if value < 25 else 0.01
+            at.send(value)
+            await pause(1 / 70)
+        assert not any(isinstance(outcome, Exception) for outcome in await at.outcomes())
+        assert at.batcher.shed == 0
+        await at.batcher.close()
+
+    simulate(main)
+
+
 def test_a_request_that_would_wait_too_long_is_refused_when_it_comes() -> None:
     async def main(loop: TimedLoop) -> None:
         at = rig(loop, Doubler(took_s=0.04), max_wait_ms=50)
-        for value in range(4):  # one full batch of four: 10 ms a row
+        for value in range(4 * LEAST):  # full batches of four: 10 ms a row
             at.send(value)
         await at.outcomes()
         at.tasks.clear()
@@ -96,7 +117,7 @@ def test_a_request_that_would_wait_too_long_is_refused_when_it_comes() -> None:
 def test_a_deadline_that_cannot_be_met_is_refused_and_shadow_work_delays_no_live_work() -> None:
     async def main(loop: TimedLoop) -> None:
         at = rig(loop, Doubler(took_s=0.04))
-        for value in range(4):
+        for value in range(4 * LEAST):
             at.send(value)
         await at.outcomes()
         for value in range(8):
