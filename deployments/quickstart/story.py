@@ -77,6 +77,7 @@ class Story:
         self._example: Outcome | None = None
         self._damaged_live = False
         self._complaint: str | None = None
+        self._failure = ""  # what the first failed request was told
 
     # ------------------------------------------------------------ what the load generator reports
 
@@ -86,6 +87,7 @@ class Story:
         if not outcome.ok:
             self.timeline.client_failures += 1
             self._answers[f"failed {outcome.code}"] += 1
+            self._failure = self._failure or _failure(outcome)
             return
         request_id, row = outcome.request.tag
         self._answers[outcome.variant] += 1
@@ -280,7 +282,7 @@ class Story:
         self._take_answers()
         self.timeline.unsent = recorder.unsent
         if self.timeline.client_failures:
-            self._miss(f"{self.timeline.client_failures} requests failed, expected none")
+            self._miss(f"{self.timeline.client_failures} requests failed, expected none; the first: {self._failure}")
         if recorder.unsent:
             self._miss(f"{recorder.unsent} requests could not be sent: too much in flight")
 
@@ -292,6 +294,12 @@ def _answer(outcome: Outcome) -> str | None:
         return next((str(one["data"][0]) for one in outputs if one["name"] == "label"), None)
     except (ValueError, KeyError, TypeError, IndexError):
         return None
+
+
+def _failure(outcome: Outcome) -> str:
+    """What a failed request was told, or why it was told nothing."""
+    body = outcome.response.body.decode(errors="replace") if outcome.response is not None else ""
+    return f"{outcome.code} {body[:300]}".strip()
 
 
 def _shares(answers: Counter[str]) -> str:

@@ -200,7 +200,7 @@ async def test_failed_requests_are_counted_and_fail_the_story(world: World) -> N
     timeline, _, _ = await tell(world)
     assert not timeline.beats["baseline"]
     assert timeline.client_failures == len(world.served) > 0
-    assert "requests failed" in timeline.missing[-1]
+    assert "requests failed, expected none; the first: 503" in timeline.missing[-1]
 
 
 async def test_an_older_rollback_is_not_taken_for_the_trip(world: World) -> None:
