@@ -1,7 +1,7 @@
 """What is watched of the baseline by itself: guards that need no other arm, and that go on for ever. Pure.
 
 Each is an e-detector with one false alarm in `QUIET_DAYS` at the traffic that there is; an alarm lasts a day. What its
-sentence counts begins anew every day.
+sentence counts begins anew every day, but not while there is an alarm.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ EXAMPLES = 5
 QUIET_DAYS = 90
 #: Observations until a false alarm at the least, before the traffic is known.
 LEAST = 10_000
+#: Records are not quite in the order of their times: files are read one after the other, and clocks are set.
+BACK_NS = 60_000_000_000
 #: After so many records the rate is looked at anew.
 LOOK = 1024
 KINDS: tuple[type[Guard[Any]], ...] = (OodGuard, EmbeddingGuard)
@@ -40,8 +42,10 @@ class Baseline:
         self._records = 0
         self._failed_ns = dict.fromkeys(self.guards, 0)
         self._daily = dict.fromkeys(self.guards, 0)  # observations of the last full day
+        self._apart = dict.fromkeys(self.guards, 0)  # of a detector's observations, those that are not of this day
         self._examples: dict[str, deque[int]] = {name: deque(maxlen=EXAMPLES) for name in self.guards}
         for guard in self.guards.values():
+            guard.detector.watch()
             guard.detector.alpha = 1 / LEAST
 
     def answered(self, event: Event) -> None:
@@ -62,8 +66,11 @@ class Baseline:
             self._note(name, before)
 
     def _at(self, event: Event) -> None:
-        if not 0 <= event.wall_ns - self._began_ns < DAY_NS:
+        if not -BACK_NS <= event.wall_ns - self._began_ns < DAY_NS:
             self._new_day(event.wall_ns)
+        for name, guard in self.guards.items():
+            if guard.detector.failed and event.wall_ns - self._failed_ns[name] >= DAY_NS:
+                self._quiet(name)
         self._last_ns = event.wall_ns
         self._records += 1
         if self._records % LOOK == 0:
@@ -73,21 +80,32 @@ class Baseline:
         for name, guard in self.guards.items():
             detector = guard.detector
             detector.settle()
-            self._daily[name] = detector.observations if self._began_ns else 0
-            detector.observations = detector.events = 0
-            self._examples[name].clear()
-            if detector.failed and now_ns - self._failed_ns[name] >= DAY_NS:
-                detector.rearm()
+            self._daily[name] = self._today(name) if self._began_ns else 0
+            if not detector.failed:
+                detector.observations = detector.events = 0
+                self._examples[name].clear()
+            self._apart[name] = detector.observations
         self._began_ns = now_ns
         self._look()
+
+    def _quiet(self, name: str) -> None:
+        """End an alarm."""
+        today = self._today(name)
+        self.guards[name].detector.rearm()
+        self._apart[name] = -today
+        self._examples[name].clear()
+
+    def _today(self, name: str) -> int:
+        return self.guards[name].detector.observations - self._apart[name]
 
     def _look(self) -> None:
         """Hold each detector to its false alarms at the present rate."""
         share = max(self._last_ns - self._began_ns, 1) / DAY_NS
         for name, guard in self.guards.items():
-            detector = guard.detector
-            a_day = max(self._daily[name], detector.observations / max(share, 1 / 24))
-            detector.alpha = 1 / max(LEAST, QUIET_DAYS * len(self.guards) * a_day)
+            if guard.detector.failed:
+                continue  # what it crossed is told for as long as it lasts
+            a_day = max(self._daily[name], self._today(name) / max(share, 1 / 24))
+            guard.detector.alpha = 1 / max(LEAST, QUIET_DAYS * len(self.guards) * a_day)
 
     def _note(self, name: str, failed_before: bool) -> None:
         if self.guards[name].detector.failed and not failed_before:
@@ -109,6 +127,8 @@ class Baseline:
             "last_ns": self._last_ns,
             "failed_ns": dict(self._failed_ns),
             "daily": dict(self._daily),
+            "apart": dict(self._apart),
+            "alphas": {name: guard.detector.alpha for name, guard in self.guards.items()},
             "examples": {name: list(keys) for name, keys in self._examples.items()},
             "detectors": {name: guard.detector.state() for name, guard in self.guards.items()},
         }
@@ -122,6 +142,8 @@ class Baseline:
         for name, guard in self.guards.items():
             if name in state["detectors"]:
                 self._failed_ns[name], self._daily[name] = int(state["failed_ns"][name]), int(state["daily"][name])
+                self._apart[name] = int(state["apart"][name])
+                guard.detector.alpha = float(state["alphas"][name])
                 self._examples[name].extend(int(key) for key in state["examples"][name])
                 guard.detector.load(state["detectors"][name])
         self._look()

@@ -38,6 +38,7 @@ class Candidate:
     def __init__(self, name: str, model: MonitorModel) -> None:
         self.name = name
         self.arming: Arming = UNARMED
+        self.first_epoch = 0  # what was routed by earlier weights belongs to an earlier arming
         self.weight = 0.0  # share of all traffic, in [0, 1]
         self.shadow = 0.0
         self.last_ns = 0
@@ -140,14 +141,17 @@ class Candidate:
         """Takes traffic or copies of it."""
         return self.weight > 0 or self.shadow > 0
 
-    def arm(self, arming: Arming) -> None:
-        """Start anew if the arming differs; from shadow to traffic, keep what the pairs have shown."""
+    def arm(self, arming: Arming, epoch: int) -> None:
+        """Start anew if the arming differs; from shadow to traffic, keep what the pairs have shown.
+
+        Args:
+            epoch: of the table in force.
+        """
         since, *cleared = arming
-        if since < 0:
-            arming = (self.arming[0], *arming[1:])
-        if arming == self.arming:
-            return
-        from_shadow = self.arming[0] < 0 and tuple(cleared) == self.arming[1:]
+        same = tuple(cleared) == self.arming[1:]
+        if arming == self.arming or (since < 0 and same):
+            return  # without traffic the arming that it had goes on, until something is cleared
+        from_shadow = self.arming[0] < 0 and same
         for name, guard in self.guards.items():
             if not (from_shadow and name in SHADOW_GUARDS):
                 guard.detector.rearm()
@@ -157,10 +161,12 @@ class Candidate:
         if not from_shadow:
             self.depth.reset()
         self.arming = arming
+        self.first_epoch = since if since >= 0 else epoch
 
     def state(self) -> dict[str, Any]:
         return {
             "arming": list(self.arming),
+            "first_epoch": self.first_epoch,
             "weight": self.weight,
             "shadow": self.shadow,
             "last_ns": self.last_ns,
@@ -174,7 +180,7 @@ class Candidate:
 
     def load(self, state: Mapping[str, Any]) -> None:
         since, veto, kill, all_kill = (int(part) for part in state["arming"])
-        self.arming = (since, veto, kill, all_kill)
+        self.arming, self.first_epoch = (since, veto, kill, all_kill), int(state["first_epoch"])
         self.weight, self.shadow = float(state["weight"]), float(state["shadow"])
         self.last_ns, self.last_mono_ns = int(state["last_ns"]), int(state["last_mono_ns"])
         self.tripped = [str(guard) for guard in state["tripped"]]

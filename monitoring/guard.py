@@ -55,6 +55,7 @@ class ModelGuards:
         self._weights: dict[int, dict[str, float]] = {}  # epoch -> share of each variant
         self.unknown_epochs = 0  # records not used in a race: the weights they were routed by are not known
         self.skipped_epochs = 0  # records from before the arming
+        self._skipped: Event | None = None  # the newest of them: it may be told to several guards
         self._rest_ns = 0  # wall time until which the baseline may still suffer from a candidate's traffic
         for variant in model.variants:
             if variant != model.baseline:
@@ -87,7 +88,7 @@ class ModelGuards:
             candidate.shadow = table.shadow.get(variant, 0) / BUCKETS
             since = table.since.get(variant, -1) if candidate.weight else -1
             veto = snapshot.vetoes.get(f"{self.name}/{variant}", Latch()).cleared
-            candidate.arm((since, veto, kills[0], kills[1]))
+            candidate.arm((since, veto, kills[0], kills[1]), table.epoch)
         for name, candidate in self.candidates.items():
             if name not in table.variants:
                 candidate.weight = candidate.shadow = 0.0
@@ -133,7 +134,7 @@ class ModelGuards:
             event: the record that completed it.
             epoch: by whose weights its request was routed; None: the record's own.
         """
-        candidate = self._armed(variant, event.epoch if epoch is None else epoch)
+        candidate = self._armed(variant, event, epoch)
         if candidate is None:
             return
         candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
@@ -141,18 +142,19 @@ class ModelGuards:
 
     def resolved(self, variant: str, prob: float, right: bool, event: Event, epoch: int | None = None) -> None:
         """An answer whose true class is known; see `Guard.resolved`, and `labelled`."""
-        candidate = self._armed(variant, event.epoch if epoch is None else epoch)
+        candidate = self._armed(variant, event, epoch)
         if candidate is not None:
             candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
             candidate.resolved(event, prob, right)
 
-    def _armed(self, variant: str, epoch: int) -> Candidate | None:
-        """The candidate, unless the request is from before its arming."""
+    def _armed(self, variant: str, event: Event, epoch: int | None = None) -> Candidate | None:
+        """The candidate, unless the request is from before its arming. Each such record is counted once."""
         candidate = self.candidates.get(variant)
-        if candidate is not None and epoch < candidate.arming[0]:
-            self.skipped_epochs += 1
-            return None
-        return candidate
+        if candidate is None or (event.epoch if epoch is None else epoch) >= candidate.first_epoch:
+            return candidate
+        self.skipped_epochs += event is not self._skipped
+        self._skipped = event
+        return None
 
     def returned(self, event: Event, found: Returned) -> None:
         """A business KPI has found its request."""
@@ -203,11 +205,8 @@ class ModelGuards:
                 else:
                     candidate.idle(event)
             return
-        own = self.candidates.get(event.variant)
+        own = self._armed(event.variant, event)
         if own is None:
-            return
-        if event.epoch < own.arming[0]:
-            self.skipped_epochs += 1
             return
         own.last_ns, own.last_mono_ns = event.wall_ns, event.mono_ns
         invalid = event.cause == Cause.INVALID_OUTPUT
@@ -231,11 +230,8 @@ class ModelGuards:
         if event.variant == self.teacher:
             self._once_more(event)
             return
-        candidate = self.candidates.get(event.variant)
+        candidate = self._armed(event.variant, event)
         if candidate is None:
-            return
-        if event.epoch < candidate.arming[0]:
-            self.skipped_epochs += 1
             return
         candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
         if event.flips and event.kind == Kind.REFERENCE:

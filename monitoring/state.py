@@ -12,7 +12,7 @@ import msgspec
 log = logging.getLogger("canarium.monitor")
 
 FILE = "state.msgpack"
-VERSION = 11
+VERSION = 12
 
 
 class Committed(msgspec.Struct):

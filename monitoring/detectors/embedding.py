@@ -20,7 +20,6 @@ class Embedding(Ood):
 
     Args:
         level, margin: in (0, 1), and together too; `level` is the share of held-out rows over the threshold.
-        watch: see `Ood`.
 
     >>> guard = Embedding(level=0.01, margin=0.02)
     >>> next(n for n in range(1, 400) if guard.observe(1.5 if n % 4 == 0 else 0.8))
@@ -29,8 +28,8 @@ class Embedding(Ood):
 
     name: ClassVar[str] = "embedding"
 
-    def __init__(self, level: float = 0.01, margin: float = 0.02, watch: bool = False, **budgets: float) -> None:
-        super().__init__(1.0, level, margin, watch, **budgets)
+    def __init__(self, level: float = 0.01, margin: float = 0.02, **budgets: float) -> None:
+        super().__init__(1.0, level, margin, **budgets)
 
     def numbers(self) -> dict[str, Any]:
         return {"limit": round(self.limit, 6)}

@@ -23,7 +23,6 @@ class Ood(Detector):
     Args:
         threshold: energy that a share `level` of the held-out rows exceeds.
         level, margin: in (0, 1), and together too.
-        watch: go on for ever, so that alpha is one over the observations until a false alarm (`betting.Drift`).
 
     >>> guard = Ood(threshold=-2.0, level=0.01, margin=0.02)
     >>> next(n for n in range(1, 400) if guard.observe(-1.0 if n % 10 == 0 else -5.0))
@@ -38,15 +37,16 @@ class Ood(Detector):
         threshold: float = 0.0,
         level: float = 0.01,
         margin: float = 0.02,
-        watch: bool = False,
         **budgets: float,
     ) -> None:
         self.threshold = threshold
         self.level = level
         self.margin = margin
         super().__init__(**budgets)
-        if watch:
-            self._against = Drift()
+
+    def watch(self) -> None:
+        """Go on for ever: alpha is one over the observations until a false alarm (`betting.Drift`)."""
+        self._against = Drift()
 
     @property
     def limit(self) -> float:

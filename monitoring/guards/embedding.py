@@ -20,7 +20,7 @@ class EmbeddingGuard(Guard[Embedding]):
         known = model.variants.get(variant)
         if known is None or not known.embeddings or not model.guards.ood.every_s:
             return None
-        return cls(Embedding(LEVEL, model.guards.ood.margin, watch=variant == model.baseline))
+        return cls(Embedding(LEVEL, model.guards.ood.margin))
 
     def audited(self, event: Event) -> bool:
         self.detector.observe(event.energy)

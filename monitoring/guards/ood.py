@@ -23,7 +23,7 @@ class OodGuard(Guard[Ood]):
         known = model.variants.get(variant)
         if known is None or known.energy_threshold is None:
             return None
-        return cls(Ood(known.energy_threshold, LEVEL, model.guards.ood.margin, watch=variant == model.baseline))
+        return cls(Ood(known.energy_threshold, LEVEL, model.guards.ood.margin))
 
     def answered(self, event: Event, invalid: bool) -> bool:
         return event.answered == event.variant and event.cause == Cause.NONE and self._look(event)

@@ -232,15 +232,25 @@ class TestPairs:
         watched.configure(snapshot({"broken": 100}, epoch=2))
         assert [trip.guard for trip in watched.trips()] == ["agreement"]
 
+    def test_a_second_attempt_begins_in_the_shadow_as_the_first_did(self) -> None:
+        watched = guards()  # the first attempt has traffic
+        cleared = {"vetoes": {"m/int8": Latch(seq=1, cleared=1)}}
+        watched.configure(snapshot({}, epoch=5, shadow={"int8": 2000}, **cleared))
+        watched.labelled("int8", teacher_right=True, candidate_right=False, event=pair("int8", True), epoch=4)
+        assert of(watched, "harm").verdict == "no_data"
+        feed(watched, pair("int8", False, Kind.SHADOW, epoch=5), times=40)
+        watched.configure(snapshot({"int8": 100}, epoch=6, **cleared))
+        assert of(watched, "agreement").statistic["observations"] == 40
+
     def test_a_late_label_of_an_earlier_arming_is_of_no_account(self) -> None:
         watched = guards()
         watched.configure(snapshot({"int8": 500}, epoch=5))
-        late = pair("int8", True, epoch=0)
         for _ in range(100):
+            late = pair("int8", True, epoch=0)
             watched.labelled("int8", teacher_right=True, candidate_right=False, event=late, epoch=4)
             watched.resolved("int8", 0.9, False, late, epoch=4)
         assert of(watched, "harm").verdict == "no_data"
-        assert watched.skipped_epochs == 200
+        assert watched.skipped_epochs == 100  # records, however many guards they were for
         watched.labelled("int8", teacher_right=True, candidate_right=False, event=late, epoch=5)
         assert of(watched, "harm").verdict == "inconclusive"
 

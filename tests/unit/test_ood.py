@@ -21,6 +21,7 @@ from serving.registry.manifest import REFERENCE_FILE
 from serving.registry.store import Registry
 
 DAY_NS = 86_400_000_000_000
+HOUR_NS = DAY_NS // 24
 
 
 class TestDetector:
@@ -50,12 +51,17 @@ class TestDetector:
         assert guard.no_data
 
 
-def guards(weights: dict[str, int] | None = None, shadow: dict[str, int] | None = None, **more: Any) -> ModelGuards:
+def guards(
+    weights: dict[str, int] | None = None,
+    shadow: dict[str, int] | None = None,
+    baseline: str = "teacher",
+    **more: Any,
+) -> ModelGuards:
     variants = {"teacher": MonitorVariant(1, energy_threshold=-2.0), "int8": MonitorVariant(2, energy_threshold=-2.5)}
     watched = ModelGuards("m", MonitorModel("teacher", "teacher", variants, guards=GuardSettings(**more)))
     entries = {name: VariantEntry(name, one.version, f"m/{name}:1") for name, one in variants.items()}
     spans = {name: ((0, share),) for name, share in (weights or {}).items()}
-    table = RouteTable("m", 1, "s", "teacher", "teacher", entries, spans, dict.fromkeys(spans, 1), shadow or {})
+    table = RouteTable("m", 1, "s", baseline, "teacher", entries, spans, dict.fromkeys(spans, 1), shadow or {})
     watched.configure(Snapshot(1, 1, {"m": table}))
     return watched
 
@@ -100,25 +106,45 @@ class TestGuard:
         feed(watched, copy, 50)
         assert of(watched, "int8").verdict == "fail"
 
-    def test_the_baseline_starts_anew_every_day(self) -> None:
+    def test_what_is_counted_of_the_baseline_begins_anew_every_day(self) -> None:
         watched = guards()
-        feed(watched, answer("teacher", 0.0), 20)
-        assert of(watched, "teacher").verdict == "fail"
+        feed(watched, answer("teacher", -5.0), 20)
         feed(watched, answer("teacher", -5.0, wall_ns=2 * DAY_NS))
-        assert (of(watched, "teacher").verdict, of(watched, "teacher").statistic["observations"]) == ("inconclusive", 1)
+        assert of(watched, "teacher").statistic["observations"] == 1
 
-    def test_an_alarm_of_the_baseline_lasts_a_day_and_what_it_counts_begins_anew(self) -> None:
+    def test_an_alarm_of_the_baseline_lasts_a_day_with_the_numbers_that_it_rests_on(self) -> None:
         watched = guards()
-        feed(watched, answer("teacher", 0.0), 20)
-        feed(watched, answer("teacher", -5.0, wall_ns=DAY_NS + DAY_NS // 2), 1000)
-        assert of(watched, "teacher").verdict == "fail"
-        feed(watched, answer("teacher", -5.0, wall_ns=2 * DAY_NS + 1), 10)
+        feed(watched, answer("teacher", -5.0), 10)
+        feed(watched, answer("teacher", 0.0, wall_ns=DAY_NS + 3 * HOUR_NS), 20)
+        threshold = of(watched, "teacher").statistic["log_threshold"]
+        feed(watched, answer("teacher", -5.0, wall_ns=2 * DAY_NS + HOUR_NS), 5000)  # the next day, by what is counted
         verdict = of(watched, "teacher")
-        assert (verdict.verdict, verdict.statistic["observations"], verdict.statistic["events"]) == (
-            "inconclusive",
-            10,
-            0,
-        )
+        assert (verdict.verdict, verdict.statistic["events"]) == ("fail", 20)
+        assert verdict.statistic["log_threshold"] == threshold
+        feed(watched, answer("teacher", -5.0, wall_ns=2 * DAY_NS + 3 * HOUR_NS), 10)
+        verdict = of(watched, "teacher")
+        counted = verdict.statistic["observations"], verdict.statistic["events"]
+        assert (verdict.verdict, *counted) == ("inconclusive", 10, 0)
+
+    def test_records_a_little_out_of_order_begin_no_new_day(self) -> None:
+        """Files are read one after the other: that must not make the next day's traffic look like none."""
+        watched = guards()
+        for n in range(10_001):
+            feed(watched, answer("teacher", -5.0, wall_ns=DAY_NS + n * DAY_NS // 10_000))
+        threshold = of(watched, "teacher").statistic["log_threshold"]
+        feed(watched, answer("teacher", -5.0, wall_ns=2 * DAY_NS - 10**9))
+        assert of(watched, "teacher").statistic["log_threshold"] == threshold > 13
+
+    def test_whoever_becomes_the_baseline_is_watched_as_one(self) -> None:
+        """200 sound answers a minute for a week, then every third is odd: a test would have to forget the week first."""
+        promoted = guards(baseline="int8")
+        feed(promoted, answer("int8", -5.0), 200_000)
+        for n in range(300):
+            feed(promoted, answer("int8", 0.0 if n % 3 == 0 else -5.0))
+        assert of(promoted, "int8").verdict == "fail"
+        for n in range(60_000):
+            feed(promoted, answer("teacher", 0.0 if n % 100 == 0 else -5.0))
+        assert all(one.verdict != "fail" for one in promoted.judged("teacher"))
 
     def test_more_traffic_means_more_evidence_for_an_alarm(self) -> None:
         """One false alarm in 90 days is one in so many more answers."""
