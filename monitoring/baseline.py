@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from monitoring.config import MonitorModel
+from monitoring.detectors.ood import Ood
 from monitoring.event import Event
 from monitoring.guards.base import Guard, Names
 from monitoring.guards.embedding import EmbeddingGuard
@@ -96,7 +97,8 @@ class Baseline:
         self._examples[name].clear()
 
     def _today(self, name: str) -> int:
-        return self.guards[name].detector.observations - self._apart[name]
+        detector: Ood = self.guards[name].detector
+        return detector.observations - self._apart[name]
 
     def _look(self) -> None:
         """Hold each detector to its false alarms at the present rate."""

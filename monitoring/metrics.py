@@ -263,7 +263,9 @@ class MonitorCollector(Collector):
         dropped.add_metric(("overwritten",), flow.lost)
         dropped.add_metric(("corrupt",), flow.corrupt)
         yield dropped
-        unused = counter("canarium_events_unused", "Records that were read and not used, by why.", ("reason",))
+        unused = counter(
+            "canarium_events_unused", "Records that were read and not used by guards (late: charts).", ("reason",)
+        )
         for reason, number in self._watch.unused().items():
             unused.add_metric((reason,), number)
         yield unused

@@ -237,10 +237,10 @@ class Watch:
         return self._latest if self._latest is not None else self.totals()
 
     def unused(self) -> dict[str, int]:
-        """Records that were read and are in no statistic, by why, since this process began or its state.
+        """Records that were read and that guards did not use, by why, since this process began or its state.
 
-        `foreign`: of a model or variant that is not configured; `late`: too old for the charts; `unknown_epoch`: nobody
-        knows by what weights it was routed; `before_arming`: from before the candidate was armed.
+        `foreign`: of an unknown model or series; `late`: too old for the charts, not for guards; `unknown_epoch`:
+        nobody knows by what weights it was routed; `before_arming`: from before the candidate was armed.
         """
         models = self.models.values()
         return {

@@ -146,7 +146,7 @@ async def ask(
         principal.require(role)
     waive = _waived(rollout, facts, action, override)
     move = _MOVES.get(action) or Move(action)
-    event = by_hand(move, rollout, facts, by.reason, waive)
+    event = by_hand(move, rollout, facts, by.reason, waive, override)
     if action in ("approve", "resume"):
         _refuse_braked_raise(plane, MoveRollout(id_, event, by, "", epoch), rollout, facts, override)
     if overridden := [*waive, *(_set_aside(rollout, facts) if action == "promote" else ())]:

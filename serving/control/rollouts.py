@@ -37,6 +37,7 @@ from serving.core.rollout import (
     Clear,
     Effect,
     Event,
+    Hold,
     Move,
     Rollout,
     ShadowShare,
@@ -207,11 +208,12 @@ def _gone(rollout: Rollout, table: RouteTable | None, old: RouteTable | None) ->
 
 
 def _touched(old: RouteTable, table: RouteTable, rollout: Rollout) -> bool:
+    """Whether the candidate's traffic was changed while the rollout would go on by itself, now or after its pause."""
     variant = rollout.variant
-    return (
+    return rollout.hold not in (Hold.MANUAL, Hold.GUARD, Hold.APPROVAL) and (
         old.candidates.get(variant) != table.candidates.get(variant)
         or old.shadow.get(variant) != table.shadow.get(variant)
-    ) and rollout.state is not State.PAUSED
+    )
 
 
 # ---------------------------------------------------------------- moving

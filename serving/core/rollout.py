@@ -166,6 +166,7 @@ class Event(msgspec.Struct, frozen=True):
         hold: with HOLD, which one.
         seen: answers of the candidate (in a shadow: pairs) that the monitor has counted so far.
         waive: with RESUME, APPROVE and PROMOTE, guards whose say a human sets aside.
+        free: with RESUME, the guard that paused it does so no longer, or a human overrides it.
     """
 
     move: Move
@@ -173,6 +174,7 @@ class Event(msgspec.Struct, frozen=True):
     hold: Hold | None = None
     seen: int = 0
     waive: tuple[str, ...] = ()
+    free: bool = False
 
 
 class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -336,7 +338,7 @@ _WAITED = (Hold.FREEZE, Hold.INCONCLUSIVE, Hold.NO_DATA, Hold.NO_ROOM, Hold.NO_H
 def _resume(rollout: Rollout, event: Event, now_ns: int) -> _Change:
     if rollout.hold is Hold.APPROVAL:
         raise _conflict(rollout, "it waits for an approval, not to be resumed")
-    if rollout.hold is Hold.GUARD and not event.waive:
+    if rollout.hold is Hold.GUARD and not event.free:
         raise _conflict(
             rollout, f'a guard pauses it: {rollout.why}. To go on all the same, ask again with "override": true'
         )

@@ -154,9 +154,12 @@ def promotion_lacks(rollout: Rollout, facts: Facts) -> list[str]:
     return [*unmet(rollout, facts), *(brake.why for brake in others)]
 
 
-def by_hand(move: Move, rollout: Rollout, facts: Facts, why: str, waive: tuple[str, ...] = ()) -> Event:
+def by_hand(
+    move: Move, rollout: Rollout, facts: Facts, why: str, waive: tuple[str, ...] = (), override: bool = False
+) -> Event:
     """What a human asks of a rollout, as an event."""
-    return Event(move, why, seen=_seen(move, rollout, facts), waive=waive)
+    braked = any(brake.hold in (Hold.GUARD, Hold.MONITOR_LOST) for brake in brakes(rollout, facts))
+    return Event(move, why, seen=_seen(move, rollout, facts), waive=waive, free=override or not braked)
 
 
 # ---------------------------------------------------------------- what has ended

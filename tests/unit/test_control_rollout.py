@@ -187,6 +187,13 @@ def test_traffic_set_by_hand_pauses_a_rollout_which_sets_it_right_when_it_is_res
     assert weights(table(resumed))["distilled"] == 100
 
 
+@pytest.mark.parametrize("hold", [Hold.NO_HEADROOM, Hold.MONITOR_LOST, Hold.FREEZE])
+def test_what_is_set_by_hand_during_a_pause_is_not_undone_when_that_would_end_by_itself(hold: Hold) -> None:
+    paused = run(ramping(), MoveRollout("distilled-1", Event(Move.HOLD, "held", hold=hold), ME, "")).state
+    lowered = run(paused, SetTraffic(model="moderation", by=ME, salt="s", weights={"distilled": 0})).state
+    assert (only(lowered).hold, only(lowered).held) == (Hold.MANUAL, State.RAMPING)
+
+
 def test_traffic_of_another_variant_or_the_reference_alone_pauses_nothing() -> None:
     for change in ({"weights": {"int8": 3}}, {"reference_percent": 50.0}, {"weights": {"distilled": 1}}):
         command = SetTraffic(model="moderation", by=ME, salt="s", **change)  # type: ignore[arg-type]

@@ -136,7 +136,7 @@ class TestGuard:
         assert of(watched, "teacher").statistic["log_threshold"] == threshold > 13
 
     def test_whoever_becomes_the_baseline_is_watched_as_one(self) -> None:
-        """200 sound answers a minute for a week, then every third is odd: a test would have to forget the week first."""
+        """200,000 sound answers, then every third is odd: a test would have to forget them first."""
         promoted = guards(baseline="int8")
         feed(promoted, answer("int8", -5.0), 200_000)
         for n in range(300):

@@ -337,6 +337,18 @@ async def test_a_guards_pause_is_left_by_an_override_only(api: httpx.AsyncClient
     assert (answer.json()["state"], answer.json()["waived"]) == ("shadow", ["agreement"])
 
 
+@pytest.mark.parametrize("override", [False, True])
+async def test_a_guard_that_pauses_no_longer_needs_no_override_and_refuses_none(
+    api: httpx.AsyncClient, rig: Rig, override: bool
+) -> None:
+    id_ = await started(api)
+    await tick(rig, times=2)
+    await tick(rig, {"agreement": "fail"})
+    await tick(rig, {"agreement": "pass"})
+    answer = await api.post(f"{ROOT}/{id_}:resume", json={**WHY, "override": override})
+    assert (answer.json()["state"], answer.json()["waived"]) == ("shadow", [])
+
+
 async def test_a_rollout_is_steered_at_the_epoch_that_was_looked_at_or_not_at_all(
     api: httpx.AsyncClient, rig: Rig
 ) -> None:
