@@ -53,7 +53,7 @@ def card(
         from serving.governance.policy import load_policy
 
         store = open_registry(registry_dir)
-        text = _model(store, store.resolve(str(ref)), load_policy(policy) if policy else None, kind)
+        text = _model(store, store.checked(str(ref)), load_policy(policy) if policy else None, kind)
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -98,7 +98,7 @@ def _system(config: Config, name: str, kind: str) -> str:
     store = Registry(config.registry.dir)
     config = pinned(config, store)
     manifests = {
-        model: {variant: store.resolve(given.artifact) for variant, given in settings.variants.items()}
+        model: {variant: store.checked(given.artifact) for variant, given in settings.variants.items()}
         for model, settings in config.models.items()
     }
     title = config.card.name or name

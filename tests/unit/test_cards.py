@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from governance_kit import EVIDENCE, INT8, key_at, put, registry_at
 from huggingface_hub import EvalResult, ModelCard
-from registry_kit import made_from
+from registry_kit import edit, made_from
 
 from serving.cli import main
 from serving.contract import GUARDS
@@ -127,6 +127,14 @@ def test_the_card_says_what_the_manifest_says(run: Any, registry: Registry, tmp_
 def test_numbers_that_were_inherited_are_not_passed_off_as_measured(run: Any, registry: Registry) -> None:
     put(registry, "broken", evaluation=EVIDENCE | {"inherited_from": "m/int8:1"})
     assert "These are the numbers of m/int8:1; this artifact itself was not measured." in run("m/broken")
+
+
+def test_numbers_that_were_edited_after_the_registration_are_in_no_card(run: Any, registry: Registry) -> None:
+    was, now = edit(registry, "m/int8", '"ece_debiased": 0.004', '"ece_debiased": 0.001')
+    said = f"canarium: m/int8:2: its manifest is damaged: registered with sha256 {was}, got {now} in "
+    assert run("m/int8", code=1).startswith(said)
+    assert run("m/int8", "--format", "cyclonedx", code=1).startswith(said)
+    assert run("--system", str(configuration(registry)), code=1).startswith(said)
 
 
 class Page(HTMLParser):
