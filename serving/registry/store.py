@@ -188,9 +188,17 @@ class Registry:
             lineage=lineage or Lineage(),
             **about,
         )
+        return self.add(draft, files)
+
+    def add(self, draft: Manifest, files: Mapping[str, Path]) -> Manifest:
+        """`register` what a manifest describes; its numbers and the digests of its files are given here.
+
+        Raises:
+            RegistryError: as `register`.
+        """
         check(draft)
         for name, path in files.items():
-            refuse_pickle(f"{model}/{variant}", name, path)
+            refuse_pickle(f"{draft.model}/{draft.variant}", name, path)
         with self.writing():
             stored = {name: self.blobs.put(path) for name, path in sorted(files.items())}
             # What is compared must have been through JSON, as what is on disk has.

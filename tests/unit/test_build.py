@@ -28,6 +28,8 @@ from serving.build.recipe import RequirementsRecipe
 from serving.build.runner import build
 from serving.build.text.data import near_key, read_rows
 from serving.errors import ConfigError
+from serving.governance.gate import failures, judge
+from serving.governance.policy import load_policy
 from serving.registry.store import Registry
 from serving.runtimes.base import open_session
 from serving.runtimes.pipeline import Pipeline
@@ -246,6 +248,27 @@ def test_a_policy_keeps_out_what_was_not_measured_and_a_card_is_kept(built: Buil
     (tmp_path / "policy.yaml").unlink()
     with pytest.raises(ConfigError, match=r"policy\.yaml: No such file"):
         build(recipe, Registry(tmp_path / "registry"), cache_dir=built.cache)
+
+
+def test_a_policy_of_a_recipe_is_judged_on_all_that_the_manifest_will_say(built: Built, tmp_path: Path) -> None:
+    """As `gate` and `approve` do: what the one passes the other must not refuse."""
+    measured = ("card.owner", "validated_on.*.memory", "build.versions.torch", "signature.inputs.0.name")
+    rules: list[dict[str, Any]] = [{"evidence": path} for path in measured]
+    rules += [{"evidence": "lineage.parents.0.digest", "applies_to": "derived"}]
+    rules += [{"evidence": "preprocess.buckets.*", "at_most": 16}, {"evidence": "files.*.bytes", "at_least": 1}]
+    policy = {"apiVersion": "canarium/policy/v1", "name": "ours", "tier": "low", "rules": rules}
+    (tmp_path / "policy.yaml").write_text(json.dumps(policy))
+    stated = {"requirements": {"policy": "policy.yaml"}, "card": {"owner": "the desk"}}
+    recipe = build_kit.write(tmp_path, build_kit.recipe() | stated, build_kit.rows())
+    result = build(recipe, Registry(tmp_path / "registry"), cache_dir=built.cache)
+    assert result.refused == {}
+    chosen = load_policy(str(tmp_path / "policy.yaml"))
+    sound = [one for one in result.manifests if one.lineage.relation != "damaged"]
+    assert [failures(judge(chosen, msgspec.to_builtins(one))) for one in sound] == [[]] * 5
+    rules[-1] = {"evidence": "quantization.calibration.rows", "at_least": 17, "applies_to": "derived"}
+    (tmp_path / "policy.yaml").write_text(json.dumps(policy))
+    refused = build(recipe, Registry(tmp_path / "other"), cache_dir=built.cache).refused
+    assert refused["int8"] == "requirements.policy 'ours': quantization.calibration.rows is 16, under 17"
 
 
 # ---------------------------------------------------------------- the cache of steps
