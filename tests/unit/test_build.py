@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +27,7 @@ from serving.build.kinds import load_recipe
 from serving.build.publish import missed
 from serving.build.recipe import RequirementsRecipe
 from serving.build.runner import build
-from serving.build.text.data import near_key, read_rows
+from serving.build.text.data import check_data, near_key, read_rows
 from serving.errors import ConfigError
 from serving.governance.gate import failures, judge
 from serving.governance.policy import load_policy
@@ -269,6 +270,32 @@ def test_a_policy_of_a_recipe_is_judged_on_all_that_the_manifest_will_say(built:
     (tmp_path / "policy.yaml").write_text(json.dumps(policy))
     refused = build(recipe, Registry(tmp_path / "other"), cache_dir=built.cache).refused
     assert refused["int8"] == "requirements.policy 'ours': quantization.calibration.rows is 16, under 17"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "near"),
+    [
+        ("5/5", "10/10", False),
+        ("[url]", "[email]", False),
+        ("👍 100%", "👍 50%", False),
+        ("[url] 5/5", "5/5", False),
+        (" 5/5\n", "5/5", True),
+        ("Free money!", "free   MONEY [url] 100%", True),
+    ],
+)
+def test_texts_without_letters_are_near_each_other_only_if_they_are_the_same(
+    tmp_path: Path, one: str, other: str, near: bool
+) -> None:
+    data = build_kit.rows()
+    data += [{"text": one, "label": "ham", "split": "train"}, {"text": other, "label": "ham", "split": "test"}]
+    build_kit.write(tmp_path, build_kit.recipe(), data)
+    (tmp_path / "out").mkdir()
+    with (
+        pytest.raises(BuildError, match=r"line 306: nearly the same text is in another split")
+        if near
+        else nullcontext()
+    ):
+        check_data(tmp_path / "out", {"file": tmp_path / "rows.jsonl.gz"}, {"labels": ["ham", "spam"]}, lambda *_: None)
 
 
 # ---------------------------------------------------------------- the cache of steps
