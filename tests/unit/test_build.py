@@ -114,6 +114,19 @@ def test_static_quantization_makes_a_smaller_model_whose_answers_ignore_their_ne
     assert teacher.evaluation["batch_neighbour_delta"] < 1e-4
 
 
+def test_a_recipe_without_buckets_is_quantized_too(built: Built, tmp_path: Path) -> None:
+    """Batches are as long as their longest row then, at most as long as with buckets."""
+    document = build_kit.recipe()
+    document["tokenizer"]["buckets"] = []
+    del document["damage"]
+    recipe = build_kit.write(tmp_path, document, build_kit.rows())
+    result = build(recipe, Registry(tmp_path / "registry"), cache_dir=built.cache)
+    (int8,) = [one for one in result.manifests if one.variant == "int8"]
+    assert int8.preprocess.buckets == ()
+    with_buckets = built.registry.resolve("tiny/int8")
+    assert int8.files["model.onnx"] == with_buckets.files["model.onnx"]
+
+
 def test_the_broken_variant_believes_its_parent_and_answers_otherwise(built: Built) -> None:
     parent, broken = built.registry.resolve("tiny/distilled"), built.registry.resolve("tiny/broken")
     assert broken.evaluation["inherited_from"] == "tiny/distilled:1"
