@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -38,12 +38,13 @@ _WATCHES = {
 }
 
 
-def system_card(config: Config, parts: Parts, name: str) -> str:
+def system_card(config: Config, parts: Parts, name: str, *, exchanged: Sequence[str] = ()) -> str:
     """The card as Markdown.
 
     Args:
         parts: model -> variant -> what it would serve.
         name: what the deployment is called.
+        exchanged: a sentence on each artifact that the configuration names and its host would not serve.
     """
     lines = [f"# {escaped(plain(name))}", "", "A deployment of Canarium, as its configuration has it.", ""]
     lines += ["## Responsibility and use", "", *_responsibility(config.card)]
@@ -59,6 +60,7 @@ def system_card(config: Config, parts: Parts, name: str) -> str:
         for model, settings in config.models.items()
     ]
     lines += table(("model", "baseline", "judged against", "candidates", "owner"), rows)
+    lines += [f"**{escaped(plain(note))}**\n" for note in exchanged]
     for model, settings in config.models.items():
         lines += _model(model, settings, parts[model])
     lines += ["## Governance", *_governance(config, parts)]

@@ -93,10 +93,13 @@ def _system(config: Config, name: str, kind: str) -> str:
     from serving.artifacts import pinned
     from serving.cards.system import Part, system_card
     from serving.governance.admission import Admission
+    from serving.loading import Loader
     from serving.registry.store import Registry
+    from serving.serve_env import NOTE
 
     store = Registry(config.registry.dir)
-    config = pinned(config, store)
+    # What this host would serve in place of an artifact that may not run here is what the card is about.
+    config, exchanged = Loader(config, store).fitted(pinned(config, store))
     manifests = {
         model: {variant: store.checked(given.artifact) for variant, given in settings.variants.items()}
         for model, settings in config.models.items()
@@ -105,13 +108,15 @@ def _system(config: Config, name: str, kind: str) -> str:
     if kind == "cyclonedx":
         from serving.cards.bom import bill, encoded
 
+        for note in exchanged:
+            click.echo(f"{NOTE}{note}", err=True)
         return encoded(bill([one for variants in manifests.values() for one in variants.values()], name=title))
     admission = Admission(config, store)
     parts = {
         model: {variant: Part(one, admission.refusal(model, variant, one)) for variant, one in variants.items()}
         for model, variants in manifests.items()
     }
-    text = system_card(config, parts, title)
+    text = system_card(config, parts, title, exchanged=exchanged)
     if kind == "markdown":
         return text
     from serving.cards.html import page
