@@ -154,6 +154,10 @@ export function rolloutActions({ state, hold, held, live }) {
   return [next, ...(promotes ? [one("promote", "Promote")] : []), one("abort", "Abort", "danger-outline")];
 }
 
+/** The guards that pause a rollout now and that nobody has set aside: its verdicts of them. */
+export const pausing = ({ verdicts, waived }) =>
+  (verdicts ?? []).filter(({ guard, verdict, action }) => verdict === "fail" && action === "pause" && !(waived ?? []).includes(guard));
+
 const LOOPBACK = ["127.0.0.1", "localhost", "[::1]"];
 
 /** Where a report of the monitor is: on its address, or under this page's name where that is known on its machine only. */

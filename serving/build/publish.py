@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
+
+import msgspec
 
 from serving.build.cache import Made, versions
 from serving.build.cpu import cpu_info
@@ -12,7 +15,8 @@ from serving.build.plan import Plan, Variant
 from serving.build.recipe import Recipe, RequirementsRecipe
 from serving.governance.gate import failures, judge
 from serving.governance.policy import Policy
-from serving.registry.manifest import Lineage, Manifest, Parent
+from serving.registry.files import file_digest
+from serving.registry.manifest import File, Lineage, Manifest, Parent
 from serving.registry.store import Registry
 
 #: What a damaged variant's manifest says was really measured.
@@ -58,58 +62,77 @@ def publish(
     """
     recipe: Recipe = plan.recipe
     registered, refused = dict[str, Manifest](), dict[str, str]()
-    data = {**plan.data(), **recipe.data.model_dump(exclude={"file"}), "role": plan.role}
     for variant in variants:
         evaluation = variant.evaluation.read("evaluation.json")
         if variant.name in evidence:
             evaluation |= evidence[variant.name].read("evidence.json")
-        calibration = variant.calibration.read("calibration.json") if variant.calibration else {}
         missing = [parent for parent in variant.parents.values() if parent not in registered]
         reason = f"its parent {missing[0]} was refused" if missing else ""
         if not reason and variant.damage is None:
             reason = missed(recipe.requirements, evaluation)
-            if policy is not None and not reason:
-                reason = _lacking(policy, variant, evaluation, calibration, data)
+        if not reason:
+            parents = {role: registered[name] for role, name in variant.parents.items()}
+            files = {variant.entry: variant.model.folder / variant.entry, **variant.files}
+            draft = _draft(plan, recipe_sha256, registry.now(), variant, parents, evaluation, files)
+            if policy is not None and variant.damage is None:
+                reason = _lacking(policy, draft)
         if reason:
             refused[variant.name] = reason
-            continue
-        about: dict[str, Any] = {
-            **variant.about(),
-            "evaluation": evaluation,
-            "validated_on": [_validated(evaluation)],
-            "build": {
-                "recipe_sha256": recipe_sha256,
-                "seed": recipe.seed,
-                "versions": versions(),
-                "cpu": cpu_info(),
-                "step_seconds": {variant.model.name: variant.model.seconds},
-            },
-        }
-        if stated := recipe.card.model_dump(mode="json", exclude_defaults=True):
-            about["card"] = stated
-        parents = {role: registered[name] for role, name in variant.parents.items()}
-        if variant.damage is not None:
-            done = variant.damage.read("damage.json")
-            about |= _damaged(done, next(iter(parents.values())), evaluation, about["build"])
-        interface = variant.interface.at_temperature(calibration.get("temperature", 1.0))
-        registered[variant.name] = registry.register(
-            recipe.model,
-            variant.name,
-            {variant.entry: variant.model.folder / variant.entry, **variant.files},
-            format=cast(Literal["onnx", "torch"], variant.format),
-            entry=variant.entry,
-            signature=interface.signature,
-            session=interface.session,
-            preprocess=interface.preprocess,
-            postprocess=interface.postprocess,
-            lineage=Lineage(
-                variant.relation, tuple(Parent(role, parent.ref, parent.digest) for role, parent in parents.items())
-            ),
-            data=data,
-            calibration=calibration,
-            **about,
-        )
+        else:
+            registered[variant.name] = registry.add(draft, files)
     return Outcome(list(registered.values()), refused)
+
+
+def _draft(
+    plan: Plan[Any],
+    recipe_sha256: str,
+    now: str,
+    variant: Variant,
+    parents: Mapping[str, Manifest],
+    evaluation: Mapping[str, Any],
+    files: Mapping[str, Path],
+) -> Manifest:
+    """The whole manifest of a variant, but for its numbers, which are 0."""
+    recipe: Recipe = plan.recipe
+    calibration = variant.calibration.read("calibration.json") if variant.calibration else {}
+    about: dict[str, Any] = {
+        **variant.about(),
+        "evaluation": evaluation,
+        "validated_on": [_validated(evaluation)],
+        "build": {
+            "recipe_sha256": recipe_sha256,
+            "seed": recipe.seed,
+            "versions": versions(),
+            "cpu": cpu_info(),
+            "step_seconds": {variant.model.name: variant.model.seconds},
+        },
+    }
+    if stated := recipe.card.model_dump(mode="json", exclude_defaults=True):
+        about["card"] = stated
+    if variant.damage is not None:
+        done = variant.damage.read("damage.json")
+        about |= _damaged(done, next(iter(parents.values())), evaluation, about["build"])
+    interface = variant.interface.at_temperature(calibration.get("temperature", 1.0))
+    return Manifest(
+        model=recipe.model,
+        variant=variant.name,
+        revision=0,
+        version=0,
+        created_at=now,
+        format=cast(Literal["onnx", "torch"], variant.format),
+        entry=variant.entry,
+        files={name: File(file_digest(path), path.stat().st_size) for name, path in sorted(files.items())},
+        signature=interface.signature,
+        session=interface.session,
+        preprocess=interface.preprocess,
+        postprocess=interface.postprocess,
+        lineage=Lineage(
+            variant.relation, tuple(Parent(role, parent.ref, parent.digest) for role, parent in parents.items())
+        ),
+        data={**plan.data(), **recipe.data.model_dump(exclude={"file"}), "role": plan.role},
+        calibration=calibration,
+        **about,
+    )
 
 
 def missed(needed: RequirementsRecipe, evaluation: Mapping[str, Any]) -> str:
@@ -126,17 +149,9 @@ def missed(needed: RequirementsRecipe, evaluation: Mapping[str, Any]) -> str:
     return ""
 
 
-def _lacking(
-    policy: Policy,
-    variant: Variant,
-    evaluation: Mapping[str, Any],
-    calibration: Mapping[str, Any],
-    data: Mapping[str, Any],
-) -> str:
-    """What a policy misses in a variant; empty if nothing."""
-    evidence = {"evaluation": evaluation, "calibration": calibration, "data": data}
-    lineage = {"relation": variant.relation, "parents": [{"role": role} for role in variant.parents]}
-    lacks = failures(judge(policy, {**evidence, "lineage": lineage}))
+def _lacking(policy: Policy, draft: Manifest) -> str:
+    """What a policy misses in a manifest as `gate` and `approve` will read it; empty if nothing."""
+    lacks = failures(judge(policy, msgspec.json.decode(draft.encode())))
     return f"requirements.policy {policy.name!r}: {'; '.join(lacks)}" if lacks else ""
 
 

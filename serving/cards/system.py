@@ -1,13 +1,17 @@
-"""The system card: a whole deployment as its configuration has it, with the artifacts that it would serve."""
+"""The system card: a whole deployment as its configuration has it, with the artifacts that it would serve.
+
+What is in force is known to a running control plane only (`in_force`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
 from serving.cards.facts import UNSTATED, escaped, flat, listed, number, plain, relation_of, table
+from serving.cards.in_force import Asked, in_force
 from serving.config import Config, ModelConfig
 from serving.config_monitoring import GuardsConfig
 from serving.contract import GUARD_ROLES
@@ -24,6 +28,11 @@ class Part(NamedTuple):
 
 Parts = Mapping[str, Mapping[str, Part]]
 
+_AS_CONFIGURED = (
+    "A deployment of Canarium, as configured; not what is in force: shares, kills and rollouts change while it runs."
+)
+_AS_ASKED = "A deployment of Canarium, as configured, but for what stands under In force."
+
 #: What each guard watches; one without words here is shown by its name.
 _WATCHES = {
     "invalid_output": "invalid answers where the baseline's is valid",
@@ -38,15 +47,20 @@ _WATCHES = {
 }
 
 
-def system_card(config: Config, parts: Parts, name: str) -> str:
+def system_card(
+    config: Config, parts: Parts, name: str, *, exchanged: Sequence[str] = (), asked: Asked | None = None
+) -> str:
     """The card as Markdown.
 
     Args:
         parts: model -> variant -> what it would serve.
         name: what the deployment is called.
+        exchanged: a sentence on each artifact that the configuration names and its host would not serve.
+        asked: what its control plane says; without it the card is about the configuration alone.
     """
-    lines = [f"# {escaped(plain(name))}", "", "A deployment of Canarium, as its configuration has it.", ""]
+    lines = [f"# {escaped(plain(name))}", "", _AS_CONFIGURED if asked is None else _AS_ASKED, ""]
     lines += ["## Responsibility and use", "", *_responsibility(config.card)]
+    lines += in_force(config, asked) if asked is not None else []
     lines += ["## Models"]
     rows = [
         (
@@ -59,6 +73,7 @@ def system_card(config: Config, parts: Parts, name: str) -> str:
         for model, settings in config.models.items()
     ]
     lines += table(("model", "baseline", "judged against", "candidates", "owner"), rows)
+    lines += [f"**{escaped(plain(note))}**\n" for note in exchanged]
     for model, settings in config.models.items():
         lines += _model(model, settings, parts[model])
     lines += ["## Governance", *_governance(config, parts)]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from serving.commands.common import FILE, OK, open_registry, read_config, registry_folder
+from serving.commands.common import FILE, OK, admin, control_options, open_registry, read_config, registry_folder
 
 if TYPE_CHECKING:
+    from serving.cards.in_force import Asked
     from serving.config import Config
     from serving.governance.policy import Policy
     from serving.registry.approvals import Signed
@@ -34,31 +35,70 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file, not to the terminal."
 )
+@click.option(
+    "--live",
+    is_flag=True,
+    help="With --system: ask the control plane (--control) for the shares, kills and rollouts that are in force.",
+)
+@control_options
 @registry_folder
+@click.pass_context
 def card(
-    ref: str | None, system: Path | None, kind: str, policy: str | None, output: Path | None, registry_dir: Path
+    context: click.Context,
+    ref: str | None,
+    system: Path | None,
+    kind: str,
+    policy: str | None,
+    output: Path | None,
+    live: bool,
+    control: str,
+    token_file: Path | None,
+    registry_dir: Path,
 ) -> int:
     """Write the card of an artifact, or with --system of a deployment.
 
-    Made from the manifests, the approvals and the configuration alone. The Markdown of an artifact begins with the
-    metadata of a Hugging Face model card.
+    Made from the manifests, the approvals and the configuration alone, unless --live is given. The Markdown of an
+    artifact begins with the metadata of a Hugging Face model card.
     """
     if (ref is None) is (system is None):
         raise click.UsageError("give either REF or --system FILE")
+    _require_live(context, live, system, kind)
     if system is not None:
         if policy is not None:
             raise click.UsageError("--policy goes with REF; a configuration names its own (governance.policy)")
-        text = _system(read_config(system, ()), system.stem, kind)
+        text = _system(read_config(system, ()), system.stem, kind, _ask(control, token_file) if live else None)
     else:
         from serving.governance.policy import load_policy
 
         store = open_registry(registry_dir)
-        text = _model(store, store.resolve(str(ref)), load_policy(policy) if policy else None, kind)
+        text = _model(store, store.checked(str(ref)), load_policy(policy) if policy else None, kind)
     if output is None:
         click.echo(text, nl=False)
     else:
         output.write_text(text, encoding="utf-8")
     return OK
+
+
+def _require_live(context: click.Context, live: bool, system: Path | None, kind: str) -> None:
+    """Raises `click.UsageError` if what is asked of a control plane has no place in what is made."""
+    if live and system is None:
+        raise click.UsageError("--live goes with --system FILE: it is about a deployment")
+    if live and kind == "cyclonedx":
+        raise click.UsageError("--live goes with markdown and html: a bill of materials has no place for shares")
+    given = click.core.ParameterSource.COMMANDLINE
+    if not live and given in map(context.get_parameter_source, ("control", "token_file")):
+        raise click.UsageError("--control and --token-file go with --live")
+
+
+def _ask(control: str, token_file: Path | None) -> Asked:
+    """What is in force now. Raises `ClientError`."""
+    from serving.cards.in_force import Asked
+    from serving.clock import SystemClock
+    from serving.control.audit import iso
+
+    at = iso(SystemClock().wall_ns())
+    with admin(control, token_file) as client:
+        return Asked(client.status(), client.url, at)
 
 
 def _model(store: Registry, manifest: Manifest, policy: Policy | None, kind: str) -> str:
@@ -89,29 +129,34 @@ def _said(signed: Signed, manifest: Manifest) -> str:
     )
 
 
-def _system(config: Config, name: str, kind: str) -> str:
+def _system(config: Config, name: str, kind: str, asked: Asked | None) -> str:
     from serving.artifacts import pinned
     from serving.cards.system import Part, system_card
     from serving.governance.admission import Admission
+    from serving.loading import Loader
     from serving.registry.store import Registry
+    from serving.serve_env import NOTE
 
     store = Registry(config.registry.dir)
-    config = pinned(config, store)
+    # What this host would serve in place of an artifact that may not run here is what the card is about.
+    config, exchanged = Loader(config, store).fitted(pinned(config, store))
     manifests = {
-        model: {variant: store.resolve(given.artifact) for variant, given in settings.variants.items()}
+        model: {variant: store.checked(given.artifact) for variant, given in settings.variants.items()}
         for model, settings in config.models.items()
     }
     title = config.card.name or name
     if kind == "cyclonedx":
         from serving.cards.bom import bill, encoded
 
+        for note in exchanged:
+            click.echo(f"{NOTE}{note}", err=True)
         return encoded(bill([one for variants in manifests.values() for one in variants.values()], name=title))
     admission = Admission(config, store)
     parts = {
         model: {variant: Part(one, admission.refusal(model, variant, one)) for variant, one in variants.items()}
         for model, variants in manifests.items()
     }
-    text = system_card(config, parts, title)
+    text = system_card(config, parts, title, exchanged=exchanged, asked=asked)
     if kind == "markdown":
         return text
     from serving.cards.html import page

@@ -74,7 +74,7 @@ def gate(ref: str, policy: str, config: Path | None, registry_dir: Path, as_json
     from serving.governance.policy import load_policy
 
     store, chosen = open_registry(registry_dir), load_policy(policy)
-    manifest = store.resolve(ref)
+    manifest = store.checked(ref)
     verdicts = judge(chosen, msgspec.to_builtins(manifest))
     failed, found = failures(verdicts), None
     if config is not None:

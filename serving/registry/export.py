@@ -27,7 +27,7 @@ def export(registry: Registry, refs: Sequence[str], folder: Path) -> list[Manife
         RegistryError: nothing of that name, a damaged artifact, a folder that holds something already or cannot be
             written.
     """
-    chosen = {manifest.ref: manifest for manifest in (registry.resolve(ref) for ref in refs)}
+    chosen = {manifest.ref: manifest for manifest in map(registry.checked, refs)}
     manifests = sorted(chosen.values(), key=lambda manifest: (manifest.model, manifest.version))
     try:
         if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):

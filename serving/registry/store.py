@@ -73,6 +73,8 @@ class Registry:
     def resolve(self, ref: str) -> Manifest:
         """The manifest of `MODEL/VARIANT:REVISION`; an alias gives what it names, nothing (or `latest`) the newest.
 
+        As it stands in its file: `checked` holds it to the digest that it was registered with.
+
         Raises:
             RegistryError: no registry, nothing of that name (says what there is), a damaged manifest.
         """
@@ -97,17 +99,26 @@ class Registry:
             raise RegistryError(f"{ref}: {model}/{variant} has no revision {revision} (it has: {listed(revisions)})")
         return self.read(model, variant, revision)
 
+    def checked(self, ref: str) -> Manifest:
+        """Resolve `ref` and verify the manifest's digest, for all who pass on what it says.
+
+        Raises:
+            RegistryError: as `resolve`; the manifest differs from its digest; a calibration cache was made for another
+                model.
+        """
+        manifest = self.resolve(ref)
+        self._check_manifest(manifest)
+        return manifest
+
     def open(self, ref: str) -> tuple[Manifest, Path]:
         """Resolve `ref`, verify the manifest's and every file's digest and give the folder that holds them by name.
 
         The folder is to be read only: it is shared by all who open the artifact.
 
         Raises:
-            RegistryError: as `resolve`; the manifest or a file is missing or differs from its digest; a file is a
-                pickle; a calibration cache was made for another model.
+            RegistryError: as `checked`; a file is missing, differs from its digest or is a pickle.
         """
-        manifest = self.resolve(ref)
-        self._check_manifest(manifest)
+        manifest = self.checked(ref)
         folder = self._tree(manifest)
         for name, file in manifest.files.items():
             path = folder / name
@@ -177,9 +188,17 @@ class Registry:
             lineage=lineage or Lineage(),
             **about,
         )
+        return self.add(draft, files)
+
+    def add(self, draft: Manifest, files: Mapping[str, Path]) -> Manifest:
+        """`register` what a manifest describes; its numbers and the digests of its files are given here.
+
+        Raises:
+            RegistryError: as `register`.
+        """
         check(draft)
         for name, path in files.items():
-            refuse_pickle(f"{model}/{variant}", name, path)
+            refuse_pickle(f"{draft.model}/{draft.variant}", name, path)
         with self.writing():
             stored = {name: self.blobs.put(path) for name, path in sorted(files.items())}
             # What is compared must have been through JSON, as what is on disk has.

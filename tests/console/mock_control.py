@@ -4,8 +4,9 @@ For looking at the console while working on it, and for its tests:
 
     python tests/console/mock_control.py --port 8003 --scenario failing
 
-Scenarios: normal, failing, killed, all_killed, monitor_down, empty, rollout. They can be changed while it
-runs by `POST /mock/set {"scenario": ..., "down": bool, "token": str, "refuse": str, "delay_s": float}`;
+Scenarios: normal, failing, killed, all_killed, monitor_down, empty, rollout, rollout_paused, rollout_waived. They
+can be changed while it runs by
+`POST /mock/set {"scenario": ..., "down": bool, "token": str, "refuse": str, "delay_s": float}`;
 `GET /mock/requests` lists the mutations that came in.
 """
 

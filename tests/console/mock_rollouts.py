@@ -21,6 +21,13 @@ def new(model: str, variant: str, policy: str, number: int) -> Json:
     return view | {"changed_at": time.time() - 90}
 
 
+def braked(rollout: Json, *waived: str) -> Json:
+    """The same with two guards that pause it, of which some are set aside."""
+    fails = {"verdict": "fail", "required": False, "action": "pause"}
+    verdicts = [{"guard": name, "sentence": f"{name} is beyond its limit", **fails} for name in ("ood", "slices")]
+    return rollout | {"verdicts": [*rollout["verdicts"], *verdicts], "waived": list(waived)}
+
+
 #: What a rollout becomes by what is asked of it.
 ROLLOUT_STATES = {
     "pause": ("paused", "manual"), "resume": ("ramping", None), "approve": ("ramping", None),

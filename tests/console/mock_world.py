@@ -132,6 +132,9 @@ class World:
             settle(moderation)
         elif scenario == "rollout":
             moderation["rollouts"] = [mock_rollouts.new("moderation", "int8", "fast", 7)]
+        elif scenario in ("rollout_paused", "rollout_waived"):
+            waived = ["ood", "slices"] if scenario == "rollout_waived" else ["ood"]
+            moderation["rollouts"] = [mock_rollouts.braked(mock_rollouts.new("moderation", "int8", "fast", 7), *waived)]
         elif scenario == "failing":
             moderation["rollback_headroom_ratio"] = 0.84
             moderation["variants"][1]["placement"] = "colocated"

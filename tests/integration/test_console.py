@@ -278,6 +278,31 @@ def test_a_rollout_says_what_it_waits_for_and_is_approved_with_a_reason(page: Pa
     assert sent["body"] == {"reason": "the numbers are good"}
 
 
+def test_an_approval_while_a_guard_pauses_needs_a_box_that_names_the_guard(page: Page, mock: Mock) -> None:
+    mock.set(scenario="rollout_paused")
+    page.get_by_role("button", name="Approve rollout int8-7").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Guards pause it: slices is beyond its limit")
+    expect(dialog).not_to_contain_text("ood")  # someone has set it aside
+    dialog.get_by_label("Reason").fill("a known slice")
+    expect(dialog.get_by_role("button", name="Approve int8")).to_be_disabled()
+    dialog.get_by_label("Go on all the same").check()
+    dialog.get_by_role("button", name="Approve int8").click()
+    expect(page.get_by_test_id("rollout-int8-7")).to_contain_text("Ramping")
+    assert mock.requests()[0]["body"] == {"reason": "a known slice", "override": True}
+
+
+def test_an_approval_needs_no_box_for_guards_that_were_set_aside(page: Page, mock: Mock) -> None:
+    mock.set(scenario="rollout_waived")
+    page.get_by_role("button", name="Approve rollout int8-7").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Reason").fill("the numbers are good")
+    expect(dialog.get_by_label("Go on all the same")).not_to_be_visible()
+    dialog.get_by_role("button", name="Approve int8").click()
+    expect(page.get_by_test_id("rollout-int8-7")).to_contain_text("Ramping")
+    assert mock.requests()[0]["body"] == {"reason": "the numbers are good"}
+
+
 def test_a_promotion_without_every_pass_needs_a_box_that_says_so(page: Page, mock: Mock) -> None:
     mock.set(scenario="rollout")
     page.get_by_role("button", name="Promote rollout int8-7").click()

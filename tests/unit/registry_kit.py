@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.clock import FakeClock
+from serving.registry.files import file_digest
 from serving.registry.fsck import verify
 from serving.registry.manifest import Lineage, Manifest, Parent, Signature, TensorSpec
 from serving.registry.store import Registry
@@ -32,6 +33,16 @@ def put(registry: Registry, variant: str, content: str, model: str = "m", **abou
     return registry.register(
         model, variant, files, format="onnx", entry="model.onnx", signature=SIGNATURE, session=SIGNATURE, **about
     )
+
+
+def edit(registry: Registry, ref: str, old: str, new: str) -> tuple[str, str]:
+    """Write another text into a manifest's file, by hand; the digests that it had and that it has."""
+    path = registry.manifest_path(registry.resolve(ref))
+    before, text = file_digest(path), path.read_text()
+    assert text.count(old) == 1
+    path.chmod(0o644)
+    path.write_text(text.replace(old, new))
+    return before, file_digest(path)
 
 
 def made_from(parent: Manifest, role: str = "source") -> Lineage:

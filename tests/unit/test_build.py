@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,8 +27,10 @@ from serving.build.kinds import load_recipe
 from serving.build.publish import missed
 from serving.build.recipe import RequirementsRecipe
 from serving.build.runner import build
-from serving.build.text.data import near_key, read_rows
+from serving.build.text.data import check_data, near_key, read_rows
 from serving.errors import ConfigError
+from serving.governance.gate import failures, judge
+from serving.governance.policy import load_policy
 from serving.registry.store import Registry
 from serving.runtimes.base import open_session
 from serving.runtimes.pipeline import Pipeline
@@ -109,6 +112,19 @@ def test_static_quantization_makes_a_smaller_model_whose_answers_ignore_their_ne
     assert int8.quantization["calibration"]["split"] == "calibration"
     assert int8.evaluation["batch_neighbour_delta"] < 1e-4
     assert teacher.evaluation["batch_neighbour_delta"] < 1e-4
+
+
+def test_a_recipe_without_buckets_is_quantized_too(built: Built, tmp_path: Path) -> None:
+    """Batches are as long as their longest row then, at most as long as with buckets."""
+    document = build_kit.recipe()
+    document["tokenizer"]["buckets"] = []
+    del document["damage"]
+    recipe = build_kit.write(tmp_path, document, build_kit.rows())
+    result = build(recipe, Registry(tmp_path / "registry"), cache_dir=built.cache)
+    (int8,) = [one for one in result.manifests if one.variant == "int8"]
+    assert int8.preprocess.buckets == ()
+    with_buckets = built.registry.resolve("tiny/int8")
+    assert int8.files["model.onnx"] == with_buckets.files["model.onnx"]
 
 
 def test_the_broken_variant_believes_its_parent_and_answers_otherwise(built: Built) -> None:
@@ -246,6 +262,53 @@ def test_a_policy_keeps_out_what_was_not_measured_and_a_card_is_kept(built: Buil
     (tmp_path / "policy.yaml").unlink()
     with pytest.raises(ConfigError, match=r"policy\.yaml: No such file"):
         build(recipe, Registry(tmp_path / "registry"), cache_dir=built.cache)
+
+
+def test_a_policy_of_a_recipe_is_judged_on_all_that_the_manifest_will_say(built: Built, tmp_path: Path) -> None:
+    """As `gate` and `approve` do: what the one passes the other must not refuse."""
+    measured = ("card.owner", "validated_on.*.memory", "build.versions.torch", "signature.inputs.0.name")
+    rules: list[dict[str, Any]] = [{"evidence": path} for path in measured]
+    rules += [{"evidence": "lineage.parents.0.digest", "applies_to": "derived"}]
+    rules += [{"evidence": "preprocess.buckets.*", "at_most": 16}, {"evidence": "files.*.bytes", "at_least": 1}]
+    policy = {"apiVersion": "canarium/policy/v1", "name": "ours", "tier": "low", "rules": rules}
+    (tmp_path / "policy.yaml").write_text(json.dumps(policy))
+    stated = {"requirements": {"policy": "policy.yaml"}, "card": {"owner": "the desk"}}
+    recipe = build_kit.write(tmp_path, build_kit.recipe() | stated, build_kit.rows())
+    result = build(recipe, Registry(tmp_path / "registry"), cache_dir=built.cache)
+    assert result.refused == {}
+    chosen = load_policy(str(tmp_path / "policy.yaml"))
+    sound = [one for one in result.manifests if one.lineage.relation != "damaged"]
+    assert [failures(judge(chosen, msgspec.to_builtins(one))) for one in sound] == [[]] * 5
+    rules[-1] = {"evidence": "quantization.calibration.rows", "at_least": 17, "applies_to": "derived"}
+    (tmp_path / "policy.yaml").write_text(json.dumps(policy))
+    refused = build(recipe, Registry(tmp_path / "other"), cache_dir=built.cache).refused
+    assert refused["int8"] == "requirements.policy 'ours': quantization.calibration.rows is 16, under 17"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "near"),
+    [
+        ("5/5", "10/10", False),
+        ("[url]", "[email]", False),
+        ("👍 100%", "👍 50%", False),
+        ("[url] 5/5", "5/5", False),
+        (" 5/5\n", "5/5", True),
+        ("Free money!", "free   MONEY [url] 100%", True),
+    ],
+)
+def test_texts_without_letters_are_near_each_other_only_if_they_are_the_same(
+    tmp_path: Path, one: str, other: str, near: bool
+) -> None:
+    data = build_kit.rows()
+    data += [{"text": one, "label": "ham", "split": "train"}, {"text": other, "label": "ham", "split": "test"}]
+    build_kit.write(tmp_path, build_kit.recipe(), data)
+    (tmp_path / "out").mkdir()
+    with (
+        pytest.raises(BuildError, match=r"line 306: nearly the same text is in another split")
+        if near
+        else nullcontext()
+    ):
+        check_data(tmp_path / "out", {"file": tmp_path / "rows.jsonl.gz"}, {"labels": ["ham", "spam"]}, lambda *_: None)
 
 
 # ---------------------------------------------------------------- the cache of steps

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from governance_kit import EVIDENCE, INT8, key_at, put, registry_at
+from governance_kit import AVX2, EVIDENCE, INT8, VNNI, key_at, put, registry_at
 from huggingface_hub import EvalResult, ModelCard
-from registry_kit import made_from
+from registry_kit import edit, made_from
 
 from serving.cli import main
 from serving.contract import GUARDS
@@ -129,6 +129,14 @@ def test_numbers_that_were_inherited_are_not_passed_off_as_measured(run: Any, re
     assert "These are the numbers of m/int8:1; this artifact itself was not measured." in run("m/broken")
 
 
+def test_numbers_that_were_edited_after_the_registration_are_in_no_card(run: Any, registry: Registry) -> None:
+    was, now = edit(registry, "m/int8", '"ece_debiased": 0.004', '"ece_debiased": 0.001')
+    said = f"canarium: m/int8:2: its manifest is damaged: registered with sha256 {was}, got {now} in "
+    assert run("m/int8", code=1).startswith(said)
+    assert run("m/int8", "--format", "cyclonedx", code=1).startswith(said)
+    assert run("--system", str(configuration(registry)), code=1).startswith(said)
+
+
 class Page(HTMLParser):
     """Texts by tag, and tags that are not closed in order."""
 
@@ -196,6 +204,27 @@ def test_the_system_card_says_what_is_not_approved(run: Any, registry: Registry,
     assert "- alice (approver)" in shown
     assert "| m/teacher | approved | – |" in shown
     assert "| m/int8 | not approved | models.m.variants.int8: m/int8:2 (sha256 " in shown
+
+
+def test_the_system_card_and_its_bill_are_about_what_this_host_would_serve(
+    run: Any, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `up`, the monitor and the applications of a cluster choose: the sibling that was validated here."""
+    on_avx2 = [{"cpu": AVX2, "accuracy": 0.97}]
+    teacher = registry.resolve("m/teacher:1")
+    put(registry, "int8-avx2", lineage=made_from(teacher), quantization=INT8, validated_on=on_avx2)
+    path = str(configuration(registry))
+    monkeypatch.setattr("serving.loading.cpu_info", lambda: AVX2)
+    shown = run("--system", path)
+    assert "| `int8` | m/int8-avx2:1, version 4 |" in shown
+    assert "this host has x86_64 without 8-bit dot products; its sibling m/int8-avx2:1 is served instead" in shown
+    bill = valid(run("--system", path, "--format", "cyclonedx"))
+    models = [part for part in bill["components"] if part["type"] == "machine-learning-model"]
+    assert {(part["name"], part["version"]) for part in models} == {("teacher", "1"), ("int8-avx2", "1")}
+    monkeypatch.setattr("serving.loading.cpu_info", lambda: VNNI)
+    shown = run("--system", path)
+    assert "m/int8:2, version 3" in shown
+    assert "sibling" not in shown
 
 
 def test_the_system_card_names_the_policy_of_each_model(run: Any, registry: Registry) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from governance_kit import config, registry_at
+from registry_kit import edit
 from rich.console import Console
 
 from serving.cli import main
@@ -73,6 +74,12 @@ def test_a_gate_that_fails_has_exit_code_1_and_says_what(run: Any) -> None:
     shown = run("gate", "m/int8", "--policy", "high", code=1)
     assert "m/int8:1: refused: evaluation.slices.worst.accuracy: not measured; " in shown
     assert "expected a policy file or one of low, limited, high" in run("gate", "m/int8", "--policy", "x", code=1)
+
+
+def test_a_gate_does_not_judge_numbers_that_were_edited(run: Any, registry: Registry) -> None:
+    was, now = edit(registry, "m/int8", '"ece_debiased": 0.004', '"ece_debiased": 0.001')
+    said = f"canarium: m/int8:1: its manifest is damaged: registered with sha256 {was}, got {now} in "
+    assert run("gate", "m/int8", "--policy", "limited", code=1).startswith(said)
 
 
 def test_up_refuses_what_nobody_approved_before_anything_starts(registry: Registry, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_kit import faults, findings, made_from, put
+from registry_kit import edit, faults, findings, made_from, put
 
 from serving.clock import FakeClock
 from serving.errors import RegistryError
@@ -116,6 +116,17 @@ def test_a_damaged_artifact_is_not_exported(registry: Registry, tmp_path: Path) 
     with pytest.raises(RegistryError, match=r"m/int8:1: model\.onnx is damaged: expected sha256"):
         export(registry, ["m/int8"], tmp_path / "out")
     assert sorted(one.name for one in tmp_path.iterdir() if "out" in one.name) == []
+
+
+def test_an_edited_manifest_is_not_exported(registry: Registry, tmp_path: Path) -> None:
+    """Whoever imports it would register the edited numbers under a digest of their own."""
+    was, now = edit(registry, "m/teacher:1", '"accuracy": 0.97', '"accuracy": 0.99')
+    with pytest.raises(RegistryError) as refused:
+        export(registry, ["m/teacher:1"], tmp_path / "out")
+    assert str(refused.value).startswith(
+        f"m/teacher:1: its manifest is damaged: registered with sha256 {was}, got {now} in {registry.root}"
+    )
+    assert [one.name for one in tmp_path.iterdir() if "out" in one.name] == []
 
 
 # ---------------------------------------------------------------- the way back

@@ -2,7 +2,7 @@
 import { html, useId, useState } from "../html.js";
 import { percent } from "../format.js";
 import { api } from "../api.js";
-import { candidates, rolloutActions, rolloutLook } from "../derive.js";
+import { candidates, pausing, rolloutActions, rolloutLook } from "../derive.js";
 import { ActionDialog } from "./dialog.js";
 import { Warn } from "./parts.js";
 
@@ -52,9 +52,13 @@ export function RolloutDialog({ model, variant: id, action }) {
   const box = useId();
   const known = rollout && rolloutActions(rollout).find((one) => one.action === action);
   if (!rollout) return null;
+  const paused = pausing(rollout);
   const needs = (action === "resume" && rollout.hold === "guard")
+    || (action === "approve" && paused.length > 0)
     || (action === "promote" && rollout.promotion_lacks.length > 0);
-  const words = action === "resume" ? rollout.why : `It lacks: ${rollout.promotion_lacks.join("; ")}`;
+  const words = action === "resume" ? rollout.why
+    : action === "approve" ? `Guards pause it: ${paused.map(({ sentence }) => sentence).join("; ")}`
+    : `It lacks: ${rollout.promotion_lacks.join("; ")}`;
   const verb = known?.verb ?? action;
   const invalid = !known ? `The rollout is ${rolloutLook(rollout).word.toLowerCase()} now: this cannot be asked of it.`
     : needs && !override ? "This needs the box above." : null;

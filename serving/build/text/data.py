@@ -66,8 +66,12 @@ def read_split(path: Path, name: str, labels: Sequence[str]) -> Split:
 
 
 def near_key(text: str) -> str:
-    """What near-identical texts share: the first 300 characters of their lower-case words, masks left out."""
-    return " ".join(re.findall(r"[^\W\d_]+", re.sub(r"\[(url|email|phone|name)\]", " ", text).lower()))[:300]
+    """What near-identical texts share: the first 300 characters of their lower-case words, masks left out.
+
+    A text without words, such as `5/5`, shares nothing with others: its key is all of it.
+    """
+    words = " ".join(re.findall(r"[^\W\d_]+", re.sub(r"\[(url|email|phone|name)\]", " ", text).lower()))
+    return words[:300] or text.strip().casefold()
 
 
 def check_data(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:

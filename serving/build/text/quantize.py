@@ -27,7 +27,7 @@ def quantize(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any]
     static_int8(
         out,
         needs["model"] / "model.onnx",
-        _batches(rows, parameters["buckets"][-1]),
+        _batches(rows, parameters["max_tokens"]),
         recipe,
         {
             "rows": len(rows),

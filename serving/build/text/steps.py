@@ -103,7 +103,7 @@ class TextSteps(Plan[TextRecipe]):
         """INT8 of a step's `model.onnx`, as the recipe says but for the changes."""
         parameters = {
             **self.common,
-            "buckets": list(self.recipe.tokenizer.buckets),
+            "max_tokens": self.recipe.tokenizer.max_tokens,
             "quantize": self.recipe.quantize.model_dump(mode="json") | dict(changes or {}),
             "cpu": cpu_info()["flags"],
         }
