@@ -69,7 +69,7 @@ class AnomalyPlan(Plan[AnomalyRecipe]):
             quantize,
             {"quantize": recipe.quantize.model_dump(mode="json"), "cpu": cpu_info()["flags"]},
             {"data": data, "model": teacher_onnx},
-            (_BUILD / "quantize.py", _BUILD / "cpu.py", *_DATA),
+            (*(_BUILD / name for name in ("quantize.py", "cpu.py", "rows.py")), *_DATA),
         )
         variants.append(self._variant("int8", int8, judge, lambda: {"quantization": int8.read("quantization.json")}))
         students = self.step(

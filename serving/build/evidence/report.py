@@ -196,17 +196,24 @@ def _noise(evidence: Mapping[str, Any]) -> list[str]:
 
 def _drift(found: Mapping[str, Any]) -> list[str]:
     lines = []
-    for name, each in found.items():
-        sizes, classifier = each["rows"], each["classifier"]
-        lines.append(
-            f"- {name}: {sizes['calibration']} calibration rows against {sizes['train']} training rows; a classifier "
-            f"that tries to tell them apart reaches an area under the curve of {classifier['auc']:.3f} "
-            f"(p = {classifier['p_value']:.2g}; 0.5 is chance)."
-        )
-        lines += [f"  - **shifted**: {what}" for what in each["shifted"]]
-        if not each["shifted"]:
-            most = max(each["features"], key=lambda feature: each["features"][feature]["psi"])
-            lines.append(
-                f"  - No shift found; the largest stability index is {each['features'][most]['psi']:.3f} ({most})."
-            )
+    for name, each in found["split"].items():
+        count = each["rows"]["calibration"]
+        lines += _shifts(f"{name}: {count} calibration rows", each)
+        chosen = found["ranges"].get(name)
+        if chosen is None:
+            lines.append(f"- {name}: too few of them give INT8 its ranges to be compared.")
+        elif chosen["rows"]["calibration"] < count:
+            lines += _shifts(f"{name}: the {chosen['rows']['calibration']} of them that INT8 ranges come from", chosen)
     return lines or ["- The inputs are of a kind that is not compared."]
+
+
+def _shifts(who: str, each: Mapping[str, Any]) -> list[str]:
+    classifier = each["classifier"]
+    lines = [
+        f"- {who} against {each['rows']['train']} training rows; a classifier that tries to tell them apart reaches an "
+        f"area under the curve of {classifier['auc']:.3f} (p = {classifier['p_value']:.2g}; 0.5 is chance)."
+    ]
+    if each["shifted"]:
+        return lines + [f"  - **shifted**: {what}" for what in each["shifted"]]
+    most = max(each["features"], key=lambda feature: each["features"][feature]["psi"])
+    return [*lines, f"  - No shift found; the largest stability index is {each['features'][most]['psi']:.3f} ({most})."]

@@ -20,13 +20,13 @@ _SOURCES = (*MEASURING, *_AUDITS, *sorted(path for path in _HERE.glob("*.py")))
 
 
 def check_drift(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
-    """Write `drift.json`: how far the calibration split is from the train split."""
+    """Write `drift.json`: how far the calibration split, and what INT8 takes of it, is from the train split."""
     from serving.build.evidence.subject import calibration_drift
 
     train, calibration = (
         read_examples(needs["data"], split, parameters["labels"]) for split in ("train", "calibration")
     )
-    write_json(out / "drift.json", calibration_drift(train, calibration))
+    write_json(out / "drift.json", calibration_drift(train, calibration, parameters["rows"]))
 
 
 def examine_variant(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
@@ -51,7 +51,8 @@ def gather(plan: Plan[Any], variants: Sequence[Variant]) -> dict[str, Made]:
         return {}  # windows of a stream are no independent rows: its own evaluation measures them
     labels = list(plan.recipe.labels)
     data = plan.made["data"]
-    plan.step("calibration-drift", check_drift, {"labels": labels}, {"data": data}, _SOURCES)
+    compared = {"labels": labels, "rows": plan.recipe.quantize.rows}
+    plan.step("calibration-drift", check_drift, compared, {"data": data}, _SOURCES)
     trusted, found = variants[0], dict[str, Made]()
     for variant in variants:
         if variant.interface.postprocess.task != "classification":

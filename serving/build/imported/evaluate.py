@@ -16,6 +16,7 @@ from serving.build.evidence import memory, saturation
 from serving.build.imported.sound import read_clips
 from serving.build.imported.stream import feeds
 from serving.build.interface import draft
+from serving.build.rows import spread
 from serving.runtimes.base import Session, open_session
 from serving.runtimes.pipeline import Pipeline
 
@@ -36,9 +37,10 @@ def evaluate_stream(out: Path, needs: Mapping[str, Path], parameters: Mapping[st
     scores = scores_of(pipeline, session, clips.windows, parameters)
     np.save(out / "scores.npy", scores)
     tick(1, 4, "alone")
-    alone = [scores_of(pipeline, session, clips.windows[at : at + 1], parameters)[0] for at in range(_ALONE)]
+    few = spread(len(scores), _ALONE)
+    alone = [scores_of(pipeline, session, clips.windows[at : at + 1], parameters)[0] for at in few.tolist()]
     tick(2, 4, "memory")
-    feed, _ = next(feeds(clips.windows[:_BATCH], parameters["stream"], parameters["inputs"]))
+    feed, _ = next(feeds(clips.windows[spread(len(scores), _BATCH)], parameters["stream"], parameters["inputs"]))
     ready = pipeline.preprocess(feed)
     taken = memory.measure(manifest, needs["model"], runtime="onnxruntime", inputs=ready, scratch=out)
     tick(3, 4, "latency")
@@ -63,7 +65,7 @@ def evaluate_stream(out: Path, needs: Mapping[str, Path], parameters: Mapping[st
             "p99": float(np.quantile(np.abs(scores - judge), 0.99)),
             "max": float(np.abs(scores - judge).max()),
         },
-        "batch_neighbour_delta": float(np.abs(np.stack(alone) - scores[:_ALONE]).max()),
+        "batch_neighbour_delta": float(np.abs(np.stack(alone) - scores[few]).max()),
         "latency_ms": _latency(pipeline, session, clips.windows, parameters),
         "bytes": (needs["model"] / manifest.entry).stat().st_size,
         "model_bytes": (needs["model"] / manifest.entry).stat().st_size,
@@ -98,7 +100,7 @@ def _latency(
     """Milliseconds of one step of one thread: the session alone, and with what is around it."""
     measured: dict[str, Any] = {"threads": 1}
     for size in (1, _BATCH):
-        feed, _ = next(feeds(windows[:size], parameters["stream"], parameters["inputs"]))
+        feed, _ = next(feeds(windows[spread(len(windows), size)], parameters["stream"], parameters["inputs"]))
 
         def bare(index: int, feed: dict[str, np.ndarray] = feed) -> None:
             session.run(feed)

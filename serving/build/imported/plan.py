@@ -18,6 +18,7 @@ from serving.build.imported.recipe import ImportedRecipe, TensorRecipe
 from serving.build.imported.sound import check_clips, read_clips
 from serving.build.interface import Interface
 from serving.build.plan import GOLDEN_ROWS, Answers, Part, Plan, Variant
+from serving.build.rows import spread
 from serving.registry.manifest import Manifest, Postprocess, Signature, TensorSpec
 
 _HERE = Path(__file__).parent
@@ -60,7 +61,7 @@ class ImportedPlan(Plan[ImportedRecipe]):
                 "cpu": cpu_info()["flags"],
             },
             {"data": data, "model": fp32},
-            (*_SOURCES, _BUILD / "quantize.py", _BUILD / "cpu.py"),
+            (*_SOURCES, *(_BUILD / name for name in ("quantize.py", "cpu.py", "rows.py"))),
         )
         variants = [self._variant("fp32", fp32, None, stream, inputs)]
         for name, model in (("fp16", fp16), ("int8", int8)):
@@ -72,12 +73,12 @@ class ImportedPlan(Plan[ImportedRecipe]):
         return found
 
     def golden(self, manifest: Manifest, folder: Path, data: Path) -> Answers:
-        """The golden rows are the windows of the first test clips, each clip from its beginning with its state."""
+        """The golden rows are the windows of evenly spread test clips, each from its beginning with its state."""
         from serving.runtimes.base import open_session
         from serving.runtimes.pipeline import Pipeline
 
         windows = read_clips(data, "test").windows
-        clips = windows[: max(1, GOLDEN_ROWS // windows.shape[1])]
+        clips = windows[spread(len(windows), max(1, GOLDEN_ROWS // windows.shape[1]))]
         pipeline = Pipeline(manifest, folder)
         session = open_session(manifest, folder, runtime="onnxruntime", threads=1)
         stream, inputs = self._fed()

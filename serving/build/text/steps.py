@@ -107,7 +107,7 @@ class TextSteps(Plan[TextRecipe]):
             "quantize": self.recipe.quantize.model_dump(mode="json") | dict(changes or {}),
             "cpu": cpu_info()["flags"],
         }
-        sources = (_HERE / "train.py", _HERE.parent / "quantize.py", _HERE.parent / "cpu.py")
+        sources = (_HERE / "train.py", *DATA, *(_HERE.parent / name for name in ("quantize.py", "cpu.py", "rows.py")))
         return self.step(name, quantize, parameters, {**self.base, "model": model}, sources)
 
     def measured(
