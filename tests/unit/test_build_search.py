@@ -91,6 +91,7 @@ def measured(**changes: Any) -> dict[str, Any]:
         ({"disagreement": 0.2}, "disagreement_ceiling 0.1"),
         ({"latency_ms": {"batch_1": {"p99": 9.0}}}, "p99_ms_ceiling 5"),
         ({"slice": {"name": "class=spam", "accuracy": 0.7}}, "on slice class=spam is under slice_floor 0.85"),
+        ({"slice": None}, "slice was not measured: no slice has 20 rows, and slice_floor 0.85 asks for it"),
     ],
 )
 def test_requirements_refuse_candidates(changes: dict[str, Any], reason: str) -> None:

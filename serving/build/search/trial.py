@@ -55,13 +55,13 @@ def measure_trial(out: Path, needs: Mapping[str, Path], parameters: Mapping[str,
     judge = np.load(needs["judge"] / "logits.npy") if "judge" in needs else logits
     right, judged = logits.argmax(axis=1) == examples.classes, judge.argmax(axis=1) == examples.classes
     masks = masks_of(read_examples(needs["data"], "train", parameters["labels"]), examples, parameters["labels"])
-    worst, lowest = lowest_accuracy(compare_slices(masks, right, judged))
+    lowest = lowest_accuracy(compare_slices(masks, right, judged))
     write_json(
         out / "trial.json",
         {
             **found,
             "accuracy": float(right.mean()),
-            "slice": {"name": worst, "accuracy": lowest},
+            "slice": {"name": lowest[0], "accuracy": lowest[1]} if lowest is not None else None,
             "disagreement": float((logits.argmax(axis=1) != judge.argmax(axis=1)).mean()),
             "mean_kl": metrics.mean_kl(judge, logits),
             "neighbour_change": change,
