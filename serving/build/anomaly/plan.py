@@ -165,6 +165,7 @@ class AnomalyPlan(Plan[AnomalyRecipe]):
             "loss": "mean squared error to the teacher's standardized score",
             "seed": served["seed"],
             "parameters": document["parameters"],
+            "split": "test",
             "average_precision": served["average_precision"],
             "control": {
                 "loss": "cross-entropy",

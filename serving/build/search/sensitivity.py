@@ -14,6 +14,7 @@ from serving.build.cache import Tick, write_json
 from serving.build.evaluate import infer
 from serving.build.examples import read_examples
 from serving.build.interface import draft, pipeline_folder
+from serving.build.quantize import reduces_range
 from serving.build.rows import spread
 from serving.runtimes.base import open_session
 from serving.runtimes.pipeline import Pipeline
@@ -59,6 +60,7 @@ def rank_layers(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, A
             nodes_to_quantize=[name],
             op_types_to_quantize=list(recipe["operators"]),
             per_channel=recipe["per_channel"],
+            reduce_range=reduces_range(recipe),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibration_cache_path=needs["ranges"] / "ranges.json",

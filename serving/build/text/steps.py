@@ -167,10 +167,10 @@ class TextSteps(Plan[TextRecipe]):
             parents,
             found.calibration,
             files,
-            lambda: self.about(relation, model),
+            lambda: self.about(relation, model, found.evaluation),
             self.made["damage"] if relation == "damaged" else None,
         )
 
     @abstractmethod
-    def about(self, relation: Relation, model: Made) -> dict[str, Any]:
-        """What a variant's manifest says of how it was made."""
+    def about(self, relation: Relation, model: Made, evaluation: Made) -> dict[str, Any]:
+        """What a variant's manifest says of how it was made, and of what that gave by its own evaluation."""
