@@ -28,7 +28,7 @@ _HERE = Path(__file__).parent
 #: Sources that the step depends on beside this file.
 SOURCES = (
     *MEASURING,
-    *(_HERE / name for name in ("evaluate.py", "familiar.py")),
+    _HERE / "familiar.py",
     *(_HERE.parent / "runtimes" / name for name in ("features.py", "embedding.py", "inside.py")),
 )
 #: More rows of a split would tell a drift report nothing new, and they travel with every artifact.

@@ -10,8 +10,8 @@ import numpy as np
 
 from serving.build.cache import Made
 from serving.build.cpu import cpu_info
-from serving.build.evaluate import MEASURING
 from serving.build.evidence.report import footprint
+from serving.build.evidence.steps import SOURCES
 from serving.build.imported.evaluate import evaluate_stream, scores_of
 from serving.build.imported.model import halve, import_model, quantize
 from serving.build.imported.recipe import ImportedRecipe, TensorRecipe
@@ -24,12 +24,7 @@ from serving.registry.manifest import Manifest, Postprocess, Signature, TensorSp
 _HERE = Path(__file__).parent
 _BUILD = _HERE.parent
 _SOURCES = (_HERE / "sound.py", _HERE / "stream.py")
-_MEASURING = (
-    *MEASURING,
-    *_SOURCES,
-    *(_BUILD / name for name in ("evaluate.py", "evidence/memory.py", "evidence/saturation.py")),
-    _BUILD.parent / "runtimes" / "answers.py",
-)
+_MEASURING = (*SOURCES, *_SOURCES)
 
 
 class ImportedPlan(Plan[ImportedRecipe]):

@@ -123,14 +123,13 @@ class TextSteps(Plan[TextRecipe]):
             "cpu": cpu_info(),
         }
         needs = {"data": self.made["data"], "files": self.made["tokenizer"], "model": model}
-        sources = (*MEASURING, *DATA)
         calibration = parent.calibration if parent is not None else None
         if calibration is None:
             seen = {"teacher": judge.calibration} if judge is not None and judge.calibration is not None else {}
-            calibration = self.step(f"{name}-temperature", calibrate, parameters, {**needs, **seen}, sources)
+            calibration = self.step(f"{name}-temperature", calibrate, parameters, {**needs, **seen}, MEASURING)
         needs["calibration"] = calibration
         against = {"teacher": judge.evaluation} if judge is not None else {}
-        evaluation = self.step(f"{name}-evaluation", evaluate, parameters, {**needs, **against}, sources)
+        evaluation = self.step(f"{name}-evaluation", evaluate, parameters, {**needs, **against}, MEASURING)
         return Measured(parameters, needs, calibration, evaluation)
 
     def variant(
@@ -151,7 +150,7 @@ class TextSteps(Plan[TextRecipe]):
         found = self.measured(name, format, model, judge, parent)
         if parent is None:
             parameters = {**found.parameters, "golden_rows": self.recipe.golden_rows}
-            made = self.step(f"{name}-snapshot", snapshot, parameters, found.needs, (*SOURCES, *DATA))
+            made = self.step(f"{name}-snapshot", snapshot, parameters, found.needs, SOURCES)
             files = {TOKENIZER: tokenizer.folder / TOKENIZER}
             files |= brought(made.folder)
         else:
