@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from serving.build import metrics
 from serving.build.cache import BuildError, Tick, write_json
 from serving.build.cpu import cpu_info
 from serving.build.evaluate import percentiles, quality
@@ -21,6 +22,8 @@ from serving.runtimes.base import Session, open_session
 from serving.runtimes.pipeline import Pipeline
 
 _ALONE, _BATCH, _DRAWS, _SEED = 8, 16, 1000, 5
+#: Of a 95 % interval, on either side.
+_TAIL = 0.025
 
 
 def evaluate_stream(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
@@ -114,9 +117,18 @@ def _latency(
 
 
 def _interval(events: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the share of events [clips, windows], by resampling clips."""
+    """95 % interval of the share of events [clips, windows], by resampling clips.
+
+    Without an event in any clip every resample is the same. Then the far end is Clopper and Pearson's for the share of
+    clips with an event, which is no less than that of windows; and the other way round where all are events.
+    """
     share = events.mean(axis=1)
+    most = metrics.clopper_pearson_upper(0, len(share), _TAIL)
+    if not events.any():
+        return 0.0, most
+    if events.all():
+        return 1.0 - most, 1.0
     chance = np.random.default_rng(_SEED)
     drawn = share[chance.integers(0, len(share), (_DRAWS, len(share)))].mean(axis=1)
-    low, high = np.percentile(drawn, (2.5, 97.5))
+    low, high = np.quantile(drawn, (_TAIL, 1 - _TAIL))
     return float(low), float(high)

@@ -100,8 +100,9 @@ class ImportedPlan(Plan[ImportedRecipe]):
         return [
             f"- Imported: {source.origin} ({source.licence}), SHA-256 {source.sha256}.",
             f"- {measured['clips']} clips, each from its beginning with the state given back. Windows of one clip are "
-            "alike: the intervals of accuracy come from resampling clips, not from Wilson's formula; the exact tests "
-            "above take windows as independent, which they are not, and so see differences too easily.",
+            "alike: the intervals of accuracy come from resampling clips, not from Wilson's formula (from Clopper and "
+            "Pearson's over clips where no window differs); the exact tests above take windows as independent, which "
+            "they are not, and so see differences too easily.",
             "- INT8 leaves the recurrent layer in FP32: its weights lie in a branch of the graph.",
         ]
 
