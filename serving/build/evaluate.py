@@ -15,6 +15,7 @@ from serving.build.cpu import cpu_info
 from serving.build.evidence.flips import paired_flips
 from serving.build.examples import Examples, read_examples
 from serving.build.interface import draft
+from serving.build.rows import spread
 from serving.clock import SystemClock
 from serving.registry.manifest import Manifest
 from serving.runtimes.base import Session, open_session
@@ -26,10 +27,13 @@ SIZES = {1: 200, 4: 96, 16: 64, 32: 32}
 _now_ns = SystemClock().monotonic_ns
 _RUNTIMES = {"onnx": "onnxruntime", "torch": "torch"}
 _HERE = Path(__file__).parent
-#: Sources that the steps below depend on beside this file.
+_RUNTIME = ("answers", "attention", "base", "detectors", "minilm", "modules", "onnx", "pipeline", "torch")
+#: Sources that every step depends on that measures through the serving code.
 MEASURING = (
-    *(_HERE.parent / "runtimes" / name for name in ("pipeline.py", "onnx.py", "torch.py")),
-    *(_HERE / name for name in ("metrics.py", "interface.py", "examples.py", "evidence/flips.py")),
+    *(_HERE.parent / name for name in ("packing.py", "core/arrays.py", "protocol/tensors.py", "protocol/types.py")),
+    *(_HERE.parent / "runtimes" / f"{name}.py" for name in _RUNTIME),
+    *(_HERE / name for name in ("evaluate.py", "cpu.py", "metrics.py", "interface.py", "examples.py", "rows.py")),
+    *(_HERE / name for name in ("anomaly/data.py", "evidence/flips.py", "text/data.py")),
 )
 
 
@@ -148,17 +152,23 @@ def quality(
 
 def neighbour_delta(pipeline: Pipeline, session: Session, examples: Examples, logits: np.ndarray) -> float:
     """Largest difference of a logit between a row answered alone and in its batch, over 64 rows."""
-    alone = [
-        session.run(pipeline.preprocess(examples.take(at, at + 1)))["logits"] for at in range(min(64, len(logits)))
-    ]
-    return float(np.abs(np.concatenate(alone) - logits[: len(alone)]).max())
+    chosen = spread(len(logits), 64)
+    alone = [session.run(pipeline.preprocess(examples.take(at, at + 1)))["logits"] for at in chosen.tolist()]
+    return float(np.abs(np.concatenate(alone) - logits[chosen]).max())
+
+
+def mixed_batches(examples: Examples, size: int, most: int) -> list[dict[str, np.ndarray]]:
+    """At most so many batches of `size` rows, the rows of each from all over the split, as those of traffic are."""
+    count = max(1, min(most, len(examples) // size))
+    rows = spread(len(examples), size * count)
+    return [dict(examples.at(rows[at::count]).inputs) for at in range(count)]
 
 
 def _latency(pipeline: Pipeline, session: Session, examples: Examples, tick: Tick) -> dict[str, Any]:
     """Milliseconds of one thread: the session alone, and with pre- and postprocessing."""
     measured: dict[str, Any] = {"threads": 1}
-    for step, size in enumerate(SIZES):
-        batches = [examples.take(at, at + size) for at in range(0, max(len(examples) - size + 1, 1), size)][:64]
+    for step, (size, runs) in enumerate(SIZES.items()):
+        batches = mixed_batches(examples, size, min(64, runs))
         ready = [pipeline.preprocess(batch) for batch in batches]
 
         def whole(index: int, batches: list[dict[str, np.ndarray]] = batches) -> None:
@@ -167,8 +177,8 @@ def _latency(pipeline: Pipeline, session: Session, examples: Examples, tick: Tic
         def bare(index: int, ready: list[dict[str, np.ndarray]] = ready) -> None:
             session.run(ready[index % len(ready)])
 
-        measured[f"batch_{size}"] = percentiles(bare, SIZES[size])
-        measured[f"batch_{size}_whole"] = percentiles(whole, SIZES[size])
+        measured[f"batch_{size}"] = percentiles(bare, runs)
+        measured[f"batch_{size}_whole"] = percentiles(whole, runs)
         tick(2 + step, 2 + len(SIZES), "latency")
     return measured
 

@@ -22,9 +22,9 @@ class Examples:
     def __len__(self) -> int:
         return len(self.classes)
 
-    def head(self, rows: int) -> Examples:
-        """The first rows."""
-        return Examples(self.take(0, rows), self.classes[:rows])
+    def at(self, rows: np.ndarray) -> Examples:
+        """The rows with these indices."""
+        return Examples({name: array[rows] for name, array in self.inputs.items()}, self.classes[rows])
 
     def take(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """The inputs of some rows."""

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from serving.build.examples import Examples
+from serving.build.rows import spread
 from serving.runtimes.embedding import Familiar, pooled, tail_of
 from serving.runtimes.inside import Inside
 from serving.runtimes.pipeline import Pipeline
 
 #: Of fewer held-out rows nobody can say which distance 1 % exceed.
 ROWS_MIN = 200
-#: Most training rows that the means and the covariance are taken of.
+#: Most rows of a split that are looked at.
 ROWS_MAX = 2000
 #: The covariance of wider embeddings would be larger than many a model.
 WIDEST = 1024
@@ -29,8 +30,8 @@ def familiar_of(
 
     Args:
         output: the session output that the last linear layer leads to.
-        train: rows that the model was trained on; about `ROWS_MAX` of them are looked at, evenly spread.
-        held_out: rows it was not trained on, for the threshold.
+        train: rows that the model was trained on; `ROWS_MAX` of them are looked at, evenly spread.
+        held_out: rows it was not trained on, for the threshold; the same of each split.
 
     Returns:
         None for a model without a linear layer before that output, with too wide embeddings, or with too few rows.
@@ -59,9 +60,10 @@ def familiar_of(
 
 def _batches(examples: Examples) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Evenly spread rows: their inputs and their classes."""
-    for at in range(0, len(examples), _BATCH * -(-len(examples) // ROWS_MAX)):
-        end = min(at + _BATCH, len(examples))
-        yield examples.take(at, end), examples.classes[at:end]
+    few = examples.at(spread(len(examples), ROWS_MAX))
+    for at in range(0, len(few), _BATCH):
+        end = min(at + _BATCH, len(few))
+        yield few.take(at, end), few.classes[at:end]
 
 
 def fit(known: np.ndarray, classes: np.ndarray, held_out: np.ndarray) -> Familiar:

@@ -15,6 +15,7 @@ import numpy as np
 from serving.build.cache import Cache, Made, StepFunction
 from serving.build.interface import ENTRIES, Interface
 from serving.build.recipe import Recipe
+from serving.build.rows import spread
 from serving.registry.manifest import Manifest, Relation
 
 R = TypeVar("R", bound=Recipe)
@@ -118,7 +119,7 @@ class Plan(ABC, Generic[R]):
         """What is known of the data: `rows`, `splits` (name -> label -> rows) and digests."""
 
     def golden(self, manifest: Manifest, folder: Path, data: Path) -> Answers:
-        """Ask an artifact for the golden rows, the first of the test split, as the server would with one thread.
+        """Ask an artifact for the golden rows, evenly spread over the test split, as the server would with one thread.
 
         Args:
             folder: the artifact's files by name.
@@ -132,7 +133,8 @@ class Plan(ABC, Generic[R]):
         pipeline = Pipeline(manifest, folder)
         runtime = {"onnx": "onnxruntime", "torch": "torch"}[manifest.format]
         session = open_session(manifest, folder, runtime=runtime, threads=1)
-        examples = read_examples(data, "test", manifest.postprocess.labels).head(GOLDEN_ROWS)
+        test = read_examples(data, "test", manifest.postprocess.labels)
+        examples = test.at(spread(len(test), GOLDEN_ROWS))
         found = pipeline.postprocess({"logits": infer(pipeline, session, examples)})["probabilities"]
         return Answers(found, found.argmax(axis=1))
 

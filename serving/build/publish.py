@@ -10,7 +10,7 @@ import msgspec
 
 from serving.build.cache import Made, versions
 from serving.build.cpu import cpu_info
-from serving.build.evidence.slices import lowest_accuracy
+from serving.build.evidence.slices import LEAST_ROWS, lowest_accuracy
 from serving.build.plan import Plan, Variant
 from serving.build.recipe import Recipe, RequirementsRecipe
 from serving.governance.gate import failures, judge
@@ -141,6 +141,8 @@ def missed(needed: RequirementsRecipe, evaluation: Mapping[str, Any]) -> str:
     for requirement, bound in needed.model_dump(exclude={"policy"}, exclude_none=True).items():
         what, _, side = requirement.rpartition("_")
         value = measured[_MEASURED_AS.get(what, what)]
+        if value is None and what == "slice" and "slices" in evaluation:
+            return f"slice was not measured: no slice has {LEAST_ROWS} rows, and requirements.{requirement} asks for it"
         if value is None:
             return f"{what.replace('_', ' ')} was not measured, which requirements.{requirement} asks for"
         if value < bound if side == "floor" else value > bound:
@@ -158,8 +160,9 @@ def _lacking(policy: Policy, draft: Manifest) -> str:
 def _derived(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
     """What requirements bound that is no number of the evaluation by itself."""
     memory = evaluation.get("memory")
+    lowest = lowest_accuracy(evaluation["slices"]) if "slices" in evaluation else None
     return {
-        "slice": lowest_accuracy(evaluation["slices"])[1] if "slices" in evaluation else None,
+        "slice": lowest[1] if lowest is not None else None,
         "p99_ms": evaluation["latency_ms"]["batch_1"]["p99"],
         "memory_mb": memory["model_bytes"] / 1e6 if memory else None,
     }

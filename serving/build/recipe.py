@@ -60,7 +60,7 @@ class RequirementsRecipe(Section):
     accuracy_floor: Share = 0.0
     disagreement_ceiling: Share = 1.0
     policy: str | None = None
-    #: Accuracy on the worst slice of the test rows (of at least 20 rows).
+    #: Lowest accuracy on a slice of the test rows (of at least 20 rows).
     slice_floor: Share | None = None
     #: 99th percentile of the session's time for one row with one thread; it depends on the machine.
     p99_ms_ceiling: Positive | None = None

@@ -17,6 +17,7 @@ from serving.build.cache import Tick
 from serving.build.evaluate import MEASURING, open_variant
 from serving.build.examples import Examples, read_examples
 from serving.build.familiar import familiar_of
+from serving.build.rows import spread
 from serving.registry.files import write_atomically
 from serving.registry.manifest import EMBEDDING_FILE, GOLDEN_FILE, REFERENCE_FILE
 from serving.runtimes import features
@@ -27,7 +28,7 @@ _HERE = Path(__file__).parent
 #: Sources that the step depends on beside this file.
 SOURCES = (
     *MEASURING,
-    *(_HERE / name for name in ("evaluate.py", "familiar.py")),
+    _HERE / "familiar.py",
     *(_HERE.parent / "runtimes" / name for name in ("features.py", "embedding.py", "inside.py")),
 )
 #: More rows of a split would tell a drift report nothing new, and they travel with every artifact.
@@ -47,7 +48,7 @@ def snapshot(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any]
     rows: list[features.Row] = []
     held_out = [read_examples(needs["data"], name, labels) for name in REFERENCE_SPLITS]
     for name, examples in zip(REFERENCE_SPLITS, held_out, strict=True):
-        for at in chosen(len(examples)):
+        for at in spread(len(examples), REFERENCE_ROWS).tolist():
             tick(at, len(examples), name)
             rows.append(_features(pipeline, session, examples.take(at, at + 1)))
     reference = {
@@ -74,11 +75,6 @@ def brought(folder: Path) -> dict[str, Path]:
     """The files of such a step, by name."""
     found = {name: folder / name for name in (REFERENCE_FILE, GOLDEN_FILE, EMBEDDING_FILE)}
     return {name: path for name, path in found.items() if path.is_file()}
-
-
-def chosen(rows: int) -> range:
-    """Rows of a split that features are taken of: evenly spread, `REFERENCE_ROWS` at most."""
-    return range(0, rows, max(1, -(-rows // REFERENCE_ROWS)))
 
 
 def golden(examples: Examples, rows: int) -> list[int]:

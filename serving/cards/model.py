@@ -6,6 +6,7 @@ card cannot say what was not measured. Metadata after https://huggingface.co/doc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -121,13 +122,21 @@ def _evaluation(manifest: Manifest) -> list[str]:
     lines = [
         *note,
         *split,
-        *table(("measure", "value"), [(f"`{one.name}`", with_interval(one)) for one in alone]),
+        *table(("measure", "value"), [*_named(evaluation), *((f"`{one.name}`", with_interval(one)) for one in alone)]),
     ]
     for name, found in several.items():
         header = ["", *(one.name.replace("_", " ") for one in next(iter(found.values())))]
         rows = [(each, *map(with_interval, numbers)) for each, numbers in found.items()]
         lines += [f"### {name.rpartition('.')[2].replace('_', ' ').capitalize()}", *table(header, rows)]
     return lines
+
+
+def _named(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Which slices the numbers of `slices.worst` and `slices.lowest` are of: a name is no number."""
+    slices = evaluation.get("slices")
+    found = slices if isinstance(slices, Mapping) else {}
+    picked = {key: found[key] for key in ("worst", "lowest") if isinstance(found.get(key), Mapping)}
+    return [(f"`slices.{key}.slice`", str(one["slice"])) for key, one in picked.items() if "slice" in one]
 
 
 def _validated(manifest: Manifest) -> list[str]:

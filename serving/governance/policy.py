@@ -100,7 +100,7 @@ _HIGH = (
     Rule(evidence="evaluation.negative_flip_upper", at_most=0.02, applies_to="derived"),
     Rule(evidence="evaluation.ece_debiased", at_most=0.02),
     Rule(evidence="evaluation.batch_neighbour_delta", at_most=0.01),
-    Rule(evidence="evaluation.slices.worst.accuracy", at_least=0.8),
+    Rule(evidence="evaluation.slices.lowest.accuracy", at_least=0.8),
     Rule(evidence="evaluation.slices.worst.change", at_least=-0.05, applies_to="derived"),
     Rule(evidence="evaluation.perturbations.*.flip_rate", at_most=0.1),
     Rule(evidence="data.licence"),

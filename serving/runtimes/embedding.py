@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+#: Numbers that distances hold at a time, beside their inputs and one class of gaps.
+_GAPS = 1 << 20
 #: Nodes that multiply with weights; the last one before an output is its linear layer.
 _LINEAR = ("MatMul", "Gemm", "MatMulInteger")
 #: Nodes whose output is only their first input in another form.
@@ -40,9 +42,14 @@ class Familiar(NamedTuple):
         [2.0]
         """
         white = self.whitening.astype(np.float64)
-        gaps = embeddings.astype(np.float64)[:, None] - self.means.astype(np.float64)
-        nearest: np.ndarray = np.sqrt(np.square(gaps @ white).sum(axis=2).min(axis=1)) / self.threshold
-        return nearest
+        rows, means = embeddings.astype(np.float64) @ white, self.means.astype(np.float64) @ white
+        nearest = np.full(len(rows), np.inf)
+        # All at once the gaps would be [n, C, d]: gigabytes where there are many classes.
+        step = max(1, _GAPS // max(rows.size, 1))
+        for at in range(0, len(means), step):
+            gaps = rows[:, None] - means[at : at + step]
+            np.minimum(nearest, np.einsum("ncd,ncd->nc", gaps, gaps).min(axis=1), out=nearest)
+        return np.asarray(np.sqrt(nearest) / self.threshold)
 
     def write(self, path: Path) -> None:
         from safetensors.numpy import save_file

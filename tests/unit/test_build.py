@@ -248,6 +248,16 @@ def test_the_gate_passes_nothing_that_was_not_measured(requirement: str) -> None
     assert why.endswith(f"was not measured, which requirements.{requirement} asks for")
 
 
+def test_the_gate_passes_no_slice_floor_where_no_slice_is_large_enough() -> None:
+    evaluation = {
+        "accuracy": 1.0, "teacher_disagreement": 0.0, "latency_ms": {"batch_1": {"p99": 1.0}}, "memory": None,
+        "slices": {"slices": {"few": {"rows": 19, "accuracy": 1.0}}},
+    }  # fmt: skip
+    why = missed(RequirementsRecipe(slice_floor=0.5), evaluation)
+    assert why == "slice was not measured: no slice has 20 rows, and requirements.slice_floor asks for it"
+    assert missed(RequirementsRecipe(), evaluation) == ""
+
+
 def test_a_policy_keeps_out_what_was_not_measured_and_a_card_is_kept(built: Built, tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text(
         "apiVersion: canarium/policy/v1\nname: ours\ntier: low\n"

@@ -15,7 +15,6 @@ from monitoring.golden import read
 from serving.build.cache import BuildError
 from serving.build.kinds import load_recipe
 from serving.build.runner import build
-from serving.build.snapshot import chosen
 from serving.errors import ConfigError
 from serving.registry.manifest import EMBEDDING_FILE
 from serving.registry.store import Registry
@@ -93,12 +92,6 @@ def test_rows_of_numbers_are_attacked(built: Built) -> None:
     assert (teacher["rows"], teacher["p_value"]) == (40, 1.0)
     assert teacher["median_distance"] == teacher["trusted_median_distance"] == distilled["trusted_median_distance"]
     assert "An attacker who sees answers alone (HopSkipJump" in built.result.report_path.read_text()
-
-
-def test_large_splits_are_sampled_evenly() -> None:
-    assert list(chosen(3)) == [0, 1, 2]
-    assert len(chosen(7350)) <= 2000
-    assert chosen(0) == range(0)
 
 
 def test_raw_rows_go_in_and_a_calibrated_answer_comes_out(built: Built) -> None:

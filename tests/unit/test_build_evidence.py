@@ -15,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from serving.build.cache import BuildError
 from serving.build.evidence import adversarial, drift, flips, perturb, saturation, slices
 from serving.build.runner import BuildResult, build
+from serving.governance.gate import failures, judge
+from serving.governance.policy import BUILT_IN
 from serving.registry.store import Registry
 
 
@@ -64,6 +66,10 @@ def test_the_report_has_a_section_for_each(built: tuple[Registry, BuildResult]) 
         "Quantization noise",
     ):
         assert f"## {title}" in text
+    evaluation = built[0].resolve("tiny/int8").evaluation
+    lowest = evaluation["slices"]["lowest"]
+    assert f"| int8 | {lowest['slice']} | {lowest['rows']} | {lowest['accuracy']:.4f} (" in text
+    assert "| +0.0 | – | – | – | – |" in text  # the teacher, against itself
     assert "calibration rows against 160 training rows" in text
 
 
@@ -128,6 +134,35 @@ def test_a_slice_that_alone_pays_for_compression_is_singled_out() -> None:
     assert worst["excess"] == pytest.approx(-0.4 + 40 / 600)
     assert worst["singled_out"]
     assert slices.lowest_accuracy(found) == ("victims", pytest.approx(0.6))
+    assert found["lowest"] | {"accuracy_ci": None} == {
+        "slice": "victims", "rows": 100, "accuracy": pytest.approx(0.6), "accuracy_ci": None,
+    }  # fmt: skip
+    low, high = found["lowest"]["accuracy_ci"]
+    alone_low, alone_high = worst["accuracy_ci"]
+    assert low < alone_low < alone_high < high  # it holds for all three slices at once
+
+
+def test_a_slice_that_is_bad_in_both_models_is_named_though_nobody_loses_there() -> None:
+    right = np.ones(200, bool)
+    right[150:190] = False
+    masks = {"a": np.arange(200) < 150, "bad": np.arange(200) >= 150}
+    found = slices.compare_slices(masks, right, right)
+    assert (found["worst"]["slice"], found["worst"]["change"]) == ("a", 0)
+    assert (found["lowest"]["slice"], found["lowest"]["accuracy"]) == ("bad", pytest.approx(0.2))
+    (rule,) = [rule for rule in BUILT_IN["high"].rules if rule.evidence.endswith("lowest.accuracy")]
+    policy = BUILT_IN["high"].model_copy(update={"rules": (rule,)})
+    assert failures(judge(policy, {"evaluation": {"slices": found}})) == [
+        "evaluation.slices.lowest.accuracy is 0.2, under 0.8"
+    ]
+
+
+def test_where_no_slice_is_large_enough_none_is_named_and_no_policy_passes() -> None:
+    right = np.ones(19, bool)
+    found = slices.compare_slices({"few": right}, right, right)
+    assert (found["worst"], found["lowest"], slices.lowest_accuracy(found)) == (None, None, None)
+    assert "evaluation.slices.lowest.accuracy: not measured" in failures(
+        judge(BUILT_IN["high"], {"evaluation": {"slices": found}})
+    )
 
 
 def test_losses_spread_by_chance_single_nobody_out() -> None:

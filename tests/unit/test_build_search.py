@@ -9,12 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import build_kit
+import numpy as np
 import pytest
+from onnxruntime.quantization import quantize_static
 
+from serving.build.evaluate import infer
+from serving.build.examples import Examples, read_examples
+from serving.build.metrics import mean_kl
+from serving.build.rows import spread
 from serving.build.runner import BuildResult, build
+from serving.build.search import sensitivity
 from serving.build.search.choose import Trial, bounded, choose, front, refusal
 from serving.build.search.plot import Point, pareto
 from serving.build.search.recipe import QuantizeSearch, StudentSearch
+from serving.build.text.interface import text_interface
+from serving.build.text.recipe import TextRecipe
 from serving.registry.store import Registry
 
 # ---------------------------------------------------------------- the rule
@@ -91,6 +100,7 @@ def measured(**changes: Any) -> dict[str, Any]:
         ({"disagreement": 0.2}, "disagreement_ceiling 0.1"),
         ({"latency_ms": {"batch_1": {"p99": 9.0}}}, "p99_ms_ceiling 5"),
         ({"slice": {"name": "class=spam", "accuracy": 0.7}}, "on slice class=spam is under slice_floor 0.85"),
+        ({"slice": None}, "slice was not measured: no slice has 20 rows, and slice_floor 0.85 asks for it"),
     ],
 )
 def test_requirements_refuse_candidates(changes: dict[str, Any], reason: str) -> None:
@@ -161,6 +171,44 @@ def test_layers_kept_in_float_are_those_that_suffer_most(
     assert all(layers[0]["node"] in step.read("quantization.json")["kept_in_float"] for step in kept)
 
 
+@pytest.mark.parametrize("reduced", [False, True])
+def test_layers_are_ranked_by_the_rounding_that_is_shipped_on_rows_from_all_over_validation(
+    searched: tuple[Registry, BuildResult, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reduced: bool,
+) -> None:
+    folders = {step.name: step.folder for step in searched[1].steps}
+    recipe = TextRecipe.model_validate(build_kit.recipe() | {"quantize": {"rows": 16, "reduce_range": reduced}})
+    parameters = {
+        "labels": ["ham", "spam"],
+        "variant": "int8",
+        "format": "onnx",
+        "interface": text_interface(recipe.labels, recipe.tokenizer).as_json(),
+        "files": ["tokenizer.json"],
+        "quantize": recipe.quantize.model_dump(mode="json"),
+    }
+    needs = {"data": folders["data"], "model": folders["teacher-onnx"], "ranges": folders["int8-minmax"]}
+    how, asked = list[bool](), list[Any]()
+
+    def quantize(*given: Any, **settings: Any) -> None:
+        how.append(settings["reduce_range"])
+        quantize_static(*given, **settings)
+
+    def ask(pipeline: Any, session: Any, examples: Examples) -> np.ndarray:
+        asked.append(examples.inputs["text"].tolist())
+        return infer(pipeline, session, examples)
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", quantize)
+    monkeypatch.setattr(sensitivity, "infer", ask)
+    monkeypatch.setattr(sensitivity, "_ROWS", 20)
+    files = {"tokenizer.json": folders["tokenizer"] / "tokenizer.json"}
+    sensitivity.rank_layers(tmp_path, needs | files, parameters, lambda done, total, note="": None)
+    assert set(how) == {reduced}
+    validation = read_examples(folders["data"], "validation", ["ham", "spam"])
+    assert asked == [validation.at(spread(60, 20)).inputs["text"].tolist()] * (1 + len(how))
+
+
 def document_of(searched: tuple[Registry, BuildResult, dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(searched[1].report_path.with_suffix(".json").read_text())
     return found
@@ -189,8 +237,25 @@ def test_a_student_trained_with_rounding_is_registered_and_held_against_its_cont
     assert {parent.role for parent in manifest.lineage.parents} == {"start", "teacher"}
     assert manifest.quantization["method"] == "static QDQ"
     assert manifest.distillation["quantization_aware"]["seed"] == 1
+    control = document_of(searched)["qad"]["rows"]["its control"]  # in INT8 as it is, not the plain student's
+    assert manifest.distillation["control"] == {"loss": "cross-entropy", "accuracy": control["accuracy"], "seed": 1}
     assert set(document_of(searched)["qad"]["against"]) == {"INT8 after training", "its control"}
     assert "## Quantization-aware distillation" in searched[1].report_path.read_text()
+
+
+@pytest.mark.parametrize("variant", ["distilled", "distilled-torch", "distilled-qad"])
+def test_divergence_from_the_teacher_is_that_of_the_variants_own_answers_to_the_test_rows(
+    searched: tuple[Registry, BuildResult, dict[str, Any]], variant: str
+) -> None:
+    steps = {step.name: step.folder for step in searched[1].steps}
+    teacher, own = (np.load(steps[f"{name}-evaluation"] / "logits.npy") for name in ("teacher", variant))
+    how = searched[0].resolve(f"tiny/{variant}").distillation
+    assert (how["split"], how["rows"]) == ("test", 60)
+    assert how["mean_kl"] == mean_kl(teacher, own) > 0
+    shown = "over the 60 rows of test, in nats at temperature 1: int8 "
+    text = searched[1].report_path.read_text()
+    assert shown in text
+    assert f"{variant} {how['mean_kl']:.5f}" in text
 
 
 def test_ablations_leave_out_what_the_recipe_has(searched: tuple[Registry, BuildResult, dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import build_kit
+import numpy as np
 import pytest
 from built_kit import nudged
 from registry_kit import copy_of, end_of, in_child
@@ -18,6 +19,8 @@ from serving.build.cache import Cache, Made, versions, write_json
 from serving.build.clean import clean_folder
 from serving.build.dry_run import dry_run
 from serving.build.kinds import load_recipe, plan_of
+from serving.build.metrics import softmax
+from serving.build.rows import spread
 from serving.build.runner import BuildResult, build
 from serving.build.verify import Compared, compare, different_steps, registered
 from serving.cli import main
@@ -113,6 +116,21 @@ def test_two_builds_of_one_recipe_on_one_thread_are_the_same_bytes(
         ("teacher", "int8", "distilled", "distilled-int8", "distilled-torch", "broken"), "bytes"
     )
     assert compared_lines(list(found.values()))[-1] == "6 of 6 artifacts are the same bit for bit"
+
+
+def test_golden_rows_are_from_all_over_the_test_split(
+    recipe: Path, twice: list[tuple[BuildResult, Registry]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.build.plan.GOLDEN_ROWS", 20)
+    result, registry = twice[0]
+    folders = {made.name: made.folder for made in result.steps}
+    plan = plan_of(load_recipe(recipe))(load_recipe(recipe), recipe.parent, Cache(recipe.parent, print, dry=True))
+    answers = plan.golden(*registry.open("tiny/teacher"), folders["data"])
+    logits = np.load(folders["teacher-evaluation"] / "logits.npy")[spread(60, 20)]
+    assert answers.classes.tolist() == logits.argmax(axis=1).tolist()
+    # Through another batch the numbers may end differently.
+    confidence = softmax(logits, registry.resolve("tiny/teacher").calibration["temperature"])
+    assert answers.probabilities == pytest.approx(confidence, abs=1e-4)
 
 
 def test_what_is_not_the_same_is_measured_on_the_golden_rows(

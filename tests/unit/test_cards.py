@@ -24,6 +24,8 @@ SLICES = {
         "short": {"rows": 600, "accuracy": 0.98, "accuracy_ci": None},
     },
     "overall": -0.01,
+    "worst": None,
+    "lowest": {"slice": "long", "rows": 400, "accuracy": 0.95, "accuracy_ci": [0.91, 0.98]},
 }
 DATA = {"source": "a corpus", "licence": "CC0-1.0", "pii": "names masked", "sha256": "a" * 64}
 CARD = {"owner": "trust and safety", "intended_use": "mail", "limitations": ["English only", "<b>no</b> | *pipes*"]}
@@ -115,6 +117,8 @@ def test_the_card_says_what_the_manifest_says(run: Any, registry: Registry, tmp_
         "### Slices\n\n|  | accuracy | rows |\n| --- | --- | --- |\n| long | 0.95 (0.92 – 0.97) | 400 |",
         "| short | 0.98 | 600 |",
         "| `slices.overall` | -0.01 |",
+        "| `slices.lowest.slice` | long |",
+        "| `slices.lowest.accuracy` | 0.95 (0.91 – 0.98) |",
         "| `licence` | CC0-1.0 |",
         "a processor (avx2, avx512f, avx512_vnni)",
         "- alice as reviewer on 2023-11-14T22:13:20+00:00 under policy limited: fine (key ed25519:",

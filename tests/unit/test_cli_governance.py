@@ -72,7 +72,7 @@ def test_from_a_key_to_an_approval_that_counts(run: Any, registry: Registry, tmp
 
 def test_a_gate_that_fails_has_exit_code_1_and_says_what(run: Any) -> None:
     shown = run("gate", "m/int8", "--policy", "high", code=1)
-    assert "m/int8:1: refused: evaluation.slices.worst.accuracy: not measured; " in shown
+    assert "m/int8:1: refused: evaluation.slices.lowest.accuracy: not measured; " in shown
     assert "expected a policy file or one of low, limited, high" in run("gate", "m/int8", "--policy", "x", code=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import msgspec
@@ -56,6 +57,25 @@ class TestFamiliar:
         found = fit(rows[:2000], np.zeros(2000, int), rows[2000:])
         along, across = found.distances(np.array([[15.0, 0.0], [0.0, 15.0]]))
         assert along < 1 < 30 < across
+
+    @pytest.mark.parametrize("rows", [1, 64])
+    def test_of_many_classes_little_memory_is_taken(self, rows: int) -> None:
+        """All gaps at once would be 64 × 2000 × 96 numbers of 8 bytes."""
+        random = np.random.default_rng(RNG_SEED)
+        whitening = np.linalg.cholesky(np.cov(random.normal(0, 1, (96, 400)))).astype(np.float32)
+        found = Familiar(random.normal(0, 1, (2000, 96)).astype(np.float32), whitening, 2.0)
+        asked = random.normal(0, 1, (rows, 96))
+        tracemalloc.start()
+        distances = found.distances(asked)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 24e6
+        gaps = [(row - found.means.astype(float)) @ whitening.astype(float) for row in asked]
+        expected = [np.sqrt(np.square(each).sum(axis=1).min()) / 2.0 for each in gaps]
+        assert distances == pytest.approx(expected, rel=1e-9)
+
+    def test_what_is_no_number_is_at_no_distance(self, familiar: Familiar) -> None:
+        assert np.isnan(familiar.distances(np.array([[np.nan, 0.0, 0.0]]))).all()
 
     def test_a_unit_that_never_fires_does_not_break_it(self) -> None:
         rows = np.random.default_rng(RNG_SEED).normal(0, 1, (800, 3)) * [1.0, 1.0, 0.0]

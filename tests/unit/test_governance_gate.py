@@ -70,7 +70,7 @@ def test_the_built_in_tiers_grow_stricter() -> None:
     assert failures(judge(BUILT_IN["low"], document)) == []
     assert failures(judge(BUILT_IN["limited"], document)) == []
     assert failures(judge(BUILT_IN["high"], document)) == [
-        "evaluation.slices.worst.accuracy: not measured",
+        "evaluation.slices.lowest.accuracy: not measured",
         "evaluation.slices.worst.change: not measured",
         "evaluation.perturbations.*.flip_rate: not measured",
         "data.licence: not measured",

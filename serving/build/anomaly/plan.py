@@ -26,7 +26,7 @@ _BUILD = _HERE.parent
 _RUNTIMES = _BUILD.parent / "runtimes"
 _DATA = (_HERE / "data.py", _BUILD / "text" / "data.py")
 _NETWORKS = (_RUNTIMES / "modules.py", _RUNTIMES / "detectors.py", _BUILD / "training.py", *_DATA)
-_MEASURING = (*MEASURING, *_DATA, _BUILD / "evaluate.py", _HERE / "ranking.py")
+_MEASURING = (*MEASURING, _HERE / "ranking.py")
 
 _LINEAGE: dict[str, tuple[Any, dict[str, str]]] = {
     "teacher": ("root", {}),
@@ -69,7 +69,7 @@ class AnomalyPlan(Plan[AnomalyRecipe]):
             quantize,
             {"quantize": recipe.quantize.model_dump(mode="json"), "cpu": cpu_info()["flags"]},
             {"data": data, "model": teacher_onnx},
-            (_BUILD / "quantize.py", _BUILD / "cpu.py", *_DATA),
+            (*(_BUILD / name for name in ("quantize.py", "cpu.py", "rows.py")), *_DATA),
         )
         variants.append(self._variant("int8", int8, judge, lambda: {"quantization": int8.read("quantization.json")}))
         students = self.step(
@@ -145,7 +145,7 @@ class AnomalyPlan(Plan[AnomalyRecipe]):
         calibration = self.step(f"{name}-temperature", calibrate, parameters, {**needs, **seen}, _MEASURING)
         needs["calibration"] = calibration
         seen_before = {**parameters, "golden_rows": recipe.golden_rows}
-        files = brought(self.step(f"{name}-snapshot", snapshot, seen_before, needs, (*SOURCES, *_DATA)).folder)
+        files = brought(self.step(f"{name}-snapshot", snapshot, seen_before, needs, SOURCES).folder)
         if judge is not None:
             needs["teacher"] = judge.evaluation
         evaluation = self.step(
@@ -165,6 +165,7 @@ class AnomalyPlan(Plan[AnomalyRecipe]):
             "loss": "mean squared error to the teacher's standardized score",
             "seed": served["seed"],
             "parameters": document["parameters"],
+            "split": "test",
             "average_precision": served["average_precision"],
             "control": {
                 "loss": "cross-entropy",

@@ -15,6 +15,8 @@ import numpy as np
 LEVEL = 0.01
 #: From here on the industry's rule of thumb calls a shift considerable (Siddiqi, Credit Risk Scorecards, 2006).
 PSI_LIMIT = 0.25
+#: Of fewer rows nothing can be said; half of them is what a classifier is tried on.
+LEAST_ROWS = 8
 _BINS, _MOST_ROWS, _SEED = 10, 2000, 3
 
 

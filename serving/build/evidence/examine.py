@@ -17,6 +17,7 @@ from serving.build.cache import Tick, write_json
 from serving.build.evaluate import infer
 from serving.build.evidence import adversarial, memory, perturb, saturation, slices
 from serving.build.examples import Examples
+from serving.build.rows import spread
 from serving.registry.manifest import Manifest
 from serving.runtimes.base import Session, open_session
 from serving.runtimes.pipeline import Pipeline
@@ -34,14 +35,15 @@ Inputs = dict[str, np.ndarray]
 class Subject(NamedTuple):
     """The test rows, as a request would carry them.
 
-    `inputs`: client tensors [n, …]; `truth`: class indices [n]; `masks`: slice -> bool [n]; `perturbed`: name ->
-    client tensors of the first `ROWS` rows; `hostile`: `TRIES` further perturbations of the same rows; `target`: what
-    an attacker is set on, for rows of numbers.
+    `inputs`: client tensors [n, …]; `truth`: class indices [n]; `masks`: slice -> bool [n]; `chosen`: indices of the
+    rows that are perturbed; `perturbed`: name -> client tensors of those rows; `hostile`: `TRIES` further perturbations
+    of the same rows; `target`: what an attacker is set on, for rows of numbers.
     """
 
     inputs: Inputs
     truth: np.ndarray
     masks: dict[str, np.ndarray]
+    chosen: np.ndarray
     perturbed: dict[str, Inputs]
     hostile: list[Inputs]
     target: adversarial.Target | None = None
@@ -71,7 +73,7 @@ def examine(
     shaken = []
     for number, inputs in enumerate((*subject.perturbed.values(), *subject.hostile)):
         tick(number, total, "perturbed rows")
-        shaken.append(infer(pipeline, session, Examples(inputs, subject.truth[:ROWS])).argmax(axis=1))
+        shaken.append(infer(pipeline, session, Examples(inputs, subject.truth[subject.chosen])).argmax(axis=1))
     tick(total - 1, total, "attack")
     moved = _attacked(subject, pipeline, session, logits.shape[1])
     np.save(out / "distances.npy", moved)
@@ -83,7 +85,8 @@ def examine(
         (np.load(before / "answers.npy"), np.load(before / "distances.npy")) if before is not None else (ours, moved)
     )
     tick(total - 1, total, "memory")
-    batch = {name: values[:_BATCH] for name, values in subject.inputs.items()}
+    few = spread(len(subject.truth), _BATCH)
+    batch = {name: values[few] for name, values in subject.inputs.items()}
     taken = memory.measure(manifest, needs["model"], runtime=runtime, inputs=pipeline.preprocess(batch), scratch=out)
     write_json(
         out / "evidence.json",
@@ -125,8 +128,8 @@ def _robustness(
     subject: Subject, answers: np.ndarray, ours: np.ndarray, teacher: np.ndarray, theirs: np.ndarray
 ) -> dict[str, Any]:
     """`perturbations` by name, and `hostile`: right answers that one of the tries turned wrong."""
-    rows = ours.shape[1]
-    clean, before, truth = answers[:rows], teacher[:rows], subject.truth[:rows]
+    rows = len(subject.chosen)
+    clean, before, truth = (values[subject.chosen] for values in (answers, teacher, subject.truth))
     perturbations = {
         name: perturb.divergence(clean, ours[number], before, theirs[number])
         for number, name in enumerate(subject.perturbed)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serving.build.evidence.perturb import more_fragile
+from serving.build.evidence.slices import LEAST_ROWS
 from serving.build.plan import Part
 
 
@@ -37,16 +38,20 @@ def _points(change: float) -> str:
 
 def _slices(evidence: Mapping[str, Any]) -> list[str]:
     rows, singled = [], []
+    trusted = next(iter(evidence))
     for name, found in evidence.items():
         compared = found["slices"]
-        worst = compared["worst"]
+        worst, lowest = compared["worst"], compared["lowest"]
         if worst is None:
+            continue
+        row = [name, *_lowest(lowest), _points(compared["overall_change"])]
+        if name == trusted:  # it loses nothing against itself
+            rows.append([*row, *("–",) * 4])
             continue
         low, high = worst["change_ci"]
         rows.append(
             [
-                name,
-                _points(compared["overall_change"]),
+                *row,
                 worst["slice"],
                 f"{worst['accuracy']:.4f}",
                 f"{_points(worst['change'])} ({_points(low)} to {_points(high)})",
@@ -55,19 +60,30 @@ def _slices(evidence: Mapping[str, Any]) -> list[str]:
         )
         if worst["singled_out"]:
             singled.append(f"{name} ({worst['slice']})")
+    if not rows:
+        return [f"No slice has {LEAST_ROWS} rows: nothing can be said of any."]
     verdict = (
         f"One slice clearly pays more than the rest: {', '.join(singled)}."
         if singled
         else "No slice can be shown to lose more than all rows together."
     )
-    head = ["variant", "change overall", "worst slice", "accuracy there", "change there (interval)", "singled out"]
+    head = [
+        *("variant", "lowest slice", "rows", "accuracy there (interval)", "change overall"),
+        *("loses most", "accuracy there", "change there (interval)", "singled out"),
+    ]
     return [
         *_table(head, rows),
         "",
-        f"{verdict} Changes of accuracy against the trusted variant in percentage points. The worst slice was picked "
-        "after looking, so its 95 % interval holds for all slices at once (Bonferroni); slices are the classes and "
-        "terciles cut on the training rows.",
+        f"{verdict} Lowest: the slice with the lowest accuracy, whoever else is as low there. Loses most: changes of "
+        "accuracy against the trusted variant in percentage points. Both slices were picked after looking, so their "
+        "95 % intervals hold for all slices at once (Bonferroni); slices are the classes and terciles cut on the "
+        f"training rows, of at least {LEAST_ROWS} rows.",
     ]
+
+
+def _lowest(found: Mapping[str, Any]) -> list[str]:
+    low, high = found["accuracy_ci"]
+    return [found["slice"], str(found["rows"]), f"{found['accuracy']:.4f} ({low:.4f}–{high:.4f})"]
 
 
 def _perturbations(evidence: Mapping[str, Any]) -> list[str]:
@@ -196,17 +212,24 @@ def _noise(evidence: Mapping[str, Any]) -> list[str]:
 
 def _drift(found: Mapping[str, Any]) -> list[str]:
     lines = []
-    for name, each in found.items():
-        sizes, classifier = each["rows"], each["classifier"]
-        lines.append(
-            f"- {name}: {sizes['calibration']} calibration rows against {sizes['train']} training rows; a classifier "
-            f"that tries to tell them apart reaches an area under the curve of {classifier['auc']:.3f} "
-            f"(p = {classifier['p_value']:.2g}; 0.5 is chance)."
-        )
-        lines += [f"  - **shifted**: {what}" for what in each["shifted"]]
-        if not each["shifted"]:
-            most = max(each["features"], key=lambda feature: each["features"][feature]["psi"])
-            lines.append(
-                f"  - No shift found; the largest stability index is {each['features'][most]['psi']:.3f} ({most})."
-            )
+    for name, each in found["split"].items():
+        count = each["rows"]["calibration"]
+        lines += _shifts(f"{name}: {count} calibration rows", each)
+        chosen = found["ranges"].get(name)
+        if chosen is None:
+            lines.append(f"- {name}: too few of them give INT8 its ranges to be compared.")
+        elif chosen["rows"]["calibration"] < count:
+            lines += _shifts(f"{name}: the {chosen['rows']['calibration']} of them that INT8 ranges come from", chosen)
     return lines or ["- The inputs are of a kind that is not compared."]
+
+
+def _shifts(who: str, each: Mapping[str, Any]) -> list[str]:
+    classifier = each["classifier"]
+    lines = [
+        f"- {who} against {each['rows']['train']} training rows; a classifier that tries to tell them apart reaches an "
+        f"area under the curve of {classifier['auc']:.3f} (p = {classifier['p_value']:.2g}; 0.5 is chance)."
+    ]
+    if each["shifted"]:
+        return lines + [f"  - **shifted**: {what}" for what in each["shifted"]]
+    most = max(each["features"], key=lambda feature: each["features"][feature]["psi"])
+    return [*lines, f"  - No shift found; the largest stability index is {each['features'][most]['psi']:.3f} ({most})."]

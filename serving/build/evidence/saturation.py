@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.build.rows import spread
 from serving.runtimes.audit import RowAudit
 from serving.runtimes.inside import Inside
 from serving.runtimes.pipeline import Pipeline
@@ -83,7 +84,7 @@ def activations(
     """What the guard `saturation` starts from: how much saturates on rows that the ranges were not made of.
 
     Args:
-        inputs: client tensors; the first `AUDITED` rows are looked at.
+        inputs: client tensors; `AUDITED` evenly spread rows are looked at.
         source: the ONNX file that was quantized.
 
     Returns:
@@ -96,8 +97,9 @@ def activations(
         audit = RowAudit(path)
     except ValueError:
         return None
-    rows = min(AUDITED, *(len(values) for values in inputs.values()))
-    ready = [pipeline.preprocess({name: values[at : at + 1] for name, values in inputs.items()}) for at in range(rows)]
+    chosen = spread(len(next(iter(inputs.values()))), AUDITED).tolist()
+    rows = len(chosen)
+    ready = [pipeline.preprocess({name: values[at : at + 1] for name, values in inputs.items()}) for at in chosen]
     found = [audit.run(row) for row in ready]
     ratios = [one.sqnr_db for one in found if not math.isnan(one.sqnr_db)]
     return {

@@ -1,8 +1,11 @@
 """Who pays for a cheaper model: what each slice of the rows loses, beside what all of them lose.
 
 A compressed model can keep its accuracy and still fail one group (Hooker et al., "What Do Compressed Deep Neural
-Networks Forget?", 2019). The slice that looks worst was picked after looking, so its interval must hold for all
+Networks Forget?", 2019). A slice that looks worst was picked after looking, so its interval must hold for all
 slices at once: Bonferroni's.
+
+Two slices are named: the one that loses most against the teacher, and the one with the lowest accuracy. They differ:
+what is bad in both models is lost by neither, and the teacher loses nothing against itself.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import numpy as np
 from serving.build import metrics
 from serving.build.evidence.flips import paired_change_interval
 
-#: Slices of fewer rows are shown but never called the worst: their numbers are mostly chance.
+#: Slices of fewer rows are shown but never named: their numbers are mostly chance.
 LEAST_ROWS = 20
 LEVEL = 0.05
 
@@ -51,9 +54,10 @@ def compare_slices(masks: Mapping[str, np.ndarray], right: np.ndarray, teacher_r
 
     Returns:
         JSON values: `slices`, each with `rows`, `accuracy` and its Wilson interval, `teacher_accuracy`, `change` and
-        its interval (simultaneous over all slices); `overall_change`; and `worst`: the slice that loses most, None if
-        none is large enough, with `excess` (its change less the overall one) and `singled_out`: whether even the
-        upper end of its interval is under the overall change.
+        its interval (simultaneous over all slices); `overall_change`; `worst`: the slice that loses most, with `excess`
+        (its change less the overall one) and `singled_out`: whether even the upper end of its interval is under the
+        overall change; and `lowest`: the slice with the lowest accuracy, its interval simultaneous too. Both are None
+        if no slice is large enough.
     """
     z = NormalDist().inv_cdf(1 - LEVEL / (2 * max(len(masks), 1)))
     slices = dict[str, dict[str, Any]]()
@@ -86,11 +90,20 @@ def compare_slices(masks: Mapping[str, np.ndarray], right: np.ndarray, teacher_r
             "excess": change - overall,
             "singled_out": large[name]["change_ci"][1] < overall,
         }
-    return {"slices": slices, "overall_change": overall, "worst": worst}
+    found = lowest_accuracy({"slices": slices})
+    lowest = None
+    if found is not None:
+        name, accuracy = found
+        rows = slices[name]["rows"]
+        interval = metrics.wilson(int(right[masks[name]].sum()), rows, z)
+        lowest = {"slice": name, "rows": rows, "accuracy": accuracy, "accuracy_ci": interval}
+    return {"slices": slices, "overall_change": overall, "worst": worst, "lowest": lowest}
 
 
-def lowest_accuracy(evaluated: Mapping[str, Any]) -> tuple[str, float]:
-    """The slice of at least `LEAST_ROWS` rows with the lowest accuracy; ("", 1.0) if there is none."""
+def lowest_accuracy(evaluated: Mapping[str, Any]) -> tuple[str, float] | None:
+    """The slice of at least `LEAST_ROWS` rows with the lowest accuracy, and that; None if no slice has so many."""
     large = [(each["accuracy"], name) for name, each in evaluated["slices"].items() if each["rows"] >= LEAST_ROWS]
-    accuracy, name = min(large, default=(1.0, ""))
+    if not large:
+        return None
+    accuracy, name = min(large)
     return name, accuracy

@@ -15,18 +15,19 @@ from serving.build.interface import draft, pipeline_folder
 from serving.build.plan import Plan, Variant
 
 _HERE = Path(__file__).parent
-_AUDITS = tuple(_HERE.parents[1] / "runtimes" / name for name in ("audit.py", "inside.py", "saturation.py"))
-_SOURCES = (*MEASURING, *_AUDITS, *sorted(path for path in _HERE.glob("*.py")))
+_AUDITS = tuple(_HERE.parents[1] / "runtimes" / f"{name}.py" for name in ("audit", "embedding", "inside", "saturation"))
+#: Sources that every step depends on that takes anything from this package.
+SOURCES = (*MEASURING, *_AUDITS, *sorted(path for path in _HERE.glob("*.py") if path.name != "report.py"))
 
 
 def check_drift(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
-    """Write `drift.json`: how far the calibration split is from the train split."""
+    """Write `drift.json`: how far the calibration split, and what INT8 takes of it, is from the train split."""
     from serving.build.evidence.subject import calibration_drift
 
     train, calibration = (
         read_examples(needs["data"], split, parameters["labels"]) for split in ("train", "calibration")
     )
-    write_json(out / "drift.json", calibration_drift(train, calibration))
+    write_json(out / "drift.json", calibration_drift(train, calibration, parameters["rows"]))
 
 
 def examine_variant(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
@@ -51,7 +52,8 @@ def gather(plan: Plan[Any], variants: Sequence[Variant]) -> dict[str, Made]:
         return {}  # windows of a stream are no independent rows: its own evaluation measures them
     labels = list(plan.recipe.labels)
     data = plan.made["data"]
-    plan.step("calibration-drift", check_drift, {"labels": labels}, {"data": data}, _SOURCES)
+    compared = {"labels": labels, "rows": plan.recipe.quantize.rows}
+    plan.step("calibration-drift", check_drift, compared, {"data": data}, SOURCES)
     trusted, found = variants[0], dict[str, Made]()
     for variant in variants:
         if variant.interface.postprocess.task != "classification":
@@ -72,5 +74,5 @@ def gather(plan: Plan[Any], variants: Sequence[Variant]) -> dict[str, Made]:
             "adversarial": library(),
         }
         name = f"{variant.name}-evidence"
-        found[variant.name] = plan.step(name, examine_variant, parameters, needs, _SOURCES, dict(variant.files))
+        found[variant.name] = plan.step(name, examine_variant, parameters, needs, SOURCES, dict(variant.files))
     return found

@@ -13,6 +13,7 @@ import numpy as np
 from serving.build.evidence import adversarial, drift, perturb, slices
 from serving.build.evidence.examine import ROWS, TRIES, Inputs, Subject
 from serving.build.examples import Examples
+from serving.build.rows import spread
 
 
 def masks_of(train: Examples, rows: Examples, labels: Sequence[str]) -> dict[str, np.ndarray]:
@@ -25,12 +26,14 @@ def masks_of(train: Examples, rows: Examples, labels: Sequence[str]) -> dict[str
 
 
 def subject_of(train: Examples, test: Examples, labels: Sequence[str]) -> Subject:
-    """Slices (see `masks_of`), and perturbations of the first `ROWS` test rows."""
-    few = dict(test.head(ROWS).inputs)
+    """Slices (see `masks_of`), and perturbations of `ROWS` evenly spread test rows."""
+    chosen = spread(len(test), ROWS)
+    few = dict(test.at(chosen).inputs)
     return Subject(
         dict(test.inputs),
         test.classes,
         masks_of(train, test, labels),
+        chosen,
         _perturbations(train.inputs, few),
         _hostile(train.inputs, few),
         _target(train, test),
@@ -90,11 +93,11 @@ def _target(train: Examples, test: Examples) -> adversarial.Target | None:
     (name, values), *others = train.inputs.items()
     if others or values.dtype.kind != "f" or values.ndim != 2 or not len(test):
         return None
-    chosen = np.unique(np.linspace(0, len(test) - 1, adversarial.ROWS).astype(int))
-    starts = values[np.unique(np.linspace(0, len(values) - 1, adversarial.STARTS).astype(int))]
-    spread = starts.std(axis=0).astype(float)
+    chosen = spread(len(test), adversarial.ROWS)
+    starts = values[spread(len(values), adversarial.STARTS)]
+    deviation = starts.std(axis=0).astype(float)
     return adversarial.Target(
-        name, test.inputs[name][chosen], test.classes[chosen], starts, np.where(spread > 0, spread, 1.0)
+        name, test.inputs[name][chosen], test.classes[chosen], starts, np.where(deviation > 0, deviation, 1.0)
     )
 
 
@@ -106,8 +109,24 @@ def _shaken(kind: str, train: np.ndarray, values: np.ndarray, seed: int) -> np.n
     return perturb.perturb_values(kind, values, train.std(axis=0), np.median(train, axis=0), seed)
 
 
-def calibration_drift(train: Examples, calibration: Examples) -> dict[str, Any]:
-    """Whether the calibration rows are like the training rows: input -> what `drift` found."""
+def calibration_drift(train: Examples, calibration: Examples, rows: int) -> dict[str, Any]:
+    """Whether the calibration rows are like the training rows.
+
+    Args:
+        rows: of the calibration split that the ranges of INT8 come from; the temperature comes from the whole split.
+
+    Returns:
+        `split`: input -> what `drift` found of all of them; `ranges`: the same of those that ranges come from, empty
+        if they are too few.
+    """
+    chosen = calibration.at(spread(len(calibration), rows))
+    return {
+        "split": _drift(train, calibration),
+        "ranges": _drift(train, chosen) if len(chosen) >= drift.LEAST_ROWS else {},
+    }
+
+
+def _drift(train: Examples, calibration: Examples) -> dict[str, Any]:
     found = {}
     for name, values in train.inputs.items():
         other = calibration.inputs[name]

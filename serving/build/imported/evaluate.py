@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from serving.build import metrics
 from serving.build.cache import BuildError, Tick, write_json
 from serving.build.cpu import cpu_info
 from serving.build.evaluate import percentiles, quality
@@ -16,10 +17,13 @@ from serving.build.evidence import memory, saturation
 from serving.build.imported.sound import read_clips
 from serving.build.imported.stream import feeds
 from serving.build.interface import draft
+from serving.build.rows import spread
 from serving.runtimes.base import Session, open_session
 from serving.runtimes.pipeline import Pipeline
 
 _ALONE, _BATCH, _DRAWS, _SEED = 8, 16, 1000, 5
+#: Of a 95 % interval, on either side.
+_TAIL = 0.025
 
 
 def evaluate_stream(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
@@ -36,9 +40,10 @@ def evaluate_stream(out: Path, needs: Mapping[str, Path], parameters: Mapping[st
     scores = scores_of(pipeline, session, clips.windows, parameters)
     np.save(out / "scores.npy", scores)
     tick(1, 4, "alone")
-    alone = [scores_of(pipeline, session, clips.windows[at : at + 1], parameters)[0] for at in range(_ALONE)]
+    few = spread(len(scores), _ALONE)
+    alone = [scores_of(pipeline, session, clips.windows[at : at + 1], parameters)[0] for at in few.tolist()]
     tick(2, 4, "memory")
-    feed, _ = next(feeds(clips.windows[:_BATCH], parameters["stream"], parameters["inputs"]))
+    feed, _ = next(feeds(clips.windows[spread(len(scores), _BATCH)], parameters["stream"], parameters["inputs"]))
     ready = pipeline.preprocess(feed)
     taken = memory.measure(manifest, needs["model"], runtime="onnxruntime", inputs=ready, scratch=out)
     tick(3, 4, "latency")
@@ -63,7 +68,7 @@ def evaluate_stream(out: Path, needs: Mapping[str, Path], parameters: Mapping[st
             "p99": float(np.quantile(np.abs(scores - judge), 0.99)),
             "max": float(np.abs(scores - judge).max()),
         },
-        "batch_neighbour_delta": float(np.abs(np.stack(alone) - scores[:_ALONE]).max()),
+        "batch_neighbour_delta": float(np.abs(np.stack(alone) - scores[few]).max()),
         "latency_ms": _latency(pipeline, session, clips.windows, parameters),
         "bytes": (needs["model"] / manifest.entry).stat().st_size,
         "model_bytes": (needs["model"] / manifest.entry).stat().st_size,
@@ -98,7 +103,7 @@ def _latency(
     """Milliseconds of one step of one thread: the session alone, and with what is around it."""
     measured: dict[str, Any] = {"threads": 1}
     for size in (1, _BATCH):
-        feed, _ = next(feeds(windows[:size], parameters["stream"], parameters["inputs"]))
+        feed, _ = next(feeds(windows[spread(len(windows), size)], parameters["stream"], parameters["inputs"]))
 
         def bare(index: int, feed: dict[str, np.ndarray] = feed) -> None:
             session.run(feed)
@@ -112,9 +117,18 @@ def _latency(
 
 
 def _interval(events: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the share of events [clips, windows], by resampling clips."""
+    """95 % interval of the share of events [clips, windows], by resampling clips.
+
+    Without an event in any clip every resample is the same. Then the far end is Clopper and Pearson's for the share of
+    clips with an event, which is no less than that of windows; and the other way round where all are events.
+    """
     share = events.mean(axis=1)
+    most = metrics.clopper_pearson_upper(0, len(share), _TAIL)
+    if not events.any():
+        return 0.0, most
+    if events.all():
+        return 1.0 - most, 1.0
     chance = np.random.default_rng(_SEED)
     drawn = share[chance.integers(0, len(share), (_DRAWS, len(share)))].mean(axis=1)
-    low, high = np.percentile(drawn, (2.5, 97.5))
+    low, high = np.quantile(drawn, (_TAIL, 1 - _TAIL))
     return float(low), float(high)

@@ -14,6 +14,7 @@ from serving.build.cache import BuildError, Tick, write_json
 from serving.build.imported.sound import read_clips
 from serving.build.imported.stream import feeds
 from serving.build.quantize import static_int8
+from serving.build.rows import spread
 from serving.registry.files import file_digest
 
 #: Smaller tensors are not worth a conversion when the graph is loaded.
@@ -89,7 +90,7 @@ def quantize(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any]
         names = [output.name for output in session.get_outputs()]
         answer.update(zip(names, session.run(names, feed), strict=True))
     most = max(1, recipe["rows"] // len(clips.windows))
-    chosen = batches[:: max(1, len(batches) // most)]
+    chosen = [batches[at] for at in spread(len(batches), most).tolist()]
     digests = msgspec.json.decode((needs["data"] / "data.json").read_bytes())["split_sha256"]
     rows = len(chosen) * len(clips.windows)
     static_int8(out, source, chosen, recipe, {"rows": rows, "data_sha256": digests["calibration"]})

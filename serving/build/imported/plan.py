@@ -10,25 +10,21 @@ import numpy as np
 
 from serving.build.cache import Made
 from serving.build.cpu import cpu_info
-from serving.build.evaluate import MEASURING
 from serving.build.evidence.report import footprint
+from serving.build.evidence.steps import SOURCES
 from serving.build.imported.evaluate import evaluate_stream, scores_of
 from serving.build.imported.model import halve, import_model, quantize
 from serving.build.imported.recipe import ImportedRecipe, TensorRecipe
 from serving.build.imported.sound import check_clips, read_clips
 from serving.build.interface import Interface
 from serving.build.plan import GOLDEN_ROWS, Answers, Part, Plan, Variant
+from serving.build.rows import spread
 from serving.registry.manifest import Manifest, Postprocess, Signature, TensorSpec
 
 _HERE = Path(__file__).parent
 _BUILD = _HERE.parent
 _SOURCES = (_HERE / "sound.py", _HERE / "stream.py")
-_MEASURING = (
-    *MEASURING,
-    *_SOURCES,
-    *(_BUILD / name for name in ("evaluate.py", "evidence/memory.py", "evidence/saturation.py")),
-    _BUILD.parent / "runtimes" / "answers.py",
-)
+_MEASURING = (*SOURCES, *_SOURCES)
 
 
 class ImportedPlan(Plan[ImportedRecipe]):
@@ -60,7 +56,7 @@ class ImportedPlan(Plan[ImportedRecipe]):
                 "cpu": cpu_info()["flags"],
             },
             {"data": data, "model": fp32},
-            (*_SOURCES, _BUILD / "quantize.py", _BUILD / "cpu.py"),
+            (*_SOURCES, *(_BUILD / name for name in ("quantize.py", "cpu.py", "rows.py"))),
         )
         variants = [self._variant("fp32", fp32, None, stream, inputs)]
         for name, model in (("fp16", fp16), ("int8", int8)):
@@ -72,12 +68,12 @@ class ImportedPlan(Plan[ImportedRecipe]):
         return found
 
     def golden(self, manifest: Manifest, folder: Path, data: Path) -> Answers:
-        """The golden rows are the windows of the first test clips, each clip from its beginning with its state."""
+        """The golden rows are the windows of evenly spread test clips, each from its beginning with its state."""
         from serving.runtimes.base import open_session
         from serving.runtimes.pipeline import Pipeline
 
         windows = read_clips(data, "test").windows
-        clips = windows[: max(1, GOLDEN_ROWS // windows.shape[1])]
+        clips = windows[spread(len(windows), max(1, GOLDEN_ROWS // windows.shape[1]))]
         pipeline = Pipeline(manifest, folder)
         session = open_session(manifest, folder, runtime="onnxruntime", threads=1)
         stream, inputs = self._fed()
@@ -104,8 +100,9 @@ class ImportedPlan(Plan[ImportedRecipe]):
         return [
             f"- Imported: {source.origin} ({source.licence}), SHA-256 {source.sha256}.",
             f"- {measured['clips']} clips, each from its beginning with the state given back. Windows of one clip are "
-            "alike: the intervals of accuracy come from resampling clips, not from Wilson's formula; the exact tests "
-            "above take windows as independent, which they are not, and so see differences too easily.",
+            "alike: the intervals of accuracy come from resampling clips, not from Wilson's formula (from Clopper and "
+            "Pearson's over clips where no window differs); the exact tests above take windows as independent, which "
+            "they are not, and so see differences too easily.",
             "- INT8 leaves the recurrent layer in FP32: its weights lie in a branch of the graph.",
         ]
 

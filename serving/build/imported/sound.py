@@ -47,7 +47,8 @@ def check_clips(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, A
     """Check `needs["file"]`; write `CLIPS` and `data.json`: windows by split and label, digests by split.
 
     Raises:
-        BuildError: a missing array, another type or shape, a class that is none, a split without one of the labels.
+        BuildError: a missing array, another type or shape, a class that is none, a split without one of the labels, a
+            clip in two splits.
     """
     path, labels = needs["file"], parameters["labels"]
     try:
@@ -70,6 +71,7 @@ def check_clips(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, A
         digests[split] = hashlib.sha256(sound.tobytes() + classes.tobytes()).hexdigest()
         arrays[f"{split}-windows"] = windows_of(expand(sound), parameters["window"], parameters["context"])
         arrays[f"{split}-classes"] = classes.astype(np.int64)
+    _check_disjoint(path, given)
     np.savez(out / CLIPS, allow_pickle=False, **arrays)
     rows = sum(sum(found.values()) for found in counts.values())
     clips = {split: len(arrays[f"{split}-classes"]) for split in SPLITS}
@@ -77,6 +79,18 @@ def check_clips(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, A
         out / "data.json",
         {"sha256": file_digest(path), "rows": rows, "clips": clips, "splits": counts, "split_sha256": digests},
     )
+
+
+def _check_disjoint(path: Path, given: Mapping[str, np.ndarray]) -> None:
+    """A clip may not begin one of the other split either, where those of one split are shorter."""
+    calibration, test = (given[f"{split}-sound"] for split in SPLITS)
+    common = min(calibration.shape[1], test.shape[1])
+    home = {clip[:common].tobytes(): number for number, clip in enumerate(calibration)}
+    for number, clip in enumerate(test):
+        if (same := home.get(clip[:common].tobytes())) is not None:
+            raise BuildError(
+                f"{path}: clip {number} of test is clip {same} of calibration: a clip may be in one split only"
+            )
 
 
 def _array(path: Path, given: Mapping[str, np.ndarray], name: str) -> np.ndarray:

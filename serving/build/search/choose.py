@@ -7,6 +7,8 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from serving.build.evidence.slices import LEAST_ROWS
+
 T = TypeVar("T")
 _SEED = 0
 
@@ -69,9 +71,11 @@ def refusal(measured: Mapping[str, Any], requirements: Mapping[str, Any]) -> str
             f"disagreement {measured['disagreement']:.4f} is over "
             f"disagreement_ceiling {requirements['disagreement_ceiling']}"
         )
-    worst, floor = measured["slice"], requirements.get("slice_floor")
-    if floor is not None and worst["accuracy"] < floor:
-        return f"accuracy {worst['accuracy']:.4f} on slice {worst['name']} is under slice_floor {floor}"
+    lowest, floor = measured["slice"], requirements.get("slice_floor")
+    if floor is not None and lowest is None:
+        return f"slice was not measured: no slice has {LEAST_ROWS} rows, and slice_floor {floor} asks for it"
+    if floor is not None and lowest["accuracy"] < floor:
+        return f"accuracy {lowest['accuracy']:.4f} on slice {lowest['name']} is under slice_floor {floor}"
     if (limit := requirements.get("p99_ms_ceiling")) is not None and measured["latency_ms"]["batch_1"]["p99"] > limit:
         return f"p99 of {measured['latency_ms']['batch_1']['p99']:.2f} ms is over p99_ms_ceiling {limit:g}"
     return ""

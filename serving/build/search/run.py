@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from serving.build.cache import Made
 from serving.build.cpu import cpu_info
-from serving.build.evaluate import MEASURING
+from serving.build.evidence.steps import SOURCES
 from serving.build.interface import Interface
 from serving.build.plan import Plan
 from serving.build.search.choose import Choice, Trial, bounded, choose, front, refusal
@@ -18,11 +18,7 @@ from serving.build.search.sensitivity import rank_layers
 from serving.build.search.trial import measure_trial
 from serving.runtimes.base import TorchMode
 
-_HERE = Path(__file__).parent
-_SOURCES = (
-    *MEASURING,
-    *(_HERE.parent / name for name in ("evaluate.py", "evidence/slices.py", "evidence/subject.py")),
-)
+_SOURCES = (*SOURCES, Path(__file__).parents[1] / "quantize.py")
 _RUNTIMES = {"onnx": "onnxruntime", "torch": "torch"}
 
 

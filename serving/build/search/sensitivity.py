@@ -14,6 +14,8 @@ from serving.build.cache import Tick, write_json
 from serving.build.evaluate import infer
 from serving.build.examples import read_examples
 from serving.build.interface import draft, pipeline_folder
+from serving.build.quantize import reduces_range
+from serving.build.rows import spread
 from serving.runtimes.base import open_session
 from serving.runtimes.pipeline import Pipeline
 
@@ -34,7 +36,8 @@ def rank_layers(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, A
     logging.getLogger().setLevel(logging.ERROR)  # the quantizer logs to the root logger
     recipe, manifest = parameters["quantize"], draft(parameters, 1.0)
     pipeline = Pipeline(manifest, pipeline_folder(manifest, needs))
-    examples = read_examples(needs["data"], "validation", parameters["labels"]).head(_ROWS)
+    validation = read_examples(needs["data"], "validation", parameters["labels"])
+    examples = validation.at(spread(len(validation), _ROWS))
     prepared, alone = out / "prepared.onnx", out / manifest.entry
     quant_pre_process(needs["model"] / "model.onnx", prepared, skip_symbolic_shape=True)
     graph = onnx.load(prepared).graph
@@ -57,6 +60,7 @@ def rank_layers(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, A
             nodes_to_quantize=[name],
             op_types_to_quantize=list(recipe["operators"]),
             per_channel=recipe["per_channel"],
+            reduce_range=reduces_range(recipe),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibration_cache_path=needs["ranges"] / "ranges.json",

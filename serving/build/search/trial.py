@@ -10,7 +10,7 @@ import numpy as np
 
 from serving.build import metrics
 from serving.build.cache import Tick, write_json
-from serving.build.evaluate import infer, neighbour_delta, percentiles
+from serving.build.evaluate import infer, mixed_batches, neighbour_delta, percentiles
 from serving.build.evidence.slices import compare_slices, lowest_accuracy
 from serving.build.evidence.subject import masks_of
 from serving.build.examples import read_examples
@@ -18,7 +18,7 @@ from serving.build.interface import draft, pipeline_folder
 from serving.runtimes.base import open_session
 from serving.runtimes.pipeline import Pipeline
 
-_RUNS = 120
+_RUNS, _RUNS_MANY = 120, 40
 SPLIT = "validation"
 
 
@@ -41,10 +41,10 @@ def measure_trial(out: Path, needs: Mapping[str, Path], parameters: Mapping[str,
             manifest, needs["model"], runtime=parameters["runtime"], threads=1, mode=parameters["mode"]
         )
         logits = infer(pipeline, session, examples)
-        ready = [pipeline.preprocess(examples.take(at, at + 1)) for at in range(min(64, len(examples)))]
+        ready = [pipeline.preprocess(batch) for batch in mixed_batches(examples, 1, 64)]
         spent = percentiles(lambda index: session.run(ready[index % len(ready)]), _RUNS)
-        many = [pipeline.preprocess(examples.take(at, at + 16)) for at in range(0, max(len(examples) - 15, 1), 16)]
-        spent_many = percentiles(lambda index: session.run(many[index % len(many)]), 40)
+        many = [pipeline.preprocess(batch) for batch in mixed_batches(examples, 16, _RUNS_MANY)]
+        spent_many = percentiles(lambda index: session.run(many[index % len(many)]), _RUNS_MANY)
         change = neighbour_delta(pipeline, session, examples, logits) / max(float(logits.std()), 1e-12)
         session.close()
     except Exception as error:
@@ -55,13 +55,13 @@ def measure_trial(out: Path, needs: Mapping[str, Path], parameters: Mapping[str,
     judge = np.load(needs["judge"] / "logits.npy") if "judge" in needs else logits
     right, judged = logits.argmax(axis=1) == examples.classes, judge.argmax(axis=1) == examples.classes
     masks = masks_of(read_examples(needs["data"], "train", parameters["labels"]), examples, parameters["labels"])
-    worst, lowest = lowest_accuracy(compare_slices(masks, right, judged))
+    lowest = lowest_accuracy(compare_slices(masks, right, judged))
     write_json(
         out / "trial.json",
         {
             **found,
             "accuracy": float(right.mean()),
-            "slice": {"name": worst, "accuracy": lowest},
+            "slice": {"name": lowest[0], "accuracy": lowest[1]} if lowest is not None else None,
             "disagreement": float((logits.argmax(axis=1) != judge.argmax(axis=1)).mean()),
             "mean_kl": metrics.mean_kl(judge, logits),
             "neighbour_change": change,

@@ -97,6 +97,11 @@ class TextPlan(TextSteps):
             "reference": made["reference"].read("reference.json"),
             "against_reference": self._against_reference(variants, truth),
             "students": made["student"].read("students.json"),
+            "divergence": {
+                variant.name: self._divergence(variant.evaluation)
+                for variant in variants[1:]
+                if variant.relation != "damaged"
+            },
             "student_search": self._student_search,
             "teacher": made["teacher"].read("history.json"),
             "qad": compared(made, truth) if "qad" in made else None,
@@ -142,27 +147,37 @@ class TextPlan(TextSteps):
         self.measured("qad-control", "onnx", control, judge)
         return self._variant("distilled-qad", self.quantized("qad-int8-onnx", self.export("qad-onnx", made)), judge)
 
-    def about(self, relation: Relation, model: Made) -> dict[str, Any]:
+    def about(self, relation: Relation, model: Made, evaluation: Made) -> dict[str, Any]:
         if relation == "quantized":
             return {"quantization": model.read("quantization.json")}
         if relation == "qad":
             trained = self.made["qad"].read("qad.json")
+            control = self.made["qad-control-evaluation"].read("evaluation.json")
             rounded = {"quantization_aware": {"seed": trained["seed"], "reduce_range": trained["reduce_range"]}}
-            return {"quantization": model.read("quantization.json"), "distillation": self._distillation() | rounded}
-        return {"distillation": self._distillation()} if relation == "distilled" else {}
+            distillation = self._distillation(evaluation, control["accuracy"], trained["seed"])
+            return {"quantization": model.read("quantization.json"), "distillation": distillation | rounded}
+        if relation == "distilled":
+            control = self.made["student"].read("students.json")["runs"][1]
+            return {"distillation": self._distillation(evaluation, control["accuracy"], control["seed"])}
+        return {}
 
-    def _distillation(self) -> dict[str, Any]:
+    def _distillation(self, evaluation: Made, control_accuracy: float, control_seed: int) -> dict[str, Any]:
         document = self.made["student"].read("students.json")
-        served, control = document["runs"][:2]
         return {
             "loss": "alpha * T^2 * KL(teacher || student) + (1 - alpha) * cross-entropy",
             "alpha": self._student.alpha,
             "temperature": self._student.temperature,
-            "seed": served["seed"],
+            "seed": document["runs"][0]["seed"],
             "parameters": document["parameters"],
-            "mean_kl": served["train_kl"],
-            "control": {"loss": "cross-entropy", "accuracy": control["accuracy"], "seed": control["seed"]},
+            **self._divergence(evaluation),
+            "control": {"loss": "cross-entropy", "accuracy": control_accuracy, "seed": control_seed},
         }
+
+    def _divergence(self, evaluation: Made) -> dict[str, Any]:
+        """How far a variant's answers are from the teacher's: mean KL(teacher ‖ variant) in nats, at temperature 1."""
+        teacher, ours = (np.load(made.folder / "logits.npy") for made in (self.made["teacher-evaluation"], evaluation))
+        split = evaluation.read("evaluation.json")["split"]
+        return {"split": split, "rows": len(ours), "mean_kl": metrics.mean_kl(teacher, ours)}
 
     def check(self, variants: Sequence[Variant]) -> None:
         recipe = self.recipe.damage

@@ -11,6 +11,7 @@ import numpy as np
 
 from serving.build.cache import Tick
 from serving.build.quantize import static_int8
+from serving.build.rows import spread
 from serving.build.text.data import ROWS, read_split
 from serving.build.text.train import encode
 from serving.registry.files import file_digest
@@ -19,10 +20,11 @@ _BATCH = 16
 
 
 def quantize(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
-    """See `static_int8`; rows of the calibration split, in the shape the server sends them."""
+    """See `static_int8`; evenly spread rows of the calibration split, in the shape the server sends them."""
     recipe = parameters["quantize"]
     split = read_split(needs["data"] / ROWS, "calibration", parameters["labels"])
-    rows = encode(needs["tokenizer"], split.texts[: recipe["rows"]], parameters["max_chars"])
+    chosen = spread(len(split.texts), recipe["rows"]).tolist()
+    rows = encode(needs["tokenizer"], [split.texts[at] for at in chosen], parameters["max_chars"])
     digests = msgspec.json.decode((needs["data"] / "data.json").read_bytes())["split_sha256"]
     static_int8(
         out,

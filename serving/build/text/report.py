@@ -94,8 +94,19 @@ def _distillation_lines(document: Mapping[str, Any]) -> list[str]:
         "",
         f"{document['students']['parameters']:,} parameters. The first seed is served, whichever is best. "
         f"Mean difference {gap:+.4f}, against a noise of about ±{noise:.4f}: {said}.",
+        "",
+        *_divergence_lines(document["divergence"]),
     ]
     return lines
+
+
+def _divergence_lines(found: Mapping[str, Any]) -> list[str]:
+    first = next(iter(found.values()))
+    return [
+        f"Mean KL(teacher ‖ variant) over the {first['rows']} rows of {first['split']}, in nats at temperature 1: "
+        + ", ".join(f"{name} {each['mean_kl']:.5f}" for name, each in found.items())
+        + "."
+    ]
 
 
 def _qad_lines(found: Mapping[str, Any]) -> list[str]:

@@ -107,7 +107,7 @@ class TextSteps(Plan[TextRecipe]):
             "quantize": self.recipe.quantize.model_dump(mode="json") | dict(changes or {}),
             "cpu": cpu_info()["flags"],
         }
-        sources = (_HERE / "train.py", _HERE.parent / "quantize.py", _HERE.parent / "cpu.py")
+        sources = (_HERE / "train.py", *DATA, *(_HERE.parent / name for name in ("quantize.py", "cpu.py", "rows.py")))
         return self.step(name, quantize, parameters, {**self.base, "model": model}, sources)
 
     def measured(
@@ -123,14 +123,13 @@ class TextSteps(Plan[TextRecipe]):
             "cpu": cpu_info(),
         }
         needs = {"data": self.made["data"], "files": self.made["tokenizer"], "model": model}
-        sources = (*MEASURING, *DATA)
         calibration = parent.calibration if parent is not None else None
         if calibration is None:
             seen = {"teacher": judge.calibration} if judge is not None and judge.calibration is not None else {}
-            calibration = self.step(f"{name}-temperature", calibrate, parameters, {**needs, **seen}, sources)
+            calibration = self.step(f"{name}-temperature", calibrate, parameters, {**needs, **seen}, MEASURING)
         needs["calibration"] = calibration
         against = {"teacher": judge.evaluation} if judge is not None else {}
-        evaluation = self.step(f"{name}-evaluation", evaluate, parameters, {**needs, **against}, sources)
+        evaluation = self.step(f"{name}-evaluation", evaluate, parameters, {**needs, **against}, MEASURING)
         return Measured(parameters, needs, calibration, evaluation)
 
     def variant(
@@ -151,7 +150,7 @@ class TextSteps(Plan[TextRecipe]):
         found = self.measured(name, format, model, judge, parent)
         if parent is None:
             parameters = {**found.parameters, "golden_rows": self.recipe.golden_rows}
-            made = self.step(f"{name}-snapshot", snapshot, parameters, found.needs, (*SOURCES, *DATA))
+            made = self.step(f"{name}-snapshot", snapshot, parameters, found.needs, SOURCES)
             files = {TOKENIZER: tokenizer.folder / TOKENIZER}
             files |= brought(made.folder)
         else:
@@ -167,10 +166,10 @@ class TextSteps(Plan[TextRecipe]):
             parents,
             found.calibration,
             files,
-            lambda: self.about(relation, model),
+            lambda: self.about(relation, model, found.evaluation),
             self.made["damage"] if relation == "damaged" else None,
         )
 
     @abstractmethod
-    def about(self, relation: Relation, model: Made) -> dict[str, Any]:
-        """What a variant's manifest says of how it was made."""
+    def about(self, relation: Relation, model: Made, evaluation: Made) -> dict[str, Any]:
+        """What a variant's manifest says of how it was made, and of what that gave by its own evaluation."""
