@@ -16,6 +16,7 @@ from serving.build.evidence import report as evidence_report
 from serving.build.plan import Part, Plan, Variant
 from serving.build.publish import Outcome
 from serving.build.search import report as search_report
+from serving.build.words import p_value
 from serving.registry.files import write_atomically
 
 
@@ -142,7 +143,7 @@ def _teacher_lines(document: Mapping[str, Any]) -> list[str]:
         verdict = "more often right" if better > worse else "less often right"
         lines.append(
             f"- {name}: right where {trusted} is wrong on {better} rows, wrong where it is right on {worse} "
-            f"(exact sign test p = {p:.3f}): {verdict if p < 0.05 else 'no difference at the 5 % level'}."
+            f"(exact sign test {p_value(p)}): {verdict if p < 0.05 else 'no difference at the 5 % level'}."
         )
     return lines
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from serving.build.plan import Part
 from serving.build.text.paired import verdict
+from serving.build.words import p_value
 
 
 def parts(document: Mapping[str, Any]) -> list[Part]:
@@ -60,7 +61,7 @@ def _reference_lines(document: Mapping[str, Any]) -> list[str]:
         said = f"{ahead} it" if pair["p_value"] < 0.05 else "not distinguishable from it at the 5 % level"
         lines.append(
             f"- {name}: right alone on {pair['only_this']} rows, TF-IDF alone on {pair['only_reference']} "
-            f"(exact sign test p = {pair['p_value']:.3f}): {said}."
+            f"(exact sign test {p_value(pair['p_value'])}): {said}."
         )
     return lines
 
@@ -127,7 +128,7 @@ def _qad_lines(found: Mapping[str, Any]) -> list[str]:
     for name, pair in found["against"].items():
         lines.append(
             f"- Trained with rounding, against {name}: right alone on {pair['only_this']} rows, wrong alone on "
-            f"{pair['only_other']} (exact sign test p = {pair['p_value']:.3f}): {verdict(pair)}."
+            f"{pair['only_other']} (exact sign test {p_value(pair['p_value'])}): {verdict(pair)}."
         )
     return lines
 
@@ -144,7 +145,7 @@ def _ablation_lines(document: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"| {row['of']} | {row['without']} | {row['with']['accuracy']:.4f} "
             f"| {row['measured']['accuracy']:.4f} ({low:.4f}–{high:.4f}) | {pair['only_this']}, {pair['only_other']} "
-            f"(p = {pair['p_value']:.3f}) | {verdict(pair)} |"
+            f"({p_value(pair['p_value'])}) | {verdict(pair)} |"
         )
     return [
         *lines,
