@@ -17,8 +17,11 @@ QUICKSTART := deployments/quickstart
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Further options for the task, such as ARGS=--exit for demo or ARGS="-k routing" for test.
 ARGS ?=
-# Fast tests first: what is broken shows early.
-TESTS := $(wildcard tests/unit tests/contract tests/console tests/helm tests/docs tests/integration tests/e2e)
+# How pytest ends if ARGS chose no test at all.
+NONE := 5
+# Fast tests first: what is broken shows early. They share no port and no folder, so that several processes take them.
+FAST := $(wildcard tests/unit tests/helm tests/docs)
+SLOW := $(wildcard tests/contract tests/console tests/integration tests/e2e)
 
 .PHONY: help
 help: ## list the tasks
@@ -68,7 +71,8 @@ system-packages: ## install Prometheus, Alertmanager, Chromium and PostgreSQL fo
 
 .PHONY: test
 test: check system-packages $(BUILT) ## every check and every test, the fast ones first (ARGS="-k …" to choose)
-	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(FAST) $(ARGS) || test $$? = $(NONE)
+	$(BIN)/python -m pytest $(SLOW) $(ARGS) || test $$? = $(NONE)
 
 .PHONY: bench
 bench: $(BUILT) ## load the quickstart and print latencies (ARGS="--url http://host:port" for a running one)
