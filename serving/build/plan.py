@@ -138,6 +138,10 @@ class Plan(ABC, Generic[R]):
         found = pipeline.postprocess({"logits": infer(pipeline, session, examples)})["probabilities"]
         return Answers(found, found.argmax(axis=1))
 
+    def beside(self, variants: Sequence[Variant]) -> Mapping[str, Mapping[str, Any]]:
+        """Of each variant, what was measured beside it and belongs into its evaluation, by key."""
+        return {}
+
     def findings(self, variants: Sequence[Variant]) -> dict[str, Any]:
         """What the report holds beside the evaluations of the variants, by key."""
         return {}

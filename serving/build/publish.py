@@ -62,8 +62,9 @@ def publish(
     """
     recipe: Recipe = plan.recipe
     registered, refused = dict[str, Manifest](), dict[str, str]()
+    beside = plan.beside(variants)
     for variant in variants:
-        evaluation = variant.evaluation.read("evaluation.json")
+        evaluation = {**variant.evaluation.read("evaluation.json"), **beside.get(variant.name, {})}
         if variant.name in evidence:
             evaluation |= evidence[variant.name].read("evidence.json")
         missing = [parent for parent in variant.parents.values() if parent not in registered]

@@ -268,6 +268,8 @@ def test_ablations_leave_out_what_the_recipe_has(searched: tuple[Registry, Build
     for row in rows:
         assert 0 <= row["pair"]["p_value"] <= 1
         assert row["measured"]["accuracy_ci"][0] <= row["measured"]["accuracy"]
+        evidence = searched[0].resolve(f"tiny/{row['of']}").evaluation["ablations"][row["without"]]
+        assert (evidence["accuracy"], evidence["p_value"]) == (row["measured"]["accuracy"], row["pair"]["p_value"])
 
 
 def test_the_report_shows_the_search_and_a_plot_that_parses(

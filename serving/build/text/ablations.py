@@ -72,6 +72,21 @@ def compared(plan: TextSteps, int8: Made, truth: np.ndarray) -> list[dict[str, A
     ]
 
 
+def by_variant(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same for manifests: of each variant `ablations`, what it would be without a choice, by that choice."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        pair = row["pair"]
+        without = {
+            **row["measured"],
+            "right_only_with": pair["only_this"],
+            "right_only_without": pair["only_other"],
+            "p_value": pair["p_value"],
+        }
+        found.setdefault(row["of"], {"ablations": {}})["ablations"][row["without"]] = without
+    return found
+
+
 def _right(made: Mapping[str, Made], name: str, truth: np.ndarray) -> np.ndarray:
     logits = np.load(made[f"{name}-evaluation"].folder / "logits.npy")
     return np.asarray(logits.argmax(axis=1) == truth)

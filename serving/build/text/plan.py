@@ -91,6 +91,11 @@ class TextPlan(TextSteps):
             found["pretrained"] = given.model_dump(mode="json", include=named)
         return found
 
+    def beside(self, variants: Sequence[Variant]) -> Mapping[str, Mapping[str, Any]]:
+        if not self.recipe.ablations:
+            return {}
+        return ablations.by_variant(ablations.compared(self, variants[1].model, self._truth()))
+
     def findings(self, variants: Sequence[Variant]) -> dict[str, Any]:
         made, truth = self.made, self._truth()
         return {
