@@ -29,7 +29,7 @@ def test_recipe_and_configuration_are_valid_and_meet(name: str) -> None:
     assert list(models) == [recipe.model] == [name]
 
 
-@pytest.mark.parametrize("folder", ["quickstart", "examples/iot", "examples/voice"])
+@pytest.mark.parametrize("folder", ["quickstart", "examples/iot", "examples/voice", "examples/sentiment"])
 def test_the_shipped_report_holds_every_variant_that_is_served(folder: str) -> None:
     report = (EXAMPLES.parent / folder / "REPORT.md").read_text()
     ((_, model),) = load_config(EXAMPLES.parent / folder / "canarium.yaml").models.items()
