@@ -27,7 +27,10 @@ def test_the_lock_names_its_holder_and_refuses_a_second_one(tmp_path: Path) -> N
     assert other.acquire()
 
 
-@pytest.mark.parametrize("content", [str(os.getpid()), "1", "", "not a number", "-1"])
+@pytest.mark.parametrize(
+    "content",
+    [pytest.param(str(os.getpid()), id="us"), "1", "", "not a number", "-1"],
+)
 def test_what_a_crash_left_in_the_file_is_nobody(tmp_path: Path, content: str) -> None:
     """The process id may be a stranger's by now: `down` must not end it."""
     (tmp_path / "up.lock").write_text(content)
