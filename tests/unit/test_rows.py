@@ -166,7 +166,7 @@ class TestRanges:
         needs = {"data": tmp_path, "tokenizer": tmp_path, "model": tmp_path}
         train_tokenizer(tmp_path, needs, labels | {"vocabulary": 100, "max_tokens": 16}, tick)
         (tmp_path / "model.onnx").touch()
-        text.quantize(tmp_path, needs, labels | {"buckets": [8, 16], "quantize": {"rows": 8}}, tick)
+        text.quantize(tmp_path, needs, labels | {"max_tokens": 16, "quantize": {"rows": 8}}, tick)
         split = read_split(tmp_path / ROWS, "calibration", ["ham", "spam"])
         known = {
             tuple(ids): label for ids, label in zip(encode(tmp_path, split.texts, 200), split.classes, strict=True)
