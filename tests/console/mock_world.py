@@ -174,6 +174,8 @@ class World:
         before, after = {"weight": 5, "shadow": 0, "vetoed": False}, {"weight": 0, "shadow": 0, "vetoed": True}
         target = ("moderation", "distilled-int8")
         self.record(("monitor", sentence), "rollback", target, before, after, evidence=evidence, at=start + 5400)
+        created = {"state": "pending", "policy": {"steps": [{"shadow": {"percent": 20}}, {"set_weight": 1}]}}
+        self.record(("maria", "try again"), "rollout-create", target, {}, created, at=start + 6000)
         shadow = {"shadow": {"distilled-int8": 10}}
         self.record(("maria", "shadow only, after the fix"), "traffic", target, {"shadow": {}}, shadow, at=start + 6300)
 

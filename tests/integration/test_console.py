@@ -145,6 +145,14 @@ def test_a_model_is_shown_with_its_traffic_and_the_guards_own_sentence(page: Pag
     expect(panel(page, "Objectives").get_by_text("99.321 %")).to_be_visible()
 
 
+def test_a_whole_policy_in_the_trail_is_shown_to_whoever_asks(page: Page, mock: Mock) -> None:
+    entry = panel(page, "Timeline").get_by_role("listitem").filter(has_text="try again").first
+    expect(entry.get_by_text("pending")).to_be_visible()
+    expect(entry.get_by_text("set_weight")).not_to_be_visible()
+    entry.get_by_text("1 more").click()
+    expect(entry.get_by_text("set_weight")).to_be_visible()
+
+
 def test_a_failing_guard_is_the_headline_and_comes_first(page: Page, mock: Mock) -> None:
     mock.set(scenario="failing")
     expect(page.get_by_test_id("health")).to_contain_text("Guard failing")

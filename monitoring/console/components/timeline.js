@@ -21,6 +21,15 @@ const Diff = ({ rows }) => rows.length > 0 && html`<ul class="diff">${rows.map((
   <li key=${path}>${words(path)}: <span class="was">${brief(before)}</span> <span aria-label="became">→</span> <b>${brief(after)}</b></li>`)}
 </ul>`;
 
+const isLong = ([path, before, after]) => path.startsWith("policy.") || brief(before).length + brief(after).length > 160;
+
+/** What an entry changed; whole documents, such as a rollout's policy, only to whoever asks. */
+function Changes({ rows }) {
+  const long = rows.filter(isLong);
+  return html`<${Diff} rows=${rows.filter((row) => !isLong(row))} />
+    ${long.length > 0 && html`<details class="more"><summary>${count(long.length)} more</summary><${Diff} rows=${long} /></details>`}`;
+}
+
 function Evidence({ evidence }) {
   const rows = leaves(evidence).filter(([path]) => path !== "sentence");
   return html`<details class="more"><summary>Evidence</summary>
@@ -39,7 +48,7 @@ function Entry({ entry, showModel }) {
         ${entry.model === ALL && html`<span>all models</span>`}${target && html`<span>${target}</span>`}
         <span class="muted entry-when"><${Time} at=${entry.at} /> · <span title="audit row ${entry.seq}, hash ${entry.hash}">#${entry.seq}</span></span></div>
       <p class="entry-reason">${entry.reason || html`<span class="muted">no reason given</span>`} <span class="muted">(${entry.actor})</span></p>
-      <${Diff} rows=${told(entry)} />
+      <${Changes} rows=${told(entry)} />
       ${hasEvidence(entry) && html`<${Evidence} evidence=${entry.evidence} />`}
     </div></li>`;
 }
