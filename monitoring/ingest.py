@@ -25,7 +25,7 @@ log = logging.getLogger("canarium.monitor")
 Key = tuple[str, str]  # (model, variant)
 #: A writer is gone only after so long without a beat: its pid may be in another namespace.
 SILENT_NS = 5_000_000_000
-FILES_MAX = 1024  # spools read at once; more wait for the next ones to finish
+FILES_MAX = 256  # spools read at once; more wait for the next ones to finish
 CHUNK = 8192
 
 
@@ -133,12 +133,12 @@ class Ingest:
 
     def settle(self) -> bool:
         """Fold finished files whose records are all read. True if any was: commit, then `remove_folded`."""
-        done = [file for file in self._files.values() if file.pending <= 0 and self._finished(file)]
-        for file in done:
+        known = len(self._files)
+        for file in [file for file in self._files.values() if file.pending <= 0 and self._finished(file)]:
             file.poll(0)
-            if file.pending <= 0:
+            if file.pending <= 0 and not file.in_doubt:
                 self._fold(file)
-        return bool(done)
+        return len(self._files) < known
 
     @property
     def folded_files(self) -> list[str]:

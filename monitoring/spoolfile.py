@@ -134,6 +134,11 @@ class SpoolFile:
         self._refresh_meta()
         return self.cells
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the header counts records that nothing confirms so far, and that are still waited for."""
+        return 0 < self._doubted[1] < PATIENCE
+
     # ------------------------------------------------------------ header
 
     def _header(self) -> list[int] | None:
@@ -146,6 +151,7 @@ class SpoolFile:
     def _accept(self) -> None:
         """Take over what the header says, if the newest record confirms it."""
         self.gone = os.fstat(self._file).st_nlink == 0
+        (doubted, polls), self._doubted = self._doubted, (0, 0)
         header = self._header()
         if header is None:
             self.header_errors += 1
@@ -161,15 +167,22 @@ class SpoolFile:
             here.accepted = written
         else:
             self.header_errors += 1
-            polls = self._doubted[1] + 1 if self._doubted[0] == written else 1
-            self._doubted = (written, polls)
-            if polls >= PATIENCE and written - here.accepted <= self.capacity:
+            polls = polls + 1 if doubted == written else 1
+            if polls >= PATIENCE and (written - here.accepted <= self.capacity or self._likely(written)):
                 here.accepted = written
+            else:
+                self._doubted = (written, polls)
 
     def _confirmed(self, written: int) -> bool:
         slot = os.pread(self._file, 8, RING_OFFSET + (written % self.capacity) * RECORD_SIZE)
         seq = int.from_bytes(slot, "little") if len(slot) == 8 else 0
         return seq >= written and (seq - written) % self.capacity == 0 and seq - written <= 1 << 32
+
+    def _likely(self, written: int) -> bool:
+        """Whether the ring holds any sound record of the last round before that one."""
+        slots = np.frombuffer(self._slots(0, self.capacity), dtype=RECORD_DTYPE)
+        near = (slots["seq"] + self.capacity > written) & (slots["seq"] <= written)
+        return any(zlib.crc32(slot.tobytes()[CRC_START:]) == int(slot["crc"]) for slot in slots[near])
 
     def _refresh_meta(self) -> None:
         for _ in range(3):

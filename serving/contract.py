@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -355,6 +356,7 @@ class ControlWord:
         self._cells = memoryview(mapped).cast("Q")
         self._watched = 0  # bytes up to and with the first free slot, where the next one will appear
         self._descriptor = descriptor
+        self._release = weakref.finalize(self, os.close, descriptor)
         self._slots: dict[int, int] = {}
         self._unseen: dict[int, int] = {}
 
@@ -362,8 +364,8 @@ class ControlWord:
     def open(cls, path: str | Path) -> ControlWord:
         """Map the word at `path`, creating it (mode 0600) if absent. Raises `OSError`."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
             if os.fstat(descriptor).st_size != WORD_BYTES:
                 os.ftruncate(descriptor, WORD_BYTES)
             os.posix_fallocate(descriptor, 0, WORD_BYTES)  # a kill must not need disk space
@@ -372,8 +374,10 @@ class ControlWord:
             if cells[W_MAGIC] == 0:
                 cells[W_SLOTS] = WORD_SLOTS
                 cells[W_MAGIC] = WORD_MAGIC
-        finally:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
+        except BaseException:
+            os.close(descriptor)  # and with it the lock: who tries again and again must not run out of descriptors
+            raise
         return cls(mapped, descriptor)
 
     def stamp(self) -> bytes:
@@ -437,7 +441,8 @@ class ControlWord:
         return self._cells[W_BEAT_MONO_NS]
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        """No writing from now on. A word that nobody holds any more closes itself."""
+        self._release()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from serving.gateway.batcher import Batcher, BatchResult
 from serving.gateway.worker_base import WorkerFailure
 
 
-class _Jump(selectors.SelectSelector):
+class _Jump(selectors.DefaultSelector):
     """Instead of waiting, moves the loop's time."""
 
     def __init__(self) -> None:

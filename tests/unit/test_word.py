@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -136,6 +137,38 @@ def test_any_sequence_keeps_the_rules(
 
 
 # ---------------------------------------------------------------- the file
+
+
+def descriptors(path: Path) -> int:
+    """How many of this process are open on the file."""
+    return sum(each.resolve() == path for each in Path("/proc/self/fd").iterdir())
+
+
+def test_a_word_that_nobody_holds_has_no_descriptor(path: Path) -> None:
+    word = ControlWord.open(path)
+    assert descriptors(path) > 0
+    word.close()
+    del word
+    for _ in range(3):
+        ControlWord.open(path).latch_on(KEY)
+    assert descriptors(path) == 0
+
+
+def test_opening_again_and_again_on_a_full_disk_uses_up_no_descriptors(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The monitor tries at every trip, for as long as the disk is full."""
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        for _ in range(3):
+            with pytest.raises(OSError, match="No space left"):
+                ControlWord.open(path)
+    assert descriptors(path) == 0
+    ControlWord.open(path)  # and whoever failed holds no lock
 
 
 def test_the_word_outlives_its_process(path: Path, word: ControlWord) -> None:
