@@ -1,8 +1,8 @@
 """Prometheus rules from a deployment's SLOs and the alerts that every deployment has.
 
-    python deployments/prometheus/generate.py                     # rewrites the committed files
-    python deployments/prometheus/generate.py --check             # exit 1 and name the files out of date
-    python deployments/prometheus/generate.py helm-values FILE    # the same as values of the Helm chart
+    python -m deployments.prometheus.generate                     # rewrites the committed files
+    python -m deployments.prometheus.generate --check             # exit 1 and name the files out of date
+    python -m deployments.prometheus.generate helm-values FILE    # the same as values of the Helm chart
 
 The rules of any other deployment: `canarium slo export -f FILE --format prometheus`.
 """

@@ -6,7 +6,6 @@ Only the control plane is a stand-in: it publishes one routing snapshot and acce
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
@@ -28,6 +27,7 @@ import yaml
 from support.alertmanager import RunningAlertmanager, Webhook
 from support.prometheus import RunningPrometheus, free_port, need
 
+from deployments.grafana import generate as grafana
 from monitoring.config import MonitorConfig, MonitorModel, MonitorVariant, ReliabilityMap, SloTarget
 from serving import contract
 from serving.clock import SystemClock
@@ -316,12 +316,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 def dashboard() -> list[str]:
     """The dashboard's queries, as Grafana would send them."""
-    specification = importlib.util.spec_from_file_location("dashboard", DEPLOYMENTS / "grafana" / "generate.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = sys.modules["dashboard"] = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return [module.concrete(expr, MODEL, "10s") for expr in module.expressions()]
+    return [grafana.concrete(expr, MODEL, "10s") for expr in grafana.expressions()]
 
 
 def numbers(result: list[dict[str, Any]]) -> list[float]:

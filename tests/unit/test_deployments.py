@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 from support.prometheus import need
 
+from deployments.grafana import generate as grafana
+from deployments.prometheus import generate as prometheus
 from serving.config import parse_config
 from serving.exports.prometheus_rules import slo_groups
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENTS = ROOT / "deployments"
 PROMETHEUS = DEPLOYMENTS / "prometheus"
-
-
-def script(folder: str) -> ModuleType:
-    """deployments/FOLDER/generate.py, imported."""
-    name = f"{folder}_generate"
-    if name not in sys.modules:
-        specification = importlib.util.spec_from_file_location(name, DEPLOYMENTS / folder / "generate.py")
-        assert specification is not None
-        assert specification.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def run(package: str, program: str, *arguments: str | Path) -> None:
@@ -48,8 +35,8 @@ def run(package: str, program: str, *arguments: str | Path) -> None:
 
 
 def test_the_committed_rules_are_those_of_the_quickstart() -> None:
-    for path, text in script("prometheus").committed().items():
-        assert path.read_text(encoding="utf-8") == text, f"run python deployments/prometheus/generate.py ({path.name})"
+    for path, text in prometheus.committed().items():
+        assert path.read_text(encoding="utf-8") == text, f"run python -m deployments.prometheus.generate ({path.name})"
 
 
 def test_promtool_accepts_the_configuration_and_the_rules() -> None:
@@ -118,7 +105,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def test_the_committed_dashboard_is_the_generated_one() -> None:
-    assert dashboard() == script("grafana").build(), "run python deployments/grafana/generate.py"
+    assert dashboard() == grafana.build(), "run python -m deployments.grafana.generate"
 
 
 def test_the_dashboard_asks_for_its_data_source() -> None:
@@ -143,7 +130,6 @@ def test_panels_fill_rows_and_do_not_overlap() -> None:
 
 
 def test_prometheus_parses_every_query_of_the_dashboard(tmp_path: Path) -> None:
-    grafana = script("grafana")
     records = [
         {"record": f"query:{index}", "expr": grafana.concrete(expr, "moderation", "5m")}
         for index, expr in enumerate(grafana.expressions())
