@@ -77,7 +77,9 @@ class TextPlan(TextSteps):
         self.step("reference", train_reference, {"labels": labels, "min_df": 2}, {"data": self.made["data"]}, DATA)
         if recipe.damage is not None:
             parameters = {**self.common, "damage": recipe.damage.model_dump(mode="json"), "threads": recipe.threads}
-            damaged = self.step("damage", damage, parameters, {**needs, "student": student}, NETWORKS)
+            damaged = self.step(
+                "damage", damage, parameters, {**needs, "student": student}, (*NETWORKS, RUNTIMES / "torch.py")
+            )
             # Nobody recalibrated it: it is served with the temperature of its parent.
             # What it brings along is its parent's too: nobody knows yet what it answers.
             broken = self.export("broken-onnx", damaged)
