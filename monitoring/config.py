@@ -210,6 +210,19 @@ class MonitorConfig(msgspec.Struct, frozen=True):
     commit_s: float = 2.0
 
 
+def with_token(config: MonitorConfig, text: str) -> MonitorConfig:
+    """The configuration with a token from `TOKEN_VARIABLE`, which ends in a newline where a Secret was made of a file.
+
+    Raises `ValueError` if no header can carry it: a client that tries to quotes it in its errors, which are logged.
+    """
+    token = text.strip()
+    if not (token.isascii() and token.isprintable()):
+        raise ValueError(
+            f"{TOKEN_VARIABLE}: expected one line of printable ASCII, as `canarium token create` prints it"
+        )
+    return msgspec.structs.replace(config, token=token) if token else config
+
+
 def load(path: str | Path) -> MonitorConfig:
     """Read the file. Raises `ValueError` with one line that names the file and the path of the fault."""
     try:

@@ -29,7 +29,7 @@ from prometheus_client import CollectorRegistry
 from monitoring import state as storage
 from monitoring.actuate import Actuator
 from monitoring.api import allowed_hosts, build_app
-from monitoring.config import TOKEN_VARIABLE, MonitorConfig, load
+from monitoring.config import TOKEN_VARIABLE, MonitorConfig, load, with_token
 from monitoring.golden import Golden
 from monitoring.metrics import MonitorCollector
 from monitoring.reports import Reports
@@ -309,9 +309,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        config = load(options.config)
-        if token := os.environ.get(TOKEN_VARIABLE):  # from there alone, so that it is kept in no file
-            config = msgspec.structs.replace(config, token=token)
+        # The token comes from the environment alone, so that it is kept in no file.
+        config = with_token(load(options.config), os.environ.get(TOKEN_VARIABLE, ""))
         listener = listen(config.host, config.port)
     except ValueError as error:
         print(f"monitor: {error}", file=sys.stderr)

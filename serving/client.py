@@ -77,6 +77,9 @@ class _Http:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ClientError(f"{url!r} is not the address of {what}; use a form such as {DEFAULT_CONTROL}")
         self.url, self._what, self._timeout_s = url.rstrip("/"), what, timeout_s
+        token = (token or "").strip()  # what a file or a Secret holds ends in a newline
+        if not (token.isascii() and token.isprintable()):  # httpx would quote it in its error
+            raise ClientError("the token is not one line of printable ASCII, as `canarium token create` prints it")
         here = parts.hostname in ("127.0.0.1", "localhost", "::1")
         self._client = httpx.Client(
             base_url=self.url,
@@ -134,7 +137,7 @@ class AdminClient:
 
     Args:
         url: scheme, host and port of the control plane.
-        token: bearer token, if the deployment uses tokens.
+        token: bearer token, if the deployment uses tokens; white space around it is dropped.
         timeout_s: limit on each answer, seconds.
         actor: who is named in the audit log next to what the server knows itself.
         transport: an httpx transport, for tests.

@@ -180,8 +180,8 @@ def said(reason: str) -> str:
 
 def _token(token_file: Path | None) -> str | None:
     if token_file is not None:
-        return token_file.read_text(encoding="utf-8").strip() or None
-    return os.environ.get("CANARIUM_TOKEN") or None
+        return token_file.read_text(encoding="utf-8", errors="replace")
+    return os.environ.get("CANARIUM_TOKEN")
 
 
 def _transport() -> httpx.BaseTransport | None:

@@ -58,7 +58,7 @@ class Database:
         Raises:
             StartError: a variable is not set, or the URL cannot be used; never shows a value.
         """
-        given = environment.get(URL_VARIABLE)
+        given = environment.get(URL_VARIABLE, "").strip()
         source = URL_VARIABLE if given else "state.database"
         text = given or _expanded(setting, environment)
         if text == "sqlite":
@@ -117,7 +117,8 @@ class Database:
 
 def _expanded(setting: str, environment: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
-        if not (found := environment.get(match[1])):
+        found = environment.get(match[1], "").rstrip("\r\n")  # a Secret made of a file ends in a newline
+        if not found:
             raise StartError(f"state.database: the environment variable {match[1]} is not set")
         return quote(found, safe="")
 

@@ -2,7 +2,8 @@
 
 The body is JSON; `x-canarium-signature` is `sha256=` and the hexadecimal HMAC-SHA256 of the body under the key
 in the hook's `secret_file`. `x-canarium-delivery` is the number of the audit row, by which a receiver
-recognises what it has had already. What cannot be delivered is given up and counted: the trail has it.
+recognises what it has had already. What cannot be delivered is given up and counted: the trail has it. Each
+hook has a queue and a task of its own, so that one that is slow or dead holds up no other.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ from serving.core.rollout_policy import Hook
 
 log = logging.getLogger("canarium.control")
 
+#: Deliveries that wait for one hook.
 QUEUE_MAX = 256
+#: Hooks with something to deliver; fewer than an httpx client has connections, so that none waits for another's.
+HOOKS_MAX = 64
+#: Limit on one attempt as a whole, seconds.
 TIMEOUT_S = 5.0
 #: Pauses between the attempts, seconds.
 PAUSES_S = (1.0, 5.0, 30.0)
@@ -32,7 +37,7 @@ SECRET_MAX_BYTES = 4096
 
 
 class Notifier:
-    """A bounded queue of deliveries and the one task that makes them, in order.
+    """A bounded queue of deliveries for each hook, told apart by URL, and the task that makes them in order.
 
     Args:
         client: makes the requests; closed with this.
@@ -45,39 +50,44 @@ class Notifier:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._client, self._sleep = client, sleep
-        self._queue: deque[tuple[Hook, int, bytes]] = deque()
-        self._waiting = asyncio.Event()
+        self._queues: dict[str, deque[tuple[Hook, int, bytes]]] = {}  # while there is something to deliver
+        self._untended = asyncio.Queue[str]()  # those of them that have no task yet
         self.delivered = self.failed = self.dropped = 0
 
     def tell(self, hooks: tuple[Hook, ...], entry: AuditEntry) -> None:
-        """Queue what an audit row has to say; the oldest is dropped and counted when there is no room."""
+        """Queue what an audit row has to say.
+
+        Where a hook's queue is full its oldest entry is dropped, beyond `HOOKS_MAX` hooks the new one; both count.
+        """
         for hook in hooks:
-            self._queue.append((hook, entry.seq, _body(entry)))
-            if len(self._queue) > QUEUE_MAX:
-                self._queue.popleft()
+            if hook.url not in self._queues:
+                if len(self._queues) == HOOKS_MAX:
+                    self.dropped += 1
+                    continue
+                self._queues[hook.url] = deque()
+                self._untended.put_nowait(hook.url)
+            queue = self._queues[hook.url]
+            queue.append((hook, entry.seq, _body(entry)))
+            if len(queue) > QUEUE_MAX:
+                queue.popleft()
                 self.dropped += 1
-            self._waiting.set()
 
     async def run(self) -> None:
         """Deliver until cancelled."""
-        while True:
-            await self._waiting.wait()
-            await self.drain()
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                tasks.create_task(self._empty(await self._untended.get()))
 
     async def drain(self) -> None:
         """Deliver what is queued."""
-        while self._queue:
-            hook, seq, body = self._queue.popleft()
-            if await self._deliver(hook, seq, body):
-                self.delivered += 1
-            else:
-                self.failed += 1
-        self._waiting.clear()
+        async with asyncio.TaskGroup() as tasks:
+            while not self._untended.empty():
+                tasks.create_task(self._empty(self._untended.get_nowait()))
 
     def view(self) -> dict[str, int]:
         """The `notifications` part of the status."""
         return {
-            "queued": len(self._queue),
+            "queued": sum(map(len, self._queues.values())),
             "delivered": self.delivered,
             "failed": self.failed,
             "dropped": self.dropped,
@@ -85,6 +95,15 @@ class Notifier:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+    async def _empty(self, url: str) -> None:
+        queue = self._queues[url]
+        while queue:
+            if await self._deliver(*queue.popleft()):
+                self.delivered += 1
+            else:
+                self.failed += 1
+        del self._queues[url]
 
     async def _deliver(self, hook: Hook, seq: int, body: bytes) -> bool:
         for pause_s in (*PAUSES_S, None):
@@ -102,10 +121,14 @@ class Notifier:
         try:
             if hook.secret_file is not None:
                 headers["x-canarium-signature"] = signature(_secret(hook.secret_file), body)
-            response = await self._client.post(hook.url, content=body, headers=headers, timeout=TIMEOUT_S)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            # The limits of httpx are on each read, and a hook may go on answering for ever: its status is enough.
+            sending = self._client.stream("POST", hook.url, content=body, headers=headers, timeout=None)
+            async with asyncio.timeout(TIMEOUT_S), sending as response:
+                return "" if response.is_success else f"answered {response.status_code}"
+        except TimeoutError:
+            return f"no answer within {TIMEOUT_S:g} s"
+        except Exception as error:  # whatever it was, it must not end the deliveries to the others
             return str(error) or type(error).__name__
-        return "" if response.is_success else f"answered {response.status_code}"
 
 
 def signature(secret: bytes, body: bytes) -> str:

@@ -26,10 +26,10 @@ def values(case: str) -> dict[str, Any]:
     return values_from_yaml((CHART / "ci" / f"{case}-values.yaml").read_text(encoding="utf-8"))
 
 
-def render(given: dict[str, Any]) -> dict[str, str]:
+def render(given: dict[str, Any], release: str = "demo") -> dict[str, str]:
     """Template path (without the chart's name) -> text. Raises `HelmError`."""
     with Chart.load(CHART) as chart:
-        rendered = chart.render(given, name="demo", namespace="ml")
+        rendered = chart.render(given, name=release, namespace="ml")
     return {name.removeprefix("canarium/templates/"): text for name, text in sorted(rendered.items())}
 
 

@@ -33,9 +33,8 @@ def test_core_objects_are_valid_kubernetes(case: str) -> None:
 
 @pytest.mark.parametrize("case", charts.CASES)
 def test_pod_templates_are_valid_kubernetes(case: str) -> None:
-    for template in pod_templates(case):
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"} | template["metadata"]}
-        kubernetes_validate.validate(pod | {"spec": template["spec"]}, KUBERNETES, strict=True)
+    for pod in pods(charts.one(case, "RayService")):
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
 @pytest.mark.parametrize("case", charts.CASES)
@@ -118,11 +117,52 @@ def test_every_models_key_reaches_the_configuration() -> None:
     assert canarium_yaml("full")["models"] == charts.values("full")["models"]
 
 
+@pytest.mark.parametrize("name", ["8", "010", "1e3", "0x1f", "on", "no", "null", "2026-01-01"])
+def test_a_name_that_yaml_would_read_as_something_else_stays_a_name(name: str) -> None:
+    models = {name: {"baseline": name, "variants": {name: {"artifact": "m/a:1"}}}}
+    rendered = charts.render(charts.with_value(charts.values("default"), "models", models))
+    (config,) = charts.parse(rendered["configmap.yaml"])
+    assert parse_config(yaml.safe_load(config["data"]["canarium.yaml"])).models[name].baseline == name
+    (service,) = charts.parse(rendered["rayservice.yaml"])
+    _, application = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert application["name"] == f"canarium-{name}-{name}"
+    assert application["args"] == {"config": "/etc/canarium/canarium.yaml", "model": name, "variant": name}
+    assert [deployment["name"] for deployment in application["deployments"]] == [name]
+    assert all(f': "{text}"' in service["spec"]["serveConfigV2"] for text in (name, application["name"]))
+
+
+@pytest.mark.parametrize("name", ["8", "on", "null"])
+def test_every_name_that_a_user_gives_the_chart_stays_a_name(name: str) -> None:
+    given = charts.values("full")
+    for path in (
+        *("nameOverride", "fullnameOverride", "auth.tokensSecret.name", "auth.tokensSecret.tokensKey"),
+        *("auth.tokensSecret.monitorTokenKey", "state.databaseSecret.name", "state.databaseSecret.urlKey"),
+        *("state.persistence.existingClaim", "registry.persistence.storageClassName", "serviceAccount.name"),
+    ):
+        given = charts.with_value(given, path, name)
+    given = charts.with_value(given, "ray.env.ON", "1")
+    texts = [text for file, text in charts.render(given, name).items() if file.endswith(".yaml")]
+    objects = [item for text in texts for item in charts.parse(text)]
+    for item in objects:
+        if item["kind"] not in OF_PROMETHEUS_OPERATOR | {"RayService"}:
+            kubernetes_validate.validate(item, KUBERNETES, strict=True)
+    assert {item["metadata"]["name"] for item in objects} >= {name, f"{name}-control", f"{name}-registry"}
+    assert all(isinstance(item["metadata"]["name"], str) for item in objects)
+    (service,) = (item for item in objects if item["kind"] == "RayService")
+    for pod in pods(service):
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
 def canarium_yaml(case: str) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load(charts.one(case, "ConfigMap")["data"]["canarium.yaml"])
     return config
 
 
-def pod_templates(case: str) -> list[dict[str, Any]]:
-    cluster = charts.one(case, "RayService")["spec"]["rayClusterConfig"]
-    return [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+def pods(service: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pods of a RayService, made from its templates."""
+    cluster = service["spec"]["rayClusterConfig"]
+    templates = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+    return [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"} | item["metadata"], "spec": item["spec"]}
+        for item in templates
+    ]

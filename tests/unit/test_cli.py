@@ -244,10 +244,25 @@ def test_the_address_and_the_token_come_from_the_environment(monkeypatch: pytest
     assert server.run("status") == 0
     assert str(server.requests[0].url) == "http://control.example:9000/admin/v1/status"
     assert server.requests[0].headers["authorization"] == "Bearer from-environment"
+    monkeypatch.setenv("CANARIUM_TOKEN", "from-a-secret\n")
+    assert server.run("status") == 0
+    assert server.requests[-1].headers["authorization"] == "Bearer from-a-secret"
     file = tmp_path / "token"
     file.write_text("from-file\n")
     assert server.run("status", "--token-file", str(file)) == 0
     assert server.requests[-1].headers["authorization"] == "Bearer from-file"
+
+
+def test_a_token_that_cannot_be_used_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CANARIUM_TOKEN", "two\nlines")
+    file = tmp_path / "token"
+    file.write_text("from-file\n", encoding="utf-16")
+    for options in ([], ["--token-file", str(file)]):
+        assert Server().run("status", *options) == 1
+        expected = "canarium: the token is not one line of printable ASCII, as `canarium token create` prints it\n"
+        assert capsys.readouterr().err == expected
 
 
 def test_kill_says_that_it_went_through_the_control_plane(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -51,6 +51,26 @@ def test_a_change_carries_reason_actor_token_and_json() -> None:
     }
 
 
+@pytest.mark.parametrize("token", ["secret\n", "secret\r\n", " secret "])
+def test_white_space_around_a_token_is_no_part_of_it(token: str) -> None:
+    seen: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, json={"models": []})
+
+    admin(handler, token=token).models()
+    admin(handler, token="\n").models()
+    assert [request.headers.get("authorization") for request in seen] == ["Bearer secret", None]
+
+
+@pytest.mark.parametrize("token", ["sec\nret", "sec\x00ret", "s\u00e9cret", "sec\ufffdret"])
+def test_a_token_that_no_header_can_carry_is_refused_and_not_quoted(token: str) -> None:
+    with pytest.raises(ClientError, match="not one line of printable ASCII") as caught:
+        admin(answering(200, {}), token=token)
+    assert "ret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("call", "method", "path", "body"),
     [

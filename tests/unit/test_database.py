@@ -30,6 +30,12 @@ def test_the_whole_url_can_come_from_the_environment() -> None:
     assert (database.url.database, database.url.password) == ("other", "s3cret")
 
 
+def test_the_line_end_of_a_secret_is_no_part_of_it() -> None:
+    assert Database.of("sqlite", ".", {URL_VARIABLE: "postgresql://h/other\n"}).url.database == "other"
+    assert Database.of(SETTING, ".", {"DB_PASSWORD": " s3cret \r\n"}).url.password == " s3cret "
+    assert Database.of("sqlite", "/srv/state", {URL_VARIABLE: "\n"}).path == Path("/srv/state/canarium.db")
+
+
 def test_no_password_is_shown() -> None:
     database = Database.of(SETTING, ".", ENVIRONMENT)
     assert database.shown == "postgresql+psycopg://canarium:***@db.internal:5433/state?sslmode=verify-full"

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 from control_kit import ME, Rig, spec
 from rollout_kit import POLICY
 
+from serving.control import notify
 from serving.control.audit import GENESIS, AuditEntry
-from serving.control.notify import PAUSES_S, QUEUE_MAX, Notifier
+from serving.control.notify import HOOKS_MAX, PAUSES_S, QUEUE_MAX, Notifier
 from serving.core.commands import StartRollout
 from serving.core.rollout_policy import Hook
 
@@ -44,6 +46,28 @@ class Receiver:
 
     async def _sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
+
+
+class SlowHook:
+    """`HOOK` answers once `answers` is set; every other hook at once."""
+
+    def __init__(self) -> None:
+        self.answers, self.heard = asyncio.Event(), list[tuple[str, int]]()
+        self.notifier = Notifier(httpx.AsyncClient(transport=httpx.MockTransport(self._answer)), self._sleep)
+
+    async def delivered(self, count: int) -> None:
+        async with asyncio.timeout(5):
+            while self.notifier.delivered < count:  # noqa: ASYNC110 - bounded by the line above
+                await asyncio.sleep(0)
+
+    async def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.heard.append((str(request.url), int(request.headers["x-canarium-delivery"])))
+        if request.url == HOOK.url:
+            await self.answers.wait()
+        return httpx.Response(200)
+
+    async def _sleep(self, _: float) -> None:
+        pass
 
 
 async def test_what_is_told_is_signed_and_numbered(tmp_path: Path) -> None:
@@ -99,6 +123,65 @@ async def test_the_task_delivers_what_comes_and_waits_for_more() -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await receiver.notifier.close()
+
+
+async def test_an_answer_without_an_end_is_not_read() -> None:
+    class Endless(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            while True:
+                await asyncio.sleep(0)
+                yield b"x"
+
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Endless()))
+    notifier = Notifier(httpx.AsyncClient(transport=transport))
+    notifier.tell((HOOK,), entry())
+    async with asyncio.timeout(5):
+        await notifier.drain()
+    assert notifier.view() == {"queued": 0, "delivered": 1, "failed": 0, "dropped": 0}
+
+
+async def test_an_attempt_ends_with_its_time(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(notify, "TIMEOUT_S", 0.0)
+    slow = SlowHook()
+    slow.notifier.tell((HOOK,), entry())
+    async with asyncio.timeout(5):
+        await slow.notifier.drain()
+    assert slow.notifier.view() == {"queued": 0, "delivered": 0, "failed": 1, "dropped": 0}
+    assert "no answer within 0 s: given up after 4 attempts" in caplog.text
+
+
+async def test_a_hook_that_does_not_answer_holds_up_no_other_and_each_hears_in_order() -> None:
+    slow, other = SlowHook(), Hook("https://other.example.org")
+    task = asyncio.create_task(slow.notifier.run())
+    for seq in (1, 2, 3):
+        slow.notifier.tell((HOOK, other), entry(seq))
+    await slow.delivered(3)
+    assert slow.heard == [(HOOK.url, 1), (other.url, 1), (other.url, 2), (other.url, 3)]
+    assert slow.notifier.view() == {"queued": 2, "delivered": 3, "failed": 0, "dropped": 0}
+    slow.answers.set()
+    await slow.delivered(6)
+    slow.notifier.tell((HOOK,), entry(4))
+    await slow.delivered(7)
+    assert [seq for url, seq in slow.heard if url == HOOK.url] == [1, 2, 3, 4]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_an_error_of_any_kind_ends_no_deliveries() -> None:
+    receiver = Receiver(RuntimeError("out of the blue"), 200, 200)
+    receiver.notifier.tell((HOOK, Hook("https://other.example.org")), entry())
+    await receiver.notifier.drain()
+    assert receiver.notifier.view() == {"queued": 0, "delivered": 2, "failed": 0, "dropped": 0}
+
+
+async def test_the_number_of_hooks_is_bounded_and_the_rest_is_counted() -> None:
+    receiver = Receiver()
+    hooks = tuple(Hook(f"https://{number}.example.org") for number in range(HOOKS_MAX + 2))
+    receiver.notifier.tell(hooks, entry())
+    assert receiver.notifier.view() == {"queued": HOOKS_MAX, "delivered": 0, "failed": 0, "dropped": 2}
+    await receiver.notifier.drain()
+    receiver.notifier.tell(hooks[-1:], entry())
+    assert receiver.notifier.view() == {"queued": 1, "delivered": HOOKS_MAX, "failed": 0, "dropped": 2}
 
 
 async def test_every_change_of_a_rollout_is_told_once_it_is_saved(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@
 
 {{- define "canarium.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/name: {{ include "canarium.name" . }}
+app.kubernetes.io/name: {{ include "canarium.name" . | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ include "canarium.selector" . }}
@@ -23,7 +23,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* Pods carry no app.kubernetes.io/name of ours: KubeRay selects its head Service by its own. */}}
 {{- define "canarium.selector" -}}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/part-of: canarium
 {{- end }}
 
@@ -121,15 +121,15 @@ applications:
 {{- range $model, $settings := .Values.models }}
 {{- range $variant, $given := $settings.variants }}
 {{- if ne (dig "placement" "isolated" $given) "colocated" }}
-  - name: canarium-{{ $model }}-{{ $variant }}
+  - name: {{ printf "canarium-%s-%s" $model $variant | quote }}
     route_prefix: null
     import_path: serving.app:build_variant
     args:
       config: /etc/canarium/canarium.yaml
-      model: {{ $model }}
-      variant: {{ $variant }}
+      model: {{ $model | quote }}
+      variant: {{ $variant | quote }}
     deployments:
-      - name: {{ $variant }}
+      - name: {{ $variant | quote }}
         ray_actor_options: {num_cpus: 0.01}
 {{- end }}
 {{- end }}
@@ -138,7 +138,7 @@ applications:
 
 {{- define "canarium.env" -}}
 {{- range $name, $value := .Values.ray.env }}
-- name: {{ $name }}
+- name: {{ $name | quote }}
   value: {{ $value | quote }}
 {{- end }}
 {{- $handleMib := min 2047 (max 256 (mul 2 .Values.server.maxBodyMib)) }}
@@ -158,8 +158,8 @@ applications:
 - name: CANARIUM_MONITOR_TOKEN
   valueFrom:
     secretKeyRef:
-      name: {{ .Values.auth.tokensSecret.name }}
-      key: {{ .Values.auth.tokensSecret.monitorTokenKey }}
+      name: {{ .Values.auth.tokensSecret.name | quote }}
+      key: {{ .Values.auth.tokensSecret.monitorTokenKey | quote }}
 {{- end }}
 
 {{- define "canarium.mounts" -}}
@@ -186,24 +186,24 @@ applications:
   emptyDir: {}
 - name: config
   configMap:
-    name: {{ include "canarium.fullname" . }}
+    name: {{ include "canarium.fullname" . | quote }}
 - name: tokens
   secret:
-    secretName: {{ .Values.auth.tokensSecret.name }}
+    secretName: {{ .Values.auth.tokensSecret.name | quote }}
     defaultMode: 0440
     items:
-      - {key: {{ .Values.auth.tokensSecret.tokensKey }}, path: tokens}
+      - {key: {{ .Values.auth.tokensSecret.tokensKey | quote }}, path: tokens}
 {{- if .Values.registry.persistence.enabled }}
 - name: registry
   persistentVolumeClaim:
-    claimName: {{ include "canarium.registryClaim" . }}
+    claimName: {{ include "canarium.registryClaim" . | quote }}
     readOnly: true
 {{- end }}
 {{- end }}
 
 {{/* What head and worker pods share. */}}
 {{- define "canarium.podSpec" -}}
-serviceAccountName: {{ include "canarium.serviceAccountName" . }}
+serviceAccountName: {{ include "canarium.serviceAccountName" . | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .Values.image.pullSecrets }}
