@@ -135,6 +135,7 @@ class Plane:
         self._publish()
         await self._word.write([*applied.effects, *imported.effects])
         await self.poll_word()
+        self.monitor.listen()  # the wait for the lead was no silence of the monitor's
         return applied.notes
 
     def run_background(self) -> None:
