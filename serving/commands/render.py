@@ -126,7 +126,7 @@ def rollout_table(views: list[Json]) -> Table:
             Text(state, style=style),
             _step_of(view),
             f"{view['weight']:g} %",
-            str(view.get("waiting") or view.get("why", "")),
+            str((view["live"] and view.get("waiting")) or view.get("why", "")),
         )
     return table
 

@@ -48,7 +48,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         killed: the model's kill-switch is on.
         headroom: rows a second that the baseline can do over those that are asked; None if unknown.
         ailing: why the baseline is not well itself, or "".
-        hindered: of a rollout that is over, why it cannot be tried again now, or "".
+        hindered: why no attempt may begin now: of a rollout that is over, or whose artifact is refused; or "".
     """
 
     guards: dict[str, Guard] = {}
@@ -222,6 +222,8 @@ def _onward(rollout: Rollout, facts: Facts, now_ns: int) -> Decision:
             return Decision(None, "the model is killed")
         if (wait_ns := rollout.not_before_ns - now_ns) > 0:
             return Decision(None, f"attempt {rollout.attempt} starts in {wait_ns / SECOND_NS:.0f} s")
+        if facts.hindered:
+            return Decision(None, facts.hindered)
         return _event(Move.START, facts, rollout, f"attempt {rollout.attempt}")
     if rollout.state is State.WARMUP:
         return _warmup(rollout, facts)

@@ -332,6 +332,7 @@ def test_a_candidate_is_warmed_up_before_it_gets_anything() -> None:
 def test_pending_waits_for_its_time_and_for_a_model_that_is_not_killed() -> None:
     assert said(rollout(not_before_ns=LATER + 5 * SECOND, attempt=2)).why == "attempt 2 starts in 5 s"
     assert said(rollout(), killed=True) == Decision(None, "the model is killed")
+    assert said(rollout(), hindered="it is not approved") == Decision(None, "it is not approved")
 
 
 def test_a_rollback_is_done_when_every_gateway_has_it_and_tried_again_only_if_the_policy_says_so() -> None:
