@@ -26,11 +26,10 @@ def plain_table(*columns: str, title: str | None = None) -> Table:
 
 def model_table(view: Json) -> Table:
     """One model: who answers what share of its traffic."""
-    killed = f"   KILLED (kill {view.get('kill_seq')})" if view.get("killed") else ""
     table = plain_table("variant", "role", "weight>", "shadow>", "version>", "artifact", "state")
-    table.title = f"{view['model']}   epoch {view.get('epoch')}{killed}"
+    table.title = f"{view['model']}   epoch {view.get('epoch')}{_killed(view)}"
     for variant in view.get("variants", []):
-        state, style = _state(variant)
+        state, style = _state(variant, bool(view.get("killed")))
         role = variant.get("role", "")
         table.add_row(
             Text(str(variant["name"]), style="bold" if role == "baseline" else ""),
@@ -44,12 +43,22 @@ def model_table(view: Json) -> Table:
     return table
 
 
-def _state(variant: Json) -> tuple[str, str]:
+def _killed(view: Json) -> str:
+    """By which kill; the model's own has the number that its re-arm takes."""
+    if not view.get("killed"):
+        return ""
+    by_all = view.get("killed_by") == "kill-switch"
+    return "   KILLED by the kill-switch of all models" if by_all else f"   KILLED (kill {view.get('kill_seq')})"
+
+
+def _state(variant: Json, killed: bool) -> tuple[str, str]:
     rolled_back = variant.get("rolled_back")
     if rolled_back:
         return f"rolled back: {rolled_back.get('reason', '')}", "red"
     if variant.get("vetoed"):
         return "vetoed", "red"
+    if killed and variant.get("role") != "baseline" and (variant.get("weight") or variant.get("shadow")):
+        return "killed", "bold red"
     # A share of the traffic, not health: whether it has workers is for /v2/…/ready and `canarium_workers` to say.
     return ("in traffic", "green") if variant.get("weight") else ("idle", "dim")
 
@@ -87,6 +96,12 @@ def status_view(status: Json, verdicts: dict[str, Json]) -> RenderableType:
     ]
     if fault := status.get("auth", {}).get("fault"):
         parts.append(Text(f"tokens: {fault}", style="bold red"))
+    latch = status.get("kill_switch", {})
+    if latch.get("on"):
+        seq, mark = latch.get("kill_seq"), latch.get("kill") or {}
+        whose = f" by {mark.get('actor')}: {mark.get('reason')}" if mark else ""
+        parts.append(Text(f"ALL MODELS KILLED (kill {seq}){whose}", style="bold red"))
+        parts.append(Text(f"re-arm with: canarium rearm --all --kill-seq {seq} --reason WHY", style="red"))
     for view in status.get("models", []):
         parts += [Text(""), model_table(view)]
         headroom = view.get("rollback_headroom_ratio")
