@@ -11,6 +11,8 @@ from rich.text import Text
 Json = dict[str, Any]
 
 ROLLOUT_STYLE = {"succeeded": "green", "rolled_back": "red", "rolling_back": "red", "killed": "bold red"}
+#: `serving.core.rollout_plan.MANY`, named here too because to import that takes longer than most commands.
+MANY = 10**9
 VERDICT_STYLE = {"pass": "green", "fail": "bold red", "degraded": "yellow"}
 
 
@@ -196,7 +198,7 @@ def rollout_plan(found: Json) -> RenderableType:
     """What a rollout would take: one line a step."""
     table = plain_table("step>", "answers/s>", "takes>", "passes>", "1.5x>", "2x>", "4x>")
     for step in found["steps"]:
-        passes = [f"{guard} {need['observations']}" for guard, need in step["passes"].items()]
+        passes = [f"{guard} {_count(need['observations'])}" for guard, need in step["passes"].items()]
         worse = [_detection(need) for need in step["detects"].values()]
         table.add_row(str(step["step"] + 1), f"{step['rate']:.3g}", _span(step["seconds"]), ", ".join(passes), *worse)
     assumed = found["assumed"]
@@ -210,6 +212,10 @@ def rollout_plan(found: Json) -> RenderableType:
     )
     warnings = [Text(f"WARNING {warning}", style="yellow") for warning in found["warnings"]]
     return Group(Text(head, style="bold"), table, Text(legend, style="dim"), *warnings)
+
+
+def _count(observations: int) -> str:
+    return "never" if observations >= MANY else str(observations)
 
 
 def _detection(need: Json) -> str:
