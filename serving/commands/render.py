@@ -11,6 +11,8 @@ from rich.text import Text
 Json = dict[str, Any]
 
 ROLLOUT_STYLE = {"succeeded": "green", "rolled_back": "red", "rolling_back": "red", "killed": "bold red"}
+#: `serving.core.rollout_plan.MANY`, named here too because to import that takes longer than most commands.
+MANY = 10**9
 VERDICT_STYLE = {"pass": "green", "fail": "bold red", "degraded": "yellow"}
 
 
@@ -26,11 +28,10 @@ def plain_table(*columns: str, title: str | None = None) -> Table:
 
 def model_table(view: Json) -> Table:
     """One model: who answers what share of its traffic."""
-    killed = f"   KILLED (kill {view.get('kill_seq')})" if view.get("killed") else ""
     table = plain_table("variant", "role", "weight>", "shadow>", "version>", "artifact", "state")
-    table.title = f"{view['model']}   epoch {view.get('epoch')}{killed}"
+    table.title = f"{view['model']}   epoch {view.get('epoch')}{_killed(view)}"
     for variant in view.get("variants", []):
-        state, style = _state(variant)
+        state, style = _state(variant, bool(view.get("killed")))
         role = variant.get("role", "")
         table.add_row(
             Text(str(variant["name"]), style="bold" if role == "baseline" else ""),
@@ -44,12 +45,22 @@ def model_table(view: Json) -> Table:
     return table
 
 
-def _state(variant: Json) -> tuple[str, str]:
+def _killed(view: Json) -> str:
+    """By which kill; the model's own has the number that its re-arm takes."""
+    if not view.get("killed"):
+        return ""
+    by_all = view.get("killed_by") == "kill-switch"
+    return "   KILLED by the kill-switch of all models" if by_all else f"   KILLED (kill {view.get('kill_seq')})"
+
+
+def _state(variant: Json, killed: bool) -> tuple[str, str]:
     rolled_back = variant.get("rolled_back")
     if rolled_back:
         return f"rolled back: {rolled_back.get('reason', '')}", "red"
     if variant.get("vetoed"):
         return "vetoed", "red"
+    if killed and variant.get("role") != "baseline" and (variant.get("weight") or variant.get("shadow")):
+        return "killed", "bold red"
     # A share of the traffic, not health: whether it has workers is for /v2/…/ready and `canarium_workers` to say.
     return ("in traffic", "green") if variant.get("weight") else ("idle", "dim")
 
@@ -87,6 +98,12 @@ def status_view(status: Json, verdicts: dict[str, Json]) -> RenderableType:
     ]
     if fault := status.get("auth", {}).get("fault"):
         parts.append(Text(f"tokens: {fault}", style="bold red"))
+    latch = status.get("kill_switch", {})
+    if latch.get("on"):
+        seq, mark = latch.get("kill_seq"), latch.get("kill") or {}
+        whose = f" by {mark.get('actor')}: {mark.get('reason')}" if mark else ""
+        parts.append(Text(f"ALL MODELS KILLED (kill {seq}){whose}", style="bold red"))
+        parts.append(Text(f"re-arm with: canarium rearm --all --kill-seq {seq} --reason WHY", style="red"))
     for view in status.get("models", []):
         parts += [Text(""), model_table(view)]
         headroom = view.get("rollback_headroom_ratio")
@@ -126,7 +143,7 @@ def rollout_table(views: list[Json]) -> Table:
             Text(state, style=style),
             _step_of(view),
             f"{view['weight']:g} %",
-            str(view.get("waiting") or view.get("why", "")),
+            str((view["live"] and view.get("waiting")) or view.get("why", "")),
         )
     return table
 
@@ -181,7 +198,7 @@ def rollout_plan(found: Json) -> RenderableType:
     """What a rollout would take: one line a step."""
     table = plain_table("step>", "answers/s>", "takes>", "passes>", "1.5x>", "2x>", "4x>")
     for step in found["steps"]:
-        passes = [f"{guard} {need['observations']}" for guard, need in step["passes"].items()]
+        passes = [f"{guard} {_count(need['observations'])}" for guard, need in step["passes"].items()]
         worse = [_detection(need) for need in step["detects"].values()]
         table.add_row(str(step["step"] + 1), f"{step['rate']:.3g}", _span(step["seconds"]), ", ".join(passes), *worse)
     assumed = found["assumed"]
@@ -195,6 +212,10 @@ def rollout_plan(found: Json) -> RenderableType:
     )
     warnings = [Text(f"WARNING {warning}", style="yellow") for warning in found["warnings"]]
     return Group(Text(head, style="bold"), table, Text(legend, style="dim"), *warnings)
+
+
+def _count(observations: int) -> str:
+    return "never" if observations >= MANY else str(observations)
 
 
 def _detection(need: Json) -> str:

@@ -68,7 +68,12 @@ class MonitorLink:
         self._clock = clock
         self._beat: Heartbeat | None = None
         self._beat_ns = 0
+        self._since_ns = clock.monotonic_ns()
         self._http = httpx.AsyncClient(timeout=PROXY_TIMEOUT_S, trust_env=False, transport=transport)
+
+    def listen(self) -> None:
+        """Heartbeats can come from now on: what is missed before counts for nothing."""
+        self._since_ns = self._clock.monotonic_ns()
 
     def beat(self, heartbeat: Heartbeat) -> None:
         self._beat, self._beat_ns = heartbeat, self._clock.monotonic_ns()
@@ -121,12 +126,14 @@ class MonitorLink:
         counts = beat.counts.get(model, {}).get(variant, {}) if beat else {}
         workers = int(counts["workers"]) if "workers" in counts else None
         headroom, ailing = self.headroom(model), self._ailing(model, baseline)
+        listened_s = (self._clock.monotonic_ns() - self._since_ns) / 1e9
         if beat is None or beat.rev is None or beat.rev < since_rev:
-            return Facts(silent_s=self.age_s, workers=workers, headroom=headroom, ailing=ailing)
+            return Facts(silent_s=self.age_s, listened_s=listened_s, workers=workers, headroom=headroom, ailing=ailing)
         verdicts = [verdict for verdict in beat.verdicts.get(model, []) if verdict.get("variant") == variant]
         return Facts(
             guards={guard.name: guard for guard in (_guard(verdict, beat.mode) for verdict in verdicts)},
             silent_s=self.age_s,
+            listened_s=listened_s,
             workers=workers,
             live=int(counts.get("live", 0)),
             pairs=int(counts.get("pairs", 0)),

@@ -92,6 +92,7 @@ class Plane:
         self.events = EventHub()
         self.gateways = Gateways(clock)
         self.audit_lost = 0
+        self.refused: Mapping[str, str] = {}  # why no attempt of a rollout may begin by itself, by its id
         self._store, self._word, self._clock, self._sleep = store, word, clock, sleep
         self._facts, self._about, self._notifier = facts, about, notifier
         self._refusal = refusal
@@ -135,6 +136,7 @@ class Plane:
         self._publish()
         await self._word.write([*applied.effects, *imported.effects])
         await self.poll_word()
+        self.monitor.listen()  # the wait for the lead was no silence of the monitor's
         return applied.notes
 
     def run_background(self) -> None:
@@ -193,7 +195,10 @@ class Plane:
 
     def rollout_view(self, rollout: Rollout) -> dict[str, Any]:
         """One rollout as the API shows it."""
-        return rollout_view(self._state, rollout, self.facts(rollout), self._clock.wall_ns())
+        facts = self.facts(rollout)
+        if rollout.id in self.refused:
+            facts = msgspec.structs.replace(facts, hindered=self.refused[rollout.id])
+        return rollout_view(self._state, rollout, facts, self._clock.wall_ns())
 
     def status(self) -> dict[str, Any]:
         """The whole deployment as the API shows it."""

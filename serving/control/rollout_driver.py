@@ -19,6 +19,8 @@ log = logging.getLogger("canarium.control")
 TICK_S = 1.0
 #: Who stands in the trail for what no human asked for.
 ACTOR = "rollout"
+#: What begins an attempt: an artifact that may not be served any more gets none.
+BEGINS = (Move.RETRY, Move.START)
 
 
 class RolloutDriver:
@@ -51,14 +53,31 @@ class RolloutDriver:
 
     async def tick(self) -> None:
         """One look at every rollout; each makes one move at most."""
+        refused: dict[str, str] = {}
         for rollout in list(self._plane.state.rollouts.values()):
             command = self._due(rollout)
             if command is None:
+                continue
+            if why := await self._refusal(rollout, command):
+                refused[rollout.id] = why
+                if why != self._plane.refused.get(rollout.id):
+                    log.warning("rollout %s: %s", rollout.id, why)
                 continue
             try:
                 await self._plane.execute(command)
             except RequestError as error:  # a brake came in between, or the database: the next tick sees anew
                 log.warning("rollout %s: %s", rollout.id, error.message)
+        self._plane.refused = refused
+
+    async def _refusal(self, rollout: Rollout, command: Command) -> str:
+        """Why the attempt that a command would begin is refused, as `start` and `retry` by a human would be; or ""."""
+        if not isinstance(command, MoveRollout) or command.event.move not in BEGINS:
+            return ""
+        try:
+            await self._plane.require_admission(rollout.model, rollout.variant)
+        except RequestError as error:
+            return error.message
+        return ""
 
     def _due(self, rollout: Rollout) -> Command | None:
         decision = decide(rollout, self._plane.facts(rollout), self._clock.wall_ns())

@@ -49,7 +49,7 @@ def rollout_view(state: ControlState, rollout: Rollout, facts: Facts, now_ns: in
         "weight": shares_of(table)[rollout.variant] / 100 if table is not None and known else 0.0,
         "shadow": table.shadow.get(rollout.variant, 0) / 100 if table is not None else 0.0,
         "why": rollout.why,
-        "waiting": decision.why if rollout.live else "",
+        "waiting": decision.why if rollout.live or decision.why == facts.hindered else "",
         "attempt": rollout.attempt,
         "required": list(rollout.policy.required),
         "waived": list(rollout.waived),

@@ -6,6 +6,7 @@ Missing data is never a pass: a guard without fresh data keeps every gate shut.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -37,6 +38,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         guards: verdicts by guard; empty while those at hand are older than the latest change of traffic.
         silent_s: seconds since the monitor's heartbeat; None if there was none.
+        listened_s: seconds for which this control plane has listened for one.
         workers: workers of the candidate; None if unknown.
         live: live answers of the candidate that the monitor has counted since it got traffic.
         pairs: its answers that were compared with the teacher's.
@@ -46,11 +48,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         killed: the model's kill-switch is on.
         headroom: rows a second that the baseline can do over those that are asked; None if unknown.
         ailing: why the baseline is not well itself, or "".
-        hindered: of a rollout that is over, why it cannot be tried again now, or "".
+        hindered: why no attempt may begin now: of a rollout that is over, or whose artifact is refused; or "".
     """
 
     guards: dict[str, Guard] = {}
     silent_s: float | None = None
+    listened_s: float = math.inf
     workers: int | None = None
     live: int = 0
     pairs: int = 0
@@ -131,7 +134,7 @@ def brakes(rollout: Rollout, facts: Facts) -> list[Brake]:
     """
     found = []
     if facts.monitor_lost:
-        silent = "never been heard" if facts.silent_s is None else f"been silent for {facts.silent_s:.0f} s"
+        silent = f"been silent for {facts.silent_s:.0f} s" if facts.silent_s is not None else _UNHEARD
         found.append(Brake(Hold.MONITOR_LOST, f"the monitor has {silent}"))
     if facts.ailing:
         found.append(Brake(Hold.BASELINE, facts.ailing))
@@ -200,6 +203,8 @@ def _brake(rollout: Rollout, facts: Facts, now_ns: int) -> Decision | None:
         return _event(Move.FAIL, facts, rollout, why, evidence={"limit": "max_duration"})
     if rollout.state not in (State.SHADOW, State.RAMPING, State.MONITORING):
         return None
+    if facts.silent_s is None and facts.listened_s <= MONITOR_SILENT_S:  # too early to call it lost, or to go on
+        return Decision(None, f"waits for the monitor, which has {_UNHEARD}")
     for brake in brakes(rollout, facts):
         if brake.hold is Hold.BASELINE and rollout.state is State.MONITORING:
             continue
@@ -217,6 +222,8 @@ def _onward(rollout: Rollout, facts: Facts, now_ns: int) -> Decision:
             return Decision(None, "the model is killed")
         if (wait_ns := rollout.not_before_ns - now_ns) > 0:
             return Decision(None, f"attempt {rollout.attempt} starts in {wait_ns / SECOND_NS:.0f} s")
+        if facts.hindered:
+            return Decision(None, facts.hindered)
         return _event(Move.START, facts, rollout, f"attempt {rollout.attempt}")
     if rollout.state is State.WARMUP:
         return _warmup(rollout, facts)
@@ -402,6 +409,7 @@ def _gate_evidence(rollout: Rollout, facts: Facts, seen: int, judged: tuple[str,
 # ---------------------------------------------------------------- words
 
 _EMPTY = ("no_data", "degraded")
+_UNHEARD = "not been heard since the control plane started"
 
 
 def _word(guard: str, facts: Facts) -> str:

@@ -50,7 +50,7 @@ class Need(msgspec.Struct, frozen=True):
     """How much of something it takes. `seconds` None: never at this traffic.
 
     Args:
-        observations: that the guard needs on average.
+        observations: that the guard needs on average; `MANY`: no number is enough.
         bound: that any test needs on average.
         suspect: live answers unlike the teacher's that are given until then.
     """
@@ -91,7 +91,16 @@ def plan(policy: Policy, assumed: Assumed) -> list[StepPlan]:
         found.append(one)
         spent = one.seconds if one.seconds is not None else seconds(gate.max_duration)
         pairs, live = pairs + spent * scored, live + (0.0 if shadow else spent * answers)
+    if found and policy.promotes and found[-1].seconds is not None:
+        lacks = [_lack(guard, need, assumed) for guard, need in found[-1].passes.items() if need.seconds is None]
+        later = [f"the promotion will wait: {lack}" for lack in lacks]
+        found[-1] = msgspec.structs.replace(found[-1], warnings=[*found[-1].warnings, *later])
     return found
+
+
+def _truths(assumed: Assumed) -> dict[str, tuple[float, float]]:
+    """Guard -> the share of its bad events that is expected, and the limit on it."""
+    return {"agreement": (assumed.disagreement, assumed.agreement), "errors": (0.0, assumed.errors)}
 
 
 def _step(
@@ -104,7 +113,7 @@ def _step(
     rates: dict[str, float],
     shadow: bool,
 ) -> StepPlan:
-    truths = {"agreement": (assumed.disagreement, assumed.agreement), "errors": (0.0, assumed.errors)}
+    truths = _truths(assumed)
     passes = {
         guard: _need_to_pass(*truths[guard], assumed.pass_alpha, gathered[guard], rates[guard])
         for guard in policy.required
@@ -116,23 +125,31 @@ def _step(
         for harm in HARMS
     }
     times = [seconds(gate.min_duration), gate.min_requests / answers if answers else math.inf]
-    if gate.until == "pass":
-        times += [math.inf if need.seconds is None else need.seconds for need in passes.values()]
+    empty = [guard for guard in passes if not gathered[guard] and not rates[guard]]  # they keep any gate shut
+    waits = passes if gate.until == "pass" else {guard: passes[guard] for guard in empty}
+    times += [math.inf if need.seconds is None else need.seconds for need in waits.values()]
     spent = max(times) if max(times) < math.inf else None
-    return StepPlan(at, answers, spent, passes, detects, _warnings(at, gate, spent, passes, answers))
+    limit = seconds(gate.max_duration)
+    late = {guard: need for guard, need in waits.items() if need.seconds is None or need.seconds > limit}
+    lacks = [f"{guard} gets no data" if guard in empty else _lack(guard, need, assumed) for guard, need in late.items()]
+    return StepPlan(at, answers, spent, passes, detects, _warnings(at, gate, spent, lacks, answers))
 
 
-def _warnings(at: int, gate: Gate, spent: float | None, passes: dict[str, Need], answers: float) -> list[str]:
+def _warnings(at: int, gate: Gate, spent: float | None, lacks: list[str], answers: float) -> list[str]:
     if not answers:
         return [f"step {at + 1} gets no requests at the present traffic"]
     if spent is not None and spent <= seconds(gate.max_duration):
         return []
-    slow = [
-        f"{guard} needs {need.observations} answers"
-        for guard, need in passes.items()
-        if gate.until == "pass" and (need.seconds is None or need.seconds > seconds(gate.max_duration))
-    ] or [f"it waits for {gate.min_requests} requests"]
+    slow = lacks or [f"it waits for {gate.min_requests} requests"]
     return [f"step {at + 1} is not done within {gate.max_duration} at {answers:.3g} answers/s: {', '.join(slow)}"]
+
+
+def _lack(guard: str, need: Need, assumed: Assumed) -> str:
+    """What is between a guard and its pass."""
+    expected, limit = _truths(assumed)[guard]
+    if need.observations >= MANY:
+        return f"{guard} never passes at the expected {expected * 100:.3g} %, its limit is {limit * 100:.3g} %"
+    return f"{guard} needs {need.observations} answers{' and gets no more' if need.seconds is None else ''}"
 
 
 def _need_to_pass(rate: float, limit: float, alpha: float, gathered: float, each_s: float) -> Need:
@@ -140,7 +157,9 @@ def _need_to_pass(rate: float, limit: float, alpha: float, gathered: float, each
     needed = _first(gains, EQUAL, alpha)
     left = max(0.0, needed - gathered)
     bound = _bound(rate, limit, alpha) if rate < limit else MANY
-    return Need(needed, bound, None if needed >= MANY or not each_s else left / each_s)
+    if needed >= MANY or (left and not each_s):
+        return Need(needed, bound, None)
+    return Need(needed, bound, left / each_s if left else 0.0)
 
 
 def _need_to_detect(limit: float, harm: float, alpha: float, each_s: float, answers: float) -> Need:

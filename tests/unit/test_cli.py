@@ -226,6 +226,26 @@ def test_calibration_is_told_by_judge_and_by_variant(capsys: pytest.CaptureFixtu
     assert "no answer with a probability has been labelled" in capsys.readouterr().out
 
 
+def test_the_status_says_what_killed_a_model_and_how_a_kill_of_all_is_released(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    teacher = VARIANT | {"name": "teacher", "role": "baseline", "weight": 90.0}
+    model = MODEL | {"killed": True, "killed_by": "kill-switch", "variants": [teacher, VARIANT]}
+    latch = {"on": True, "kill_seq": 3, "cleared_seq": 2, "kill": {"at": "now", "actor": "ann", "reason": "it lies"}}
+    assert Server(**{"/admin/v1/status": STATUS | {"kill_switch": latch, "models": [model]}}).run("status") == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "ALL MODELS KILLED (kill 3) by ann: it lies" in lines
+    assert "re-arm with: canarium rearm --all --kill-seq 3 --reason WHY" in lines
+    assert "moderation epoch 4 KILLED by the kill-switch of all models" in lines
+    assert [line.split("moderation/int8:1 ")[1] for line in lines if "int8:1" in line] == ["in traffic", "killed"]
+    own = MODEL | {"killed": True, "killed_by": "model", "kill_seq": 6}
+    off = {"on": False, "kill_seq": 3, "cleared_seq": 3, "kill": None}
+    assert Server(**{"/admin/v1/status": STATUS | {"kill_switch": off, "models": [own]}}).run("status") == 0
+    told = capsys.readouterr().out
+    assert "KILLED (kill 6)" in told
+    assert "--all" not in told
+
+
 # ---------------------------------------------------------------- changing
 
 

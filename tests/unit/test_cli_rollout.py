@@ -10,7 +10,9 @@ import httpx
 import pytest
 
 from serving.cli import main
+from serving.commands import render
 from serving.commands.rollout import DEFAULT_POLICY
+from serving.core.rollout_plan import MANY
 from serving.core.rollout_policy import DEFAULT
 
 VIEW: dict[str, Any] = {
@@ -108,7 +110,7 @@ def test_show_says_where_it_stands_and_what_it_waits_for(capsys: pytest.CaptureF
 def test_plan_says_what_each_step_takes_and_warns(capsys: pytest.CaptureFixture[str]) -> None:
     need = {"observations": 5305, "bound": 2995, "seconds": 7200.0, "suspect": 43.2}
     step = {
-        "step": 2, "rate": 0.8, "seconds": None, "passes": {"errors": need},
+        "step": 2, "rate": 0.8, "seconds": None, "passes": {"errors": need, "agreement": need | {"observations": MANY}},
         "detects": {"1.5x": need | {"seconds": None}, "2x": need, "4x": need | {"seconds": 9.0}}, "warnings": ["slow"],
     }  # fmt: skip
     assumed = {"rate": 80.0, "agreement": 0.02, "errors": 0.001}
@@ -123,8 +125,16 @@ def test_plan_says_what_each_step_takes_and_warns(capsys: pytest.CaptureFixture[
     assert main(arguments, transport=httpx.MockTransport(answer)) == 0
     assert asked[0].url.params["dry_run"] == "true"
     said = capsys.readouterr().out
-    for words in ("80 requests/s", "errors 5305", "2.0 h (43)", "9 s (43)", "never", "WARNING step 3 is not done"):
+    for words in (
+        "80 requests/s",
+        "errors 5305, agreement never",
+        "2.0 h (43)",
+        "9 s (43)",
+        "never",
+        "WARNING step 3 is not done",
+    ):
         assert words in said
+    assert render.MANY == MANY
 
 
 def test_list_shows_all(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from rollout_kit import NOW, POLICY, SECOND, facts, frozen, passing, rollout
 
 from serving.core.rollout import Event, Hold, Move, Rollout, State
-from serving.core.rollout_decide import Decision, Guard, decide, unmet
+from serving.core.rollout_decide import Decision, Guard, by_hand, decide, raise_lacks, unmet
 from serving.core.rollout_policy import Gate, Policy, Retry, Step
 
 LATER = NOW + 60 * SECOND
@@ -197,6 +197,21 @@ def test_a_lost_monitor_pauses_and_is_waited_for(silent_s: float | None) -> None
     assert moved(said(lost)) is Move.RESUME
 
 
+def test_a_control_plane_that_has_just_started_waits_for_the_monitor_before_it_calls_it_lost() -> None:
+    unheard = "the monitor, which has not been heard since the control plane started"
+    for given in (bake(), rollout(state=State.SHADOW), rollout(state=State.MONITORING)):
+        early = said(given, guards={}, silent_s=None, listened_s=10.0)
+        assert early == Decision(None, f"waits for {unheard}")
+        late = said(given, guards={}, silent_s=None, listened_s=10.1)
+        assert (held(late), late.why) == (Hold.MONITOR_LOST, unheard.replace(", which", ""))
+    # Meanwhile nothing is resumed either, and humans are held as by a lost monitor.
+    first = facts(guards={}, silent_s=None, listened_s=1.0)
+    ailed = rollout(state=State.PAUSED, held=State.RAMPING, hold=Hold.BASELINE, at=5)
+    assert decide(ailed, first, LATER) == Decision(None, "waits for the monitor")
+    assert [brake.hold for brake in raise_lacks(ailed, first)] == [Hold.MONITOR_LOST]
+    assert not by_hand(Move.RESUME, ailed, first, "go on").free
+
+
 def test_a_guard_that_pauses_waits_for_a_human_and_is_not_raised_again_once_set_aside() -> None:
     breached = with_word("agreement", "fail", "pause")
     assert held(said(bake(), guards=breached)) is Hold.GUARD
@@ -317,6 +332,7 @@ def test_a_candidate_is_warmed_up_before_it_gets_anything() -> None:
 def test_pending_waits_for_its_time_and_for_a_model_that_is_not_killed() -> None:
     assert said(rollout(not_before_ns=LATER + 5 * SECOND, attempt=2)).why == "attempt 2 starts in 5 s"
     assert said(rollout(), killed=True) == Decision(None, "the model is killed")
+    assert said(rollout(), hindered="it is not approved") == Decision(None, "it is not approved")
 
 
 def test_a_rollback_is_done_when_every_gateway_has_it_and_tried_again_only_if_the_policy_says_so() -> None:

@@ -161,6 +161,23 @@ async def test_a_silent_monitor_pauses_and_its_return_resumes(live: Live) -> Non
     assert (await live.until(State.RAMPING)).step_ns == live.rig.clock.wall_ns() - 10 * 1_000_000_000
 
 
+async def test_a_restart_of_the_control_plane_does_not_take_its_own_silence_for_the_monitors(
+    live: Live, tmp_path: Path
+) -> None:
+    await live.until(State.RAMPING)
+    await live.plane.close()
+    again = await Live(tmp_path, live.tick_number).start()
+    before = again.plane.state
+    await again.driver.tick()
+    assert again.plane.state is before  # its bake goes on, and nothing is in the trail
+    again.rig.clock.advance(11)
+    await again.driver.tick()
+    assert again.rollout is not None
+    assert (again.rollout.hold, again.rollout.why) == (
+        Hold.MONITOR_LOST, "the monitor has not been heard since the control plane started",
+    )  # fmt: skip
+
+
 async def test_verdicts_from_before_the_latest_change_of_traffic_count_for_nothing(live: Live) -> None:
     await live.until(State.RAMPING)
     live.follows = False  # the monitor and the gateway have not heard of the weight yet

@@ -11,8 +11,8 @@ from rollout_kit import POLICY
 
 from monitoring.detectors.agreement import Agreement
 from monitoring.detectors.errors import Errors
-from serving.core.rollout_plan import Assumed, plan
-from serving.core.rollout_policy import NAMED, parse_policy
+from serving.core.rollout_plan import MANY, Assumed, plan
+from serving.core.rollout_policy import NAMED, Policy, parse_policy
 
 DEMO = Assumed(
     rate=80, reference=1.0, agreement=0.02, disagreement=0.0, errors=0.001, alpha=0.002, pass_alpha=0.05
@@ -100,7 +100,38 @@ def test_without_traffic_nothing_is_ever_done() -> None:
 def test_a_candidate_that_is_over_its_limit_already_never_passes() -> None:
     step = plan(NAMED["shadow-only"], other(disagreement=0.03))[0]
     assert step.passes["agreement"].seconds is None
-    assert "agreement needs" in step.warnings[0]
+    assert step.warnings == [
+        "step 1 is not done within 2d at 16 answers/s: agreement never passes at the expected 3 %, its limit is 2 %"
+    ]
+
+
+def by_time(**shadow: object) -> Policy:
+    steps = [{"set_weight": 10}, {"bake": {"until": "time", "min_duration": "1h", "max_duration": "2h"}}]
+    return parse_policy({"steps": [{"shadow": {"percent": 100, "until": "time", **shadow}}] * bool(shadow) + steps})
+
+
+def test_a_gate_by_time_waits_for_the_data_of_each_required_guard() -> None:
+    (step,) = plan(by_time(), other(reference=0))
+    assert step.seconds is None
+    assert step.warnings == ["step 2 is not done within 2h at 8 answers/s: agreement gets no data"]
+    (step,) = plan(by_time(), DEMO)
+    assert (step.seconds, step.warnings) == (3600.0, [])
+
+
+def test_pairs_of_the_shadow_are_data_and_may_be_enough_for_the_pass() -> None:
+    for duration, seconds, warnings in (
+        ("1m", 0.0, []),
+        ("1s", None, ["the promotion will wait: agreement needs 263 answers and gets no more"]),
+    ):
+        step = plan(by_time(min_duration=duration), other(reference=0))[-1]
+        assert (step.seconds, step.passes["agreement"].seconds, step.warnings) == (3600.0, seconds, warnings)
+
+
+def test_a_promotion_that_would_wait_for_ever_is_warned_of() -> None:
+    shadow, step = plan(by_time(min_duration="1m"), other(disagreement=0.05))
+    assert (step.seconds, step.passes["agreement"].observations) == (3600.0, MANY)
+    why = "the promotion will wait: agreement never passes at the expected 5 %, its limit is 2 %"
+    assert (shadow.warnings, step.warnings) == ([], [why])
 
 
 def test_a_policy_that_needs_no_such_guard_is_not_held_up() -> None:
