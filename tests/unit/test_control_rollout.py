@@ -116,6 +116,19 @@ def test_only_the_latest_of_those_that_are_over_are_kept() -> None:
     assert f"distilled-{KEPT + 3}" in state.rollouts
 
 
+def test_the_latest_rollout_of_a_variant_is_the_one_that_was_tried_again() -> None:
+    state = fresh()
+    for number in (1, 2):
+        state = run(state, start(), Rollback("moderation", ME, "distilled")).state
+        state = run(state, MoveRollout(f"distilled-{number}", Event(Move.DONE), ME, "s")).state
+    assert [rollout.id for rollout in state.latest_rollouts()] == ["distilled-2"]
+    tried = step(run(state, start("int8")).state, _move(Move.RETRY), NOW + 1).state
+    assert [rollout.id for rollout in tried.latest_rollouts()] == ["distilled-1", "int8-3"]
+    assert tried.snapshot().rollouts == {"moderation/distilled": "pending", "moderation/int8": "pending"}
+    over = run(tried, Rollback("moderation", ME, "distilled"), _move(Move.DONE)).state
+    assert [rollout.id for rollout in over.latest_rollouts()] == ["distilled-1", "int8-3"]
+
+
 # ---------------------------------------------------------------- moving
 
 
