@@ -262,6 +262,8 @@ def _paused(rollout: Rollout, facts: Facts, now_ns: int) -> Decision:
         return Decision(None, "waits for the monitor")
     running = msgspec.structs.replace(rollout, state=rollout.held or State.RAMPING, held=None, hold=None)
     ahead = _gate(running, facts, now_ns)
+    if ahead.event is not None and ahead.event.move is Move.FAIL and rollout.hold in (Hold.NO_DATA, Hold.INCONCLUSIVE):
+        return ahead
     if ahead.event is not None and ahead.event.move not in (Move.HOLD, Move.FAIL):
         return _event(Move.RESUME, facts, rollout, ahead.why, evidence=ahead.evidence)
     return Decision(None, ahead.why)

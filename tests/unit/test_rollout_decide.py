@@ -21,7 +21,7 @@ def shadow(**changes: Any) -> Rollout:
 
 def bake(at: int = 5, **changes: Any) -> Rollout:
     """At a bake: step 2 is `until: time`, step 5 `until: pass`."""
-    return rollout(state=State.RAMPING, at=at, **changes)
+    return rollout(**({"state": State.RAMPING, "at": at} | changes))
 
 
 def said(given: Rollout, now_ns: int = LATER, **known: Any) -> Decision:
@@ -97,6 +97,20 @@ def test_a_gate_that_is_late() -> None:
         "statistic": {"events": 3},
     }  # fmt: skip
     assert decision.why == "not done within 10m: errors, inconclusive (errors says inconclusive)"
+
+
+def test_a_late_gate_that_was_without_data_is_rolled_back_once_there_is_data_and_no_pass() -> None:
+    late, unsure = NOW + 601 * SECOND, with_word("errors", "inconclusive")
+    strict = _with_gate(POLICY["short"], on_inconclusive="rollback")
+    starved = bake(policy=strict, state=State.PAUSED, held=State.RAMPING, hold=Hold.NO_DATA)
+    assert moved(said(starved, now_ns=late, guards=with_word("errors", "degraded"))) is None
+    decision = said(starved, now_ns=late, guards=unsure)
+    assert (moved(decision), decision.evidence["limit"]) == (Move.FAIL, "on_inconclusive")
+    assert moved(said(starved, now_ns=late)) is Move.RESUME
+    lenient = msgspec.structs.replace(starved, policy=POLICY["short"])
+    assert moved(said(lenient, now_ns=late, guards=unsure)) is None
+    crowded = msgspec.structs.replace(starved, hold=Hold.NO_ROOM)  # it was in time, and others kept it waiting
+    assert moved(said(crowded, now_ns=late, guards=unsure)) is None
 
 
 def _with_gate(policy: Policy, **changes: Any) -> Policy:
