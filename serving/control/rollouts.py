@@ -167,7 +167,24 @@ def follow(before: ControlState, outcome: Outcome, command: Command, now_ns: int
         if event is not None and event.move in TRANSITIONS[rollout.state]:
             moved = _moved(outcome.state, rollout, event, replace(by, reason=event.why), now_ns, "")
             outcome = join(outcome, moved)
-    return outcome
+    return _compared(outcome, before.rev + 1)
+
+
+def _compared(outcome: Outcome, rev: int) -> Outcome:
+    """The rollouts under way, compared with the baseline in force; what was said beside an earlier one counts no more.
+
+    Another rollout may have replaced it, or the configuration.
+    """
+    fresh = {
+        id_: replace(rollout, baseline=table.baseline, rev=rev)
+        for id_, rollout in outcome.state.rollouts.items()
+        if rollout.state not in OUT
+        and (table := outcome.state.tables.get(rollout.model)) is not None
+        and table.baseline != rollout.baseline
+    }
+    if not fresh:
+        return outcome
+    return replace(outcome, state=replace(outcome.state, rollouts={**outcome.state.rollouts, **fresh}))
 
 
 def _meaning(before: ControlState, after: ControlState, rollout: Rollout, command: Command, by: By) -> Event | None:
@@ -221,8 +238,6 @@ def _touched(old: RouteTable, table: RouteTable, rollout: Rollout) -> bool:
 
 def _moved(state: ControlState, rollout: Rollout, event: Event, by: By, now_ns: int, salt: str) -> Outcome:
     moved, effects = step(rollout, event, now_ns)
-    if event.move is Move.START:
-        moved = replace(moved, baseline=table_of(state, rollout.model).baseline)
     if effects:
         moved = replace(moved, rev=state.rev + 1)
     outcome = Outcome(replace(state, rollouts=_kept({**state.rollouts, moved.id: moved})))

@@ -293,6 +293,33 @@ def test_a_rollout_whose_variant_or_build_is_gone_is_ended() -> None:
         assert weights(table(outcome.state)).get("distilled", 0) == 0
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_rollout_is_compared_with_the_baseline_that_replaced_its_own(held: bool) -> None:
+    state = run(fresh(), start("int8"), *UP_TO_PROMOTION, Move.PROMOTED, start()).state
+    assert state.rollouts["distilled-2"].baseline == "teacher"  # as long as the other is watched
+    if held:
+        state = run(state, _numbered(Move.PAUSE)).state
+    moved = run(state, Move.SUCCEED)
+    rollout = moved.state.rollouts["distilled-2"]
+    assert (rollout.baseline, rollout.rev) == ("int8", moved.state.rev)  # verdicts from before are about another
+    assert moved.state.rollouts["int8-1"].baseline == "teacher"
+    assert [row.action for row in moved.audit] == ["rollout-succeed"]
+
+
+def test_a_rollout_follows_the_baseline_of_the_file_also_over_a_retry() -> None:
+    named = ApplyModels({"moderation": spec(baseline="int8", weights={}, shadow={})}, ME)
+    outcome = run(ramping(), named)
+    assert (only(outcome.state).state, only(outcome.state).baseline) == (State.RAMPING, "int8")
+    assert only(outcome.state).rev == outcome.state.rev
+    over = run(rolled_back(), named).state
+    assert only(over).baseline == "teacher"
+    assert only(run(over, _move(Move.RETRY)).state).baseline == "int8"
+
+
+def _numbered(move: Move) -> MoveRollout:
+    return MoveRollout("distilled-2", Event(move), ME, "s")
+
+
 # ---------------------------------------------------------------- the file and the promoted baseline
 
 
