@@ -32,7 +32,6 @@ from serving.core.killswitch import OFF, engage, release
 from serving.core.rollout import (
     OUT,
     TRANSITIONS,
-    AllBut,
     Baseline,
     Clear,
     Effect,
@@ -283,23 +282,36 @@ def _applied(state: ControlState, rollout: Rollout, effect: Effect, by: By, now_
     if isinstance(effect, ShadowShare):
         changed = with_shares(table, {}, {variant: effect.share}, salt)
     else:
-        share = effect.share if isinstance(effect, Weight) else _all_but(table, variant, effect)
-        if share > (left := room(table, variant)):
+        left = room(state, table, rollout)
+        least = effect.share if isinstance(effect, Weight) else _least(table, rollout)
+        if least > left:
             raise RequestError(
                 ErrorKind.CONFLICT,
-                f"rollout {rollout.id}: it needs {share / 100:g} % and the other candidates leave {left / 100:g} %",
+                f"rollout {rollout.id}: it needs {least / 100:g} % and the other candidates and the holdback leave "
+                f"{left / 100:g} %",
             )
+        share = effect.share if isinstance(effect, Weight) else left
         changed = with_shares(table, {variant: share}, {}, salt or table.salt)
     return Outcome(replace(state, tables={**state.tables, rollout.model: changed}))
 
 
-def room(table: RouteTable, variant: str) -> int:
-    """Basis points that a candidate can have beside the other candidates."""
-    return BUCKETS - sum(size(spans) for name, spans in table.candidates.items() if name != variant)
+def room(state: ControlState, table: RouteTable, rollout: Rollout) -> int:
+    """Basis points that a candidate can have beside the other candidates and what stays on the baseline.
+
+    That is its own holdback, or a larger one of another rollout under way whose candidate has live traffic.
+    """
+    others = sum(size(spans) for name, spans in table.candidates.items() if name != rollout.variant)
+    beside = [
+        other.policy.holdback
+        for other in state.rollouts.values()
+        if other.live and other.model == rollout.model and other.variant in table.candidates
+    ]
+    return max(0, BUCKETS - others - round(max([rollout.policy.holdback, *beside]) * 100))
 
 
-def _all_but(table: RouteTable, variant: str, effect: AllBut) -> int:
-    return max(0, room(table, variant) - effect.holdback)
+def _least(table: RouteTable, rollout: Rollout) -> int:
+    """Basis points that a promotion must leave the candidate: what it has; later, enough to be watched."""
+    return max(1, shares_of(table)[rollout.variant] if rollout.state is State.PROMOTING else 0)
 
 
 def _as_baseline(state: ControlState, table: RouteTable, variant: str) -> Outcome:

@@ -42,7 +42,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         pairs: its answers that were compared with the teacher's.
         suspect: live answers that differ from the teacher's, estimated from the compared ones.
         confirmed: every gateway obeys the latest change of traffic.
-        room: basis points of live traffic that the candidate can have beside the other candidates.
+        room: basis points of live traffic that the candidate can have beside the other candidates and the holdback.
         killed: the model's kill-switch is on.
         headroom: rows a second that the baseline can do over those that are asked; None if unknown.
         ailing: why the baseline is not well itself, or "".
@@ -340,6 +340,9 @@ def _promotion(rollout: Rollout, facts: Facts) -> Decision:
         return _event(Move.HOLD, facts, rollout, f"a promotion needs: {'; '.join(waits)}", hold=hold, evidence=found)
     if (thin := headroom_lack(rollout, facts)) is not None:
         return _event(Move.HOLD, facts, rollout, thin, hold=Hold.NO_HEADROOM)
+    if rollout.weight > facts.room:
+        lack = f"a promotion needs the {_weight(rollout)} that it has and {_left(facts)}"
+        return _event(Move.HOLD, facts, rollout, lack, hold=Hold.NO_ROOM)
     judges = required(rollout, facts)
     passed = "; ".join(_said(guard, facts) for guard in judges)
     evidence = {"passes": {name: bounded(facts.guards[name].statistic) for name in judges}}
@@ -368,7 +371,7 @@ def _to_weight(
     """Go on to step `at`, if what it gives can be had beside the other candidates. `evidence`: that it may."""
     wanted = msgspec.structs.replace(rollout, at=at).weight
     if wanted > facts.room:
-        lack = f"step {at + 1} needs {wanted / 100:g} % and the other candidates leave {facts.room / 100:g} %"
+        lack = f"step {at + 1} needs {wanted / 100:g} % and {_left(facts)}"
         if rollout.state in (State.SHADOW, State.RAMPING):
             return _event(Move.HOLD, facts, rollout, lack, hold=Hold.NO_ROOM)
         return Decision(None, lack)
@@ -418,6 +421,10 @@ def _said(guard: str, facts: Facts) -> str:
 
 def _weight(rollout: Rollout) -> str:
     return f"{rollout.weight / 100:g} %"
+
+
+def _left(facts: Facts) -> str:
+    return f"the other candidates and the holdback leave {facts.room / 100:g} %"
 
 
 def _article(word: str) -> str:

@@ -268,6 +268,19 @@ def test_a_candidate_gets_no_more_traffic_than_the_baseline_could_take_back() ->
         assert moved(said(rollout(state=State.SHADOW, at=0), headroom=unknown)) is Move.RAMP
 
 
+def test_a_promotion_that_would_take_traffic_from_the_candidate_waits_for_room() -> None:
+    done = rollout(state=State.RAMPING, at=6)
+    decision = said(done, room=4999)
+    assert held(decision) is Hold.NO_ROOM
+    assert (
+        decision.why == "a promotion needs the 50 % that it has and the other candidates and the holdback leave 49.99 %"
+    )
+    waiting = rollout(state=State.PAUSED, held=State.RAMPING, hold=Hold.NO_ROOM, at=6)
+    assert said(waiting, room=4999) == Decision(None, decision.why)
+    assert moved(said(waiting, room=5000)) is Move.RESUME
+    assert moved(said(done, room=5000)) is Move.PROMOTE
+
+
 def test_a_step_that_gives_no_more_asks_for_no_headroom() -> None:
     assert moved(said(bake(2), headroom=0.1)) is Move.ADVANCE
 
