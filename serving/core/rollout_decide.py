@@ -38,7 +38,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         guards: verdicts by guard; empty while those at hand are older than the latest change of traffic.
         silent_s: seconds since the monitor's heartbeat; None if there was none.
         workers: workers of the candidate; None if unknown.
-        live: live answers of the candidate that the monitor has counted since it got traffic.
+        live: live answers of the candidate that the monitor has counted in this attempt.
         pairs: its answers that were compared with the teacher's.
         suspect: live answers that differ from the teacher's, estimated from the compared ones.
         confirmed: every gateway obeys the latest change of traffic.
@@ -444,10 +444,6 @@ def _event(
 
 
 def _seen(move: Move, rollout: Rollout, facts: Facts) -> int:
-    """What the monitor has counted so far of what the next step counts: pairs in a shadow, else live answers.
-
-    A candidate that gets its first weight has none yet, whatever is left of an earlier arming.
-    """
-    if move is Move.RAMP:
-        return 0
-    return facts.pairs if move is Move.SHADOW or State.SHADOW in (rollout.state, rollout.held) else facts.live
+    """What the monitor has counted so far of what the next step counts: pairs in a shadow, else live answers."""
+    shadowed = move is Move.SHADOW or (move is not Move.RAMP and State.SHADOW in (rollout.state, rollout.held))
+    return facts.pairs if shadowed else facts.live
