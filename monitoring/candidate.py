@@ -25,6 +25,8 @@ EXAMPLES = 5
 #: (since, cleared veto, cleared kill of the model, cleared global kill); since is -1 without traffic.
 Arming = tuple[int, int, int, int]
 UNARMED: Arming = (-1, 0, 0, 0)
+#: What an arming has cleared. An attempt to roll a candidate out is one, however often it gets traffic in it.
+Attempt = tuple[int, int, int]
 
 #: What a guard does by itself; a pause or an alert is for others to see in its verdict.
 TRIPS = ("rollback", "kill")
@@ -135,6 +137,10 @@ class Candidate:
     def audited(self, event: Event) -> None:
         for _, told in self._audited:
             told(event)
+
+    @property
+    def attempt(self) -> Attempt:
+        return self.arming[1:]
 
     @property
     def live(self) -> bool:

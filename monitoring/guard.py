@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from monitoring.baseline import Baseline
-from monitoring.candidate import TRIPS, Arming, Candidate
+from monitoring.candidate import TRIPS, Arming, Attempt, Candidate
 from monitoring.config import MonitorModel
 from monitoring.detectors.agreement import Agreement
 from monitoring.detectors.errors import Errors
@@ -49,6 +49,7 @@ class ModelGuards:
         self.teacher = model.teacher
         self.own = Baseline(model.baseline, model)
         self.candidates: dict[str, Candidate] = {}
+        self._earlier: dict[str, dict[str, float]] = {}  # counts of each candidate in earlier armings of its attempt
         self.epoch: int | None = None  # of the table in force; None before the first
         self.reference = 1.0  # share of candidates' answers that the teacher scores, in [0, 1]
         self.noise = MeanSequence()  # share of its answers that the teacher changes when asked again
@@ -65,6 +66,7 @@ class ModelGuards:
 
     def configure(self, snapshot: Snapshot) -> None:
         """Take over the routing that the control plane publishes."""
+        known = {name: (candidate.attempt, self._counted(name)) for name, candidate in self.candidates.items()}
         table = snapshot.tables.get(self.name)
         if table is None:
             return
@@ -95,6 +97,16 @@ class ModelGuards:
         live = max(1, sum(candidate.live for candidate in self.candidates.values()))
         for candidate in self.candidates.values():
             candidate.allot(self._model.guards.false_rollback / live)
+        self._carry(known)
+
+    def _carry(self, known: Mapping[str, tuple[Attempt, dict[str, float]]]) -> None:
+        """Count on from what was known of a candidate whose attempt goes on, whether its evidence does or not."""
+        self._earlier.clear()
+        for name, candidate in self.candidates.items():
+            attempt, counts = known.get(name, (candidate.attempt, {}))
+            if attempt == candidate.attempt:
+                now = self._counted(name)
+                self._earlier[name] = {what: count - now[what] for what, count in counts.items()}
 
     def _candidate(self, variant: str) -> Candidate:
         candidate = self.candidates.get(variant)
@@ -250,18 +262,22 @@ class ModelGuards:
     # ------------------------------------------------------------ what follows
 
     def counts(self) -> dict[str, dict[str, float]]:
-        """What was counted of each candidate in its arming: what rollouts wait for, and are limited by.
+        """What was counted of each candidate in its attempt: what rollouts wait for, and are limited by.
 
         `live`: live answers; `pairs`: answers compared with the teacher's; `suspect`: see `Candidate`.
         """
         return {
-            name: {
-                "live": candidate.detector(Errors).candidate_requests,
-                "pairs": candidate.detector(Agreement).observations,
-                "suspect": round(candidate.suspect, 2),
-            }
-            for name, candidate in self.candidates.items()
+            name: {what: round(count, 2) for what, count in self._counted(name).items()} for name in self.candidates
         }
+
+    def _counted(self, name: str) -> dict[str, float]:
+        candidate, earlier = self.candidates[name], self._earlier.get(name, {})
+        counts = {
+            "live": candidate.detector(Errors).candidate_requests,
+            "pairs": candidate.detector(Agreement).observations,
+            "suspect": candidate.suspect,
+        }
+        return {what: count + earlier.get(what, 0) for what, count in counts.items()}
 
     def assumptions(self) -> dict[str, dict[str, float]]:
         """What a prediction for each candidate rests on: its limits, and the budgets if it were live too."""
@@ -370,6 +386,7 @@ class ModelGuards:
             "teacher": self.teacher,
             "weights": {str(epoch): shares for epoch, shares in self._weights.items()},
             "candidates": {name: candidate.state() for name, candidate in self.candidates.items()},
+            "earlier": self._earlier,
             "unknown_epochs": self.unknown_epochs,
             "skipped_epochs": self.skipped_epochs,
             "rest_ns": self._rest_ns,
@@ -389,6 +406,7 @@ class ModelGuards:
         self.candidates.clear()
         for name, stored in state["candidates"].items():
             self._candidate(name).load(stored)
+        self._earlier = {name: dict(counts) for name, counts in state.get("earlier", {}).items()}
 
 
 def table_weights(table: RouteTable) -> dict[str, float]:

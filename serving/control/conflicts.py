@@ -23,8 +23,9 @@ def claimed(state: ControlState, command: Kill | Rollback, look: Look) -> tuple[
     """
     kills, vetoes = dict(look.found.kills), dict(look.found.vetoes)
     if isinstance(command, Kill):
-        seq = engage(kills.pop(command.model, OFF)).seq
-        command = msgspec.structs.replace(command, at_least=max(command.at_least, seq))
+        seq, known = engage(kills.pop(command.model, OFF)).seq, state.kills.get(command.model, OFF)
+        if not known.on or seq > known.seq:  # else the word holds nothing new, and this is a kill of its own
+            command = msgspec.structs.replace(command, at_least=max(command.at_least, seq))
     elif (table := state.tables.get(command.model)) is not None:
         names = {command.variant} if command.variant else table.candidates.keys() | table.shadow.keys()
         seqs = {name: engage(vetoes.pop(f"{command.model}/{name}", OFF)).seq for name in names}

@@ -31,7 +31,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
     headroom: dict[str, float | None] = {}
     #: Rev of the routing snapshot that the verdicts were given under; None before the first.
     rev: int | None = None
-    #: By model and candidate: `live`, `pairs` and `suspect` answers in its present arming, and its `workers`; of the
+    #: By model and candidate: `live`, `pairs` and `suspect` answers in its present attempt, and its `workers`; of the
     #: baseline the workers alone.
     counts: dict[str, dict[str, dict[str, float]]] = {}
     #: By model and candidate: what a prediction for it rests on.

@@ -186,8 +186,8 @@ class Plane:
         """One model as the API shows it. Raises `RequestError` NOT_FOUND."""
         table_of(self._state, model)
         view = model_view(self._state, model, self._facts, self.monitor.headroom(model))
-        latest = {rollout.variant: rollout for rollout in self._state.rollouts.values() if rollout.model == model}
-        return {**view, "rollouts": [self.rollout_view(rollout) for rollout in latest.values()]}
+        latest = [rollout for rollout in self._state.latest_rollouts() if rollout.model == model]
+        return {**view, "rollouts": [self.rollout_view(rollout) for rollout in latest]}
 
     def facts(self, rollout: Rollout) -> RolloutFacts:
         """What is known now of a rollout's candidate."""

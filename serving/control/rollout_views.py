@@ -23,7 +23,7 @@ def facts_of(state: ControlState, rollout: Rollout, monitor: MonitorLink, gatewa
     return msgspec.structs.replace(
         monitor.facts(rollout.model, rollout.variant, rollout.baseline, rollout.rev),
         confirmed=gateways.confirmed(rollout.rev),
-        room=room(table, rollout.variant) if table is not None else 0,
+        room=room(state, table, rollout) if table is not None else 0,
         hindered="" if rollout.live else hindrance(state, rollout),
         killed=any(state.kills.get(name, OFF).on for name in (rollout.model, ALL)),
     )

@@ -32,7 +32,6 @@ from serving.core.killswitch import OFF, engage, release
 from serving.core.rollout import (
     OUT,
     TRANSITIONS,
-    AllBut,
     Baseline,
     Clear,
     Effect,
@@ -167,7 +166,24 @@ def follow(before: ControlState, outcome: Outcome, command: Command, now_ns: int
         if event is not None and event.move in TRANSITIONS[rollout.state]:
             moved = _moved(outcome.state, rollout, event, replace(by, reason=event.why), now_ns, "")
             outcome = join(outcome, moved)
-    return outcome
+    return _compared(outcome, before.rev + 1)
+
+
+def _compared(outcome: Outcome, rev: int) -> Outcome:
+    """The rollouts under way, compared with the baseline in force; what was said beside an earlier one counts no more.
+
+    Another rollout may have replaced it, or the configuration.
+    """
+    fresh = {
+        id_: replace(rollout, baseline=table.baseline, rev=rev)
+        for id_, rollout in outcome.state.rollouts.items()
+        if rollout.state not in OUT
+        and (table := outcome.state.tables.get(rollout.model)) is not None
+        and table.baseline != rollout.baseline
+    }
+    if not fresh:
+        return outcome
+    return replace(outcome, state=replace(outcome.state, rollouts={**outcome.state.rollouts, **fresh}))
 
 
 def _meaning(before: ControlState, after: ControlState, rollout: Rollout, command: Command, by: By) -> Event | None:
@@ -221,8 +237,6 @@ def _touched(old: RouteTable, table: RouteTable, rollout: Rollout) -> bool:
 
 def _moved(state: ControlState, rollout: Rollout, event: Event, by: By, now_ns: int, salt: str) -> Outcome:
     moved, effects = step(rollout, event, now_ns)
-    if event.move is Move.START:
-        moved = replace(moved, baseline=table_of(state, rollout.model).baseline)
     if effects:
         moved = replace(moved, rev=state.rev + 1)
     outcome = Outcome(replace(state, rollouts=_kept({**state.rollouts, moved.id: moved})))
@@ -268,23 +282,36 @@ def _applied(state: ControlState, rollout: Rollout, effect: Effect, by: By, now_
     if isinstance(effect, ShadowShare):
         changed = with_shares(table, {}, {variant: effect.share}, salt)
     else:
-        share = effect.share if isinstance(effect, Weight) else _all_but(table, variant, effect)
-        if share > (left := room(table, variant)):
+        left = room(state, table, rollout)
+        least = effect.share if isinstance(effect, Weight) else _least(table, rollout)
+        if least > left:
             raise RequestError(
                 ErrorKind.CONFLICT,
-                f"rollout {rollout.id}: it needs {share / 100:g} % and the other candidates leave {left / 100:g} %",
+                f"rollout {rollout.id}: it needs {least / 100:g} % and the other candidates and the holdback leave "
+                f"{left / 100:g} %",
             )
+        share = effect.share if isinstance(effect, Weight) else left
         changed = with_shares(table, {variant: share}, {}, salt or table.salt)
     return Outcome(replace(state, tables={**state.tables, rollout.model: changed}))
 
 
-def room(table: RouteTable, variant: str) -> int:
-    """Basis points that a candidate can have beside the other candidates."""
-    return BUCKETS - sum(size(spans) for name, spans in table.candidates.items() if name != variant)
+def room(state: ControlState, table: RouteTable, rollout: Rollout) -> int:
+    """Basis points that a candidate can have beside the other candidates and what stays on the baseline.
+
+    That is its own holdback, or a larger one of another rollout under way whose candidate has live traffic.
+    """
+    others = sum(size(spans) for name, spans in table.candidates.items() if name != rollout.variant)
+    beside = [
+        other.policy.holdback
+        for other in state.rollouts.values()
+        if other.live and other.model == rollout.model and other.variant in table.candidates
+    ]
+    return max(0, BUCKETS - others - round(max([rollout.policy.holdback, *beside]) * 100))
 
 
-def _all_but(table: RouteTable, variant: str, effect: AllBut) -> int:
-    return max(0, room(table, variant) - effect.holdback)
+def _least(table: RouteTable, rollout: Rollout) -> int:
+    """Basis points that a promotion must leave the candidate: what it has; later, enough to be watched."""
+    return max(1, shares_of(table)[rollout.variant] if rollout.state is State.PROMOTING else 0)
 
 
 def _as_baseline(state: ControlState, table: RouteTable, variant: str) -> Outcome:

@@ -63,8 +63,13 @@ class ControlState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def snapshot(self) -> Snapshot:
         """The part that gateways obey, and the states of the latest rollout of each variant for the monitor."""
-        states = {f"{rollout.model}/{rollout.variant}": str(rollout.state) for rollout in self.rollouts.values()}
+        states = {f"{rollout.model}/{rollout.variant}": str(rollout.state) for rollout in self.latest_rollouts()}
         return Snapshot(self.rev, self.lease, self.tables, self.kills, self.vetoes, states)
+
+    def latest_rollouts(self) -> list[Rollout]:
+        """One rollout of each variant that has had any: the live one, else the one that was started or tried last."""
+        ordered = sorted(self.rollouts.values(), key=lambda rollout: (rollout.live, rollout.created_ns))
+        return list({(rollout.model, rollout.variant): rollout for rollout in ordered}.values())
 
 
 # ---------------------------------------------------------------- commands

@@ -139,7 +139,7 @@ class Weight(msgspec.Struct, frozen=True):
 
 
 class AllBut(msgspec.Struct, frozen=True):
-    """The candidate has all live traffic but `holdback` basis points and what other candidates have."""
+    """The candidate has all live traffic but `holdback` basis points and what other candidates have or keep back."""
 
     holdback: int
 

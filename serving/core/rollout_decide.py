@@ -40,11 +40,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         silent_s: seconds since the monitor's heartbeat; None if there was none.
         listened_s: seconds for which this control plane has listened for one.
         workers: workers of the candidate; None if unknown.
-        live: live answers of the candidate that the monitor has counted since it got traffic.
+        live: live answers of the candidate that the monitor has counted in this attempt.
         pairs: its answers that were compared with the teacher's.
         suspect: live answers that differ from the teacher's, estimated from the compared ones.
         confirmed: every gateway obeys the latest change of traffic.
-        room: basis points of live traffic that the candidate can have beside the other candidates.
+        room: basis points of live traffic that the candidate can have beside the other candidates and the holdback.
         killed: the model's kill-switch is on.
         headroom: rows a second that the baseline can do over those that are asked; None if unknown.
         ailing: why the baseline is not well itself, or "".
@@ -269,6 +269,8 @@ def _paused(rollout: Rollout, facts: Facts, now_ns: int) -> Decision:
         return Decision(None, "waits for the monitor")
     running = msgspec.structs.replace(rollout, state=rollout.held or State.RAMPING, held=None, hold=None)
     ahead = _gate(running, facts, now_ns)
+    if ahead.event is not None and ahead.event.move is Move.FAIL and rollout.hold in (Hold.NO_DATA, Hold.INCONCLUSIVE):
+        return ahead
     if ahead.event is not None and ahead.event.move not in (Move.HOLD, Move.FAIL):
         return _event(Move.RESUME, facts, rollout, ahead.why, evidence=ahead.evidence)
     return Decision(None, ahead.why)
@@ -345,6 +347,9 @@ def _promotion(rollout: Rollout, facts: Facts) -> Decision:
         return _event(Move.HOLD, facts, rollout, f"a promotion needs: {'; '.join(waits)}", hold=hold, evidence=found)
     if (thin := headroom_lack(rollout, facts)) is not None:
         return _event(Move.HOLD, facts, rollout, thin, hold=Hold.NO_HEADROOM)
+    if rollout.weight > facts.room:
+        lack = f"a promotion needs the {_weight(rollout)} that it has and {_left(facts)}"
+        return _event(Move.HOLD, facts, rollout, lack, hold=Hold.NO_ROOM)
     judges = required(rollout, facts)
     passed = "; ".join(_said(guard, facts) for guard in judges)
     evidence = {"passes": {name: bounded(facts.guards[name].statistic) for name in judges}}
@@ -373,7 +378,7 @@ def _to_weight(
     """Go on to step `at`, if what it gives can be had beside the other candidates. `evidence`: that it may."""
     wanted = msgspec.structs.replace(rollout, at=at).weight
     if wanted > facts.room:
-        lack = f"step {at + 1} needs {wanted / 100:g} % and the other candidates leave {facts.room / 100:g} %"
+        lack = f"step {at + 1} needs {wanted / 100:g} % and {_left(facts)}"
         if rollout.state in (State.SHADOW, State.RAMPING):
             return _event(Move.HOLD, facts, rollout, lack, hold=Hold.NO_ROOM)
         return Decision(None, lack)
@@ -426,6 +431,10 @@ def _weight(rollout: Rollout) -> str:
     return f"{rollout.weight / 100:g} %"
 
 
+def _left(facts: Facts) -> str:
+    return f"the other candidates and the holdback leave {facts.room / 100:g} %"
+
+
 def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
@@ -443,10 +452,6 @@ def _event(
 
 
 def _seen(move: Move, rollout: Rollout, facts: Facts) -> int:
-    """What the monitor has counted so far of what the next step counts: pairs in a shadow, else live answers.
-
-    A candidate that gets its first weight has none yet, whatever is left of an earlier arming.
-    """
-    if move is Move.RAMP:
-        return 0
-    return facts.pairs if move is Move.SHADOW or State.SHADOW in (rollout.state, rollout.held) else facts.live
+    """What the monitor has counted so far of what the next step counts: pairs in a shadow, else live answers."""
+    shadowed = move is Move.SHADOW or (move is not Move.RAMP and State.SHADOW in (rollout.state, rollout.held))
+    return facts.pairs if shadowed else facts.live

@@ -97,8 +97,6 @@ def _event(decision: Decision, facts: Facts) -> Event | None:
     event = decision.event
     if event is None:
         return None
-    if event.move is Move.RAMP:  # live answers of before count for no step, as none would have been there
-        return replace(event, seen=facts.live)
     guard = facts.guards.get(str(decision.evidence.get("guard")))
     if event.move is Move.FAIL and guard is not None and guard.action == "kill":
         return replace(event, move=Move.KILL)  # the monitor would have killed the model, not waited for the rollout

@@ -70,7 +70,7 @@ def weight_of(effects: Iterable[Effect], weight: int, room: int) -> int:
         if isinstance(effect, Weight):
             weight = effect.share
         elif isinstance(effect, AllBut):
-            weight = max(0, room - effect.holdback)
+            weight = min(room, 10_000 - effect.holdback)
         elif isinstance(effect, TakeOut):
             weight = 0
     return weight

@@ -262,6 +262,31 @@ async def test_the_monitors_word_and_its_request_are_one_act_in_the_trail(rig: R
     ]
 
 
+@pytest.mark.parametrize("target", ["moderation", "*"])
+async def test_a_second_kill_has_a_number_and_a_row_of_its_own(rig: Rig, target: str) -> None:
+    await rig.plane.execute(Kill(target, ME))
+    await rig.plane.execute(Kill(target, By("bob", "another reason")))
+    assert rig.plane.state.kills[target] == rig.word.latch(slot_key(target)) == Latch(2, 0)
+    assert rig.plane.state.killed[target].reason == "another reason"
+    with pytest.raises(RequestError, match=r"kill 1 of .* is not the one in force, 2 is"):
+        await rig.plane.execute(Rearm(target, ME, 1))
+    for seq in (2, 2):  # the monitor names the number of its word, however often it has to ask
+        assert rig.word.latch_on(slot_key(target)) == seq
+        await rig.plane.execute(Kill(target, By("monitor", "invalid outputs"), seq))
+    await rig.plane.save_pending()
+    assert [(row.actor, row.action) for row in (await rig.trail())[1:]] == [("ann", "kill"), ("bob", "kill")]
+
+
+async def test_a_second_kill_is_one_of_its_own_though_the_word_lags_behind_or_is_ahead(rig: Rig) -> None:
+    await rig.plane.execute(Kill("moderation", ME))
+    rig.plane._state = msgspec.structs.replace(rig.plane.state, kills={"moderation": Latch(4, 0)})
+    await rig.plane.execute(Kill("moderation", ME))  # the word still says 1
+    assert rig.plane.state.kills["moderation"] == Latch(5, 0)
+    rig.word.latch_on(MODEL_KILL, 9)
+    await rig.plane.execute(Kill("moderation", ME))  # the word's own kill, told of here
+    assert rig.plane.state.kills["moderation"] == Latch(9, 0)
+
+
 async def test_a_rearm_does_not_clear_a_kill_that_came_after_it_was_asked(rig: Rig) -> None:
     await rig.plane.execute(Kill("moderation", ME))
     await rig.plane.execute(Rearm("moderation", ME, 1))

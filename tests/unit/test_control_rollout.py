@@ -28,6 +28,7 @@ from serving.core.commands import (
     WordWrite,
 )
 from serving.core.rollout import Event, Hold, Move, Rollout, State
+from serving.core.rollout_policy import Policy, Step
 from serving.core.routing import weights
 from serving.errors import ErrorKind, RequestError
 
@@ -116,6 +117,19 @@ def test_only_the_latest_of_those_that_are_over_are_kept() -> None:
     assert f"distilled-{KEPT + 3}" in state.rollouts
 
 
+def test_the_latest_rollout_of_a_variant_is_the_one_that_was_tried_again() -> None:
+    state = fresh()
+    for number in (1, 2):
+        state = run(state, start(), Rollback("moderation", ME, "distilled")).state
+        state = run(state, MoveRollout(f"distilled-{number}", Event(Move.DONE), ME, "s")).state
+    assert [rollout.id for rollout in state.latest_rollouts()] == ["distilled-2"]
+    tried = step(run(state, start("int8")).state, _move(Move.RETRY), NOW + 1).state
+    assert [rollout.id for rollout in tried.latest_rollouts()] == ["distilled-1", "int8-3"]
+    assert tried.snapshot().rollouts == {"moderation/distilled": "pending", "moderation/int8": "pending"}
+    over = run(tried, Rollback("moderation", ME, "distilled"), _move(Move.DONE)).state
+    assert [rollout.id for rollout in over.latest_rollouts()] == ["distilled-1", "int8-3"]
+
+
 # ---------------------------------------------------------------- moving
 
 
@@ -155,6 +169,57 @@ def test_a_promotion_leaves_other_candidates_what_they_have() -> None:
     before = table(promoted).candidates["int8"]
     done = run(promoted, Move.PROMOTED, Move.SUCCEED).state
     assert table(done).candidates == {"int8": before}
+
+
+def rolling(**rollouts: tuple[float, float]) -> ControlState:
+    """Rollouts of variants that have got their only weight; each (percent, holdback), numbered in order."""
+    state = fresh()
+    for number, (variant, (percent, holdback)) in enumerate(rollouts.items(), start=1):
+        policy = Policy(steps=(Step(set_weight=percent),), holdback=holdback)
+        state = step(state, StartRollout("moderation", variant, policy, "file", ME), NOW).state
+        for move in (Move.START, Move.RAMP):
+            state = step(state, MoveRollout(f"{variant}-{number}", Event(move), ME, "s"), NOW).state
+    return state
+
+
+def test_two_candidates_leave_the_holdback_to_the_baseline() -> None:
+    with pytest.raises(RequestError, match="it needs 50 % and the other candidates and the holdback leave 45 %"):
+        rolling(int8=(50, 5), distilled=(50, 5))
+    with pytest.raises(RequestError, match="the holdback leave 30 %"):
+        rolling(int8=(50, 20), distilled=(50, 5))  # the other's is larger
+    both = rolling(int8=(50, 0), distilled=(50, 0))
+    assert weights(table(both))["teacher"] == 0
+    beside = rolling(int8=(50, 20), distilled=(3, 5))
+    promoted = step(beside, _numbered(Move.PROMOTE), NOW).state
+    assert weights(table(promoted)) == {"teacher": 2000, "int8": 5000, "distilled": 3000}
+
+
+def test_no_candidate_takes_the_holdback_of_one_that_is_promoted() -> None:
+    alone = rolling(int8=(50, 5))
+    promoted = run(alone, Move.PROMOTE, Move.PROMOTED).state
+    other = StartRollout("moderation", "distilled", Policy(steps=(Step(set_weight=3),)), "file", ME)
+    begun = run(promoted, other, _numbered(Move.START)).state
+    assert (
+        "needs 3 % and the other candidates and the holdback leave 0 %" in refused(begun, _numbered(Move.RAMP)).message
+    )
+    done = run(begun, Move.SUCCEED, _numbered(Move.RAMP)).state
+    assert weights(table(done)) == {"teacher": 0, "int8": 9700, "distilled": 300}
+
+
+def test_a_promotion_takes_nothing_from_its_candidate() -> None:
+    by_hand = SetTraffic(model="moderation", by=ME, salt="s", weights={"int8": 96})
+    crowded = run(rolling(distilled=(3, 5)), by_hand).state
+    error = refused(crowded, _move(Move.PROMOTE))
+    assert (error.kind, "it needs 3 % and the other" in error.message) == (ErrorKind.CONFLICT, True)
+    none_left = SetTraffic(model="moderation", by=ME, salt="s", weights={"int8": 100, "distilled": 0})
+    assert "it needs 0.01 %" in refused(run(crowded, none_left).state, _move(Move.PROMOTE)).message
+
+
+def test_a_resumed_monitoring_gives_the_holdback_back_that_was_taken_by_hand() -> None:
+    promoted = run(rolling(distilled=(50, 5)), Move.PROMOTE, Move.PROMOTED, Move.PAUSE).state
+    taken = run(promoted, SetTraffic(model="moderation", by=ME, salt="s", weights={"int8": 4})).state
+    assert weights(table(taken))["teacher"] == 100
+    assert weights(table(run(taken, Move.RESUME).state)) == {"teacher": 500, "int8": 400, "distilled": 9100}
 
 
 def test_a_rollback_from_the_monitoring_restores_the_old_baseline() -> None:
@@ -278,6 +343,33 @@ def test_a_rollout_whose_variant_or_build_is_gone_is_ended() -> None:
         assert only(outcome.state).state is State.ROLLING_BACK
         assert words in only(outcome.state).why
         assert weights(table(outcome.state)).get("distilled", 0) == 0
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_rollout_is_compared_with_the_baseline_that_replaced_its_own(held: bool) -> None:
+    state = run(fresh(), start("int8"), *UP_TO_PROMOTION, Move.PROMOTED, start()).state
+    assert state.rollouts["distilled-2"].baseline == "teacher"  # as long as the other is watched
+    if held:
+        state = run(state, _numbered(Move.PAUSE)).state
+    moved = run(state, Move.SUCCEED)
+    rollout = moved.state.rollouts["distilled-2"]
+    assert (rollout.baseline, rollout.rev) == ("int8", moved.state.rev)  # verdicts from before are about another
+    assert moved.state.rollouts["int8-1"].baseline == "teacher"
+    assert [row.action for row in moved.audit] == ["rollout-succeed"]
+
+
+def test_a_rollout_follows_the_baseline_of_the_file_also_over_a_retry() -> None:
+    named = ApplyModels({"moderation": spec(baseline="int8", weights={}, shadow={})}, ME)
+    outcome = run(ramping(), named)
+    assert (only(outcome.state).state, only(outcome.state).baseline) == (State.RAMPING, "int8")
+    assert only(outcome.state).rev == outcome.state.rev
+    over = run(rolled_back(), named).state
+    assert only(over).baseline == "teacher"
+    assert only(run(over, _move(Move.RETRY)).state).baseline == "int8"
+
+
+def _numbered(move: Move) -> MoveRollout:
+    return MoveRollout("distilled-2", Event(move), ME, "s")
 
 
 # ---------------------------------------------------------------- the file and the promoted baseline

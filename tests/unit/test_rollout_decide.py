@@ -21,7 +21,7 @@ def shadow(**changes: Any) -> Rollout:
 
 def bake(at: int = 5, **changes: Any) -> Rollout:
     """At a bake: step 2 is `until: time`, step 5 `until: pass`."""
-    return rollout(state=State.RAMPING, at=at, **changes)
+    return rollout(**({"state": State.RAMPING, "at": at} | changes))
 
 
 def said(given: Rollout, now_ns: int = LATER, **known: Any) -> Decision:
@@ -97,6 +97,20 @@ def test_a_gate_that_is_late() -> None:
         "statistic": {"events": 3},
     }  # fmt: skip
     assert decision.why == "not done within 10m: errors, inconclusive (errors says inconclusive)"
+
+
+def test_a_late_gate_that_was_without_data_is_rolled_back_once_there_is_data_and_no_pass() -> None:
+    late, unsure = NOW + 601 * SECOND, with_word("errors", "inconclusive")
+    strict = _with_gate(POLICY["short"], on_inconclusive="rollback")
+    starved = bake(policy=strict, state=State.PAUSED, held=State.RAMPING, hold=Hold.NO_DATA)
+    assert moved(said(starved, now_ns=late, guards=with_word("errors", "degraded"))) is None
+    decision = said(starved, now_ns=late, guards=unsure)
+    assert (moved(decision), decision.evidence["limit"]) == (Move.FAIL, "on_inconclusive")
+    assert moved(said(starved, now_ns=late)) is Move.RESUME
+    lenient = msgspec.structs.replace(starved, policy=POLICY["short"])
+    assert moved(said(lenient, now_ns=late, guards=unsure)) is None
+    crowded = msgspec.structs.replace(starved, hold=Hold.NO_ROOM)  # it was in time, and others kept it waiting
+    assert moved(said(crowded, now_ns=late, guards=unsure)) is None
 
 
 def _with_gate(policy: Policy, **changes: Any) -> Policy:
@@ -269,6 +283,19 @@ def test_a_candidate_gets_no_more_traffic_than_the_baseline_could_take_back() ->
         assert moved(said(rollout(state=State.SHADOW, at=0), headroom=unknown)) is Move.RAMP
 
 
+def test_a_promotion_that_would_take_traffic_from_the_candidate_waits_for_room() -> None:
+    done = rollout(state=State.RAMPING, at=6)
+    decision = said(done, room=4999)
+    assert held(decision) is Hold.NO_ROOM
+    assert (
+        decision.why == "a promotion needs the 50 % that it has and the other candidates and the holdback leave 49.99 %"
+    )
+    waiting = rollout(state=State.PAUSED, held=State.RAMPING, hold=Hold.NO_ROOM, at=6)
+    assert said(waiting, room=4999) == Decision(None, decision.why)
+    assert moved(said(waiting, room=5000)) is Move.RESUME
+    assert moved(said(done, room=5000)) is Move.PROMOTE
+
+
 def test_a_step_that_gives_no_more_asks_for_no_headroom() -> None:
     assert moved(said(bake(2), headroom=0.1)) is Move.ADVANCE
 
@@ -356,4 +383,4 @@ def test_what_is_counted_from_a_step_on() -> None:
     )
     ramp = said(shadow(), pairs=70, live=7).event
     assert ramp is not None
-    assert ramp.seen == 0  # a new arming has answered nothing yet
+    assert ramp.seen == 7  # of traffic by hand in the shadow: what the step gives is counted from here on

@@ -272,9 +272,12 @@ async def test_two_candidates_at_once_keep_their_hands_off_each_other(live: Live
     await live.until(State.SHADOW)
     await live.plane.execute(SetTraffic(model="moderation", by=ME, salt="s", weights={"distilled": 99.5}))
     held = await live.until(State.PAUSED, ticks=10)
-    assert (held.hold, held.why) == (Hold.NO_ROOM, "step 2 needs 1 % and the other candidates leave 0.5 %")
+    assert (held.hold, held.why) == (
+        Hold.NO_ROOM,
+        "step 2 needs 1 % and the other candidates and the holdback leave 0 %",
+    )
     await live.plane.execute(SetTraffic(model="moderation", by=ME, salt="s", weights={"distilled": 70}))
-    with pytest.raises(RequestError, match="it needs 50 % and the other candidates leave 30 %"):  # at the approval
+    with pytest.raises(RequestError, match="it needs 50 % and the other candidates and the holdback leave 25 %"):
         await live.until(State.SUCCEEDED)
     await live.plane.execute(SetTraffic(model="moderation", by=ME, salt="s", weights={"distilled": 0}))
     await live.until(State.SUCCEEDED)
