@@ -287,11 +287,11 @@ class ModelGuards:
                 continue
             for name, guard in candidate.guards.items():
                 guard.detector.settle()
-                if guard.detector.failed and name not in candidate.tripped:
+                acts = guard.action in TRIPS and name not in self._model.guards.dry_run
+                if guard.detector.failed and acts and name not in candidate.tripped:
                     candidate.tripped.append(name)
-                    if guard.action in TRIPS and name not in self._model.guards.dry_run:
-                        found.append(self._trip(candidate, guard))
-                        candidate.diverted()
+                    found.append(self._trip(candidate, guard))
+                    candidate.diverted()
         return found
 
     def verdicts(self, degraded: str = "") -> list[Verdict]:

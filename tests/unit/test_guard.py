@@ -427,6 +427,16 @@ def test_a_guard_in_dry_run_says_what_it_would_do_and_does_not_act() -> None:
     assert not of(watched, "errors").dry_run
 
 
+def test_what_failed_in_dry_run_acts_when_the_dry_run_is_lifted() -> None:
+    dry = guards(dry_run=("invalid_output",))
+    feed(dry, request("int8", Cause.INVALID_OUTPUT), times=5)
+    assert dry.trips() == []
+    lifted = ModelGuards("m", model())
+    lifted.load(json.loads(json.dumps(dry.state())))
+    assert [(trip.guard, trip.action) for trip in lifted.trips()] == [("invalid_output", "kill")]
+    assert lifted.trips() == []
+
+
 def test_a_trip_tells_the_evidence_at_its_crossing_whatever_was_seen_since() -> None:
     guard = Agreement(limit=0.02, gross=0.1)
     guard.alpha = 0.002
