@@ -34,14 +34,14 @@ def model(**guards: Any) -> MonitorModel:
 
 
 def snapshot(weights: dict[str, int], epoch: int = 1, since: dict[str, int] | None = None, **more: Any) -> Snapshot:
-    shadow = more.pop("shadow", {})
+    shadow, artifacts = more.pop("shadow", {}), more.pop("artifacts", {})
     low, candidates = 0, {}
     for name, share in weights.items():
         candidates[name] = ((low, low + share),)
         low += share
     table = RouteTable(
         "m", epoch, "s", more.pop("baseline", "teacher"), "teacher",
-        {name: VariantEntry(name, at, f"m/{name}:1") for at, name in enumerate(VARIANTS, 1)},
+        {name: VariantEntry(name, at, artifacts.get(name, f"m/{name}:1")) for at, name in enumerate(VARIANTS, 1)},
         candidates, since or dict.fromkeys(candidates, epoch), shadow,
     )  # fmt: skip
     return Snapshot(rev=epoch, lease=1, tables={"m": table}, **more)
