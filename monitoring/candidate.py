@@ -41,6 +41,7 @@ class Candidate:
         self.arming: Arming = UNARMED
         self.artifact = ""  # that the evidence is about; "" before the first table
         self.first_epoch = 0  # what was routed by earlier weights belongs to an earlier arming
+        self.shadow_epoch = 0  # the same for copies: the shadow that an arming began in belongs to it
         self.weight = 0.0  # share of all traffic, in [0, 1]
         self.shadow = 0.0
         self.last_ns = 0
@@ -151,6 +152,7 @@ class Candidate:
             artifact: what answers under the candidate's name by that table.
         """
         since, *cleared = arming
+        known = self.artifact != ""
         same = self.artifact in ("", artifact) and tuple(cleared) == self.arming[1:]
         self.artifact = artifact
         if same and (since < 0 or arming == self.arming):
@@ -166,12 +168,15 @@ class Candidate:
             self.depth.reset()
         self.arming = arming
         self.first_epoch = since if since >= 0 else epoch
+        if not (from_shadow and known):
+            self.shadow_epoch = self.first_epoch
 
     def state(self) -> dict[str, Any]:
         return {
             "arming": list(self.arming),
             "artifact": self.artifact,
             "first_epoch": self.first_epoch,
+            "shadow_epoch": self.shadow_epoch,
             "weight": self.weight,
             "shadow": self.shadow,
             "last_ns": self.last_ns,
@@ -185,7 +190,8 @@ class Candidate:
 
     def load(self, state: Mapping[str, Any]) -> None:
         since, veto, kill, all_kill = (int(part) for part in state["arming"])
-        self.arming, self.first_epoch = (since, veto, kill, all_kill), int(state["first_epoch"])
+        self.arming = since, veto, kill, all_kill
+        self.first_epoch, self.shadow_epoch = int(state["first_epoch"]), int(state["shadow_epoch"])
         self.artifact = str(state["artifact"])
         self.weight, self.shadow = float(state["weight"]), float(state["shadow"])
         self.last_ns, self.last_mono_ns = int(state["last_ns"]), int(state["last_mono_ns"])

@@ -135,33 +135,43 @@ class ModelGuards:
             candidate.audited(event)  # of the artifact, whatever it was routed by
 
     def labelled(
-        self, variant: str, teacher_right: bool, candidate_right: bool, event: Event, epoch: int | None = None
+        self,
+        variant: str,
+        teacher_right: bool,
+        candidate_right: bool,
+        event: Event,
+        epoch: int | None = None,
+        shadow: bool = False,
     ) -> None:
         """A pair whose true class is known.
 
         Args:
             event: the record that completed it.
             epoch: by whose weights its request was routed; None: the record's own.
+            shadow: the candidate answered a copy.
         """
-        candidate = self._armed(variant, event, epoch)
+        candidate = self._armed(variant, event, epoch, shadow)
         if candidate is None:
             return
         candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
         candidate.labelled(event, teacher_right, candidate_right)
 
-    def resolved(self, variant: str, prob: float, right: bool, event: Event, epoch: int | None = None) -> None:
+    def resolved(
+        self, variant: str, prob: float, right: bool, event: Event, epoch: int | None = None, shadow: bool = False
+    ) -> None:
         """An answer whose true class is known; see `Guard.resolved`, and `labelled`."""
-        candidate = self._armed(variant, event, epoch)
+        candidate = self._armed(variant, event, epoch, shadow)
         if candidate is not None:
             candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
             candidate.resolved(event, prob, right)
 
-    def _armed(self, variant: str, event: Event, epoch: int | None = None) -> Candidate | None:
+    def _armed(self, variant: str, event: Event, epoch: int | None = None, shadow: bool = False) -> Candidate | None:
         """The candidate, unless the request is from before its arming."""
         candidate = self.candidates.get(variant)
         if candidate is None:
             return None
-        if (event.epoch if epoch is None else epoch) >= max(candidate.first_epoch, self._began):
+        first = candidate.shadow_epoch if shadow else candidate.first_epoch
+        if (event.epoch if epoch is None else epoch) >= max(first, self._began):
             return candidate
         self._skip(event)
         return None
@@ -245,7 +255,7 @@ class ModelGuards:
         if event.variant == self.teacher:
             self._once_more(event)
             return
-        candidate = self._armed(event.variant, event)
+        candidate = self._armed(event.variant, event, shadow=event.kind == Kind.SHADOW)
         if candidate is None:
             return
         candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns

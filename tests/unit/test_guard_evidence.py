@@ -9,9 +9,17 @@ import msgspec
 import pytest
 from test_guard import feed, guards, model, of, pair, request, snapshot
 
+from monitoring.config import MonitorVariant, ReliabilityMap
 from monitoring.detectors.latency import Latency
+from monitoring.event import Event
+from monitoring.evidence import Evidence
 from monitoring.guard import ModelGuards
-from serving.contract import Kind
+from serving.contract import Kind, Latch
+
+SURE = ReliabilityMap((), (1000,), (0.9,), (0.9,), (0.9,), (0.1,))
+CALIBRATED = msgspec.structs.replace(
+    model(), variants=model().variants | {"int8": MonitorVariant(2, 0.005, reliability=SURE)}
+)
 
 
 def test_another_artifact_in_the_shadow_starts_anew_and_carries_its_own_pairs_into_traffic() -> None:
@@ -31,6 +39,40 @@ def test_another_artifact_in_the_shadow_starts_anew_and_carries_its_own_pairs_in
     found = of(again, "agreement").statistic
     assert (found["observations"], found["events"]) == (10, 0)
     assert of(again, "harm").verdict == "no_data"
+
+
+def test_labels_and_pairs_of_the_shadow_count_whenever_they_arrive_and_live_ones_of_their_arming_only() -> None:
+    evidence = Evidence("m", CALIBRATED)
+    evidence.guards.configure(snapshot({}, epoch=2, shadow={"int8": 2000}))
+    answer = {"cls": 0, "ref_cls": 0, "prob": 0.9, "ref_prob": 0.9}
+    told = [pair("int8", False, Kind.SHADOW, epoch=2, request_key=key, **answer) for key in range(1, 502)]
+    for event in told[:500]:
+        evidence.take(event)
+    labels = [Event(Kind.LABEL, "teacher", cls=0, request_key=event.request_key, wall_ns=10**18) for event in told]
+    for label in labels[:100]:
+        evidence.take(label)
+    evidence.guards.configure(snapshot({"int8": 500}, epoch=3))
+    again = Evidence("m", CALIBRATED)
+    again.guards.load(json.loads(json.dumps(evidence.guards.state())))
+    again.joiner.load(msgspec.msgpack.decode(msgspec.msgpack.encode(evidence.joiner.state()), strict=False))
+    for event in [*labels[100:], told[500], pair("int8", True, epoch=2, request_key=999, **answer)]:
+        again.take(event)
+    assert of(again.guards, "agreement").statistic["observations"] == 501
+    assert of(again.guards, "harm").statistic["observations"] == 501
+    assert of(again.guards, "calibration").statistic["labelled"] == 501
+    again.guards.labelled("int8", teacher_right=True, candidate_right=False, event=told[0], epoch=2)
+    assert of(again.guards, "harm").statistic["observations"] == 501
+    assert again.guards.skipped_epochs == 2
+    again.guards.configure(snapshot({"int8": 500}, epoch=5, vetoes={"m/int8": Latch(1, 1)}))  # another attempt
+    again.take(pair("int8", True, Kind.SHADOW, epoch=2, request_key=1000, **answer))
+    assert of(again.guards, "agreement").verdict == "no_data"
+
+
+def test_copies_from_before_the_first_table_are_not_of_a_candidate_that_has_traffic_by_it() -> None:
+    watched = ModelGuards("m", model())
+    watched.configure(snapshot({"int8": 500}, epoch=3))
+    feed(watched, pair("int8", False, Kind.SHADOW, epoch=2))
+    assert of(watched, "agreement").verdict == "no_data"
 
 
 @pytest.mark.parametrize("name", ["teacher", "broken"])
