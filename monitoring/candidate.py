@@ -195,10 +195,12 @@ class Candidate:
         self.artifact = str(state["artifact"])
         self.weight, self.shadow = float(state["weight"]), float(state["shadow"])
         self.last_ns, self.last_mono_ns = int(state["last_ns"]), int(state["last_mono_ns"])
-        self.tripped = [str(guard) for guard in state["tripped"]]
         self.suspect = float(state["suspect"])
         self.depth.load(state["depth"])
+        goes_on = set()
         for name, guard in self.guards.items():
-            if name in state["detectors"]:  # else it is a guard that the monitor which stored this did not have
+            # The monitor which stored this may have had no such guard, or held it to something else.
+            if name in state["detectors"] and guard.detector.load(state["detectors"][name]):
                 self.examples[name].extend(int(key) for key in state["examples"].get(name, ()))
-                guard.detector.load(state["detectors"][name])
+                goes_on.add(name)
+        self.tripped = [guard for guard in state["tripped"] if guard in goes_on]

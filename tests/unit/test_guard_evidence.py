@@ -9,12 +9,12 @@ import msgspec
 import pytest
 from test_guard import feed, guards, model, of, pair, request, snapshot
 
-from monitoring.config import MonitorVariant, ReliabilityMap
+from monitoring.config import HarmSettings, InvalidOutputSettings, MonitorModel, MonitorVariant, ReliabilityMap
 from monitoring.detectors.latency import Latency
 from monitoring.event import Event
 from monitoring.evidence import Evidence
 from monitoring.guard import ModelGuards
-from serving.contract import Kind, Latch
+from serving.contract import Cause, Kind, Latch
 
 SURE = ReliabilityMap((), (1000,), (0.9,), (0.9,), (0.9,), (0.1,))
 CALIBRATED = msgspec.structs.replace(
@@ -73,6 +73,64 @@ def test_copies_from_before_the_first_table_are_not_of_a_candidate_that_has_traf
     watched.configure(snapshot({"int8": 500}, epoch=3))
     feed(watched, pair("int8", False, Kind.SHADOW, epoch=2))
     assert of(watched, "agreement").verdict == "no_data"
+
+
+def restarted(watched: ModelGuards, given: MonitorModel) -> ModelGuards:
+    """The monitor with another configuration, and the state and the routing that it had."""
+    again = ModelGuards("m", given)
+    again.load(json.loads(json.dumps(watched.state())))
+    again.configure(snapshot({"int8": 500}))
+    return again
+
+
+def test_what_passed_a_loose_limit_is_not_passed_at_a_strict_one() -> None:
+    watched = guards(harm=HarmSettings(0.10))
+    for n in range(400):
+        watched.labelled("int8", teacher_right=True, candidate_right=n % 18 != 0, event=pair("int8", False))
+    feed(watched, pair("int8", False), times=400)
+    assert of(watched, "harm").verdict == "pass"
+    strict = restarted(watched, model(harm=HarmSettings(0.03)))
+    assert of(strict, "harm").verdict == "no_data"
+    assert of(strict, "agreement").verdict == "pass"  # which is held to the same
+    assert of(restarted(watched, model(harm=HarmSettings(0.10))), "harm") == of(watched, "harm")
+
+
+def test_what_failed_a_strict_limit_may_fail_once_more_at_a_loose_one() -> None:
+    watched = guards(invalid_output=InvalidOutputSettings(3))
+    feed(watched, request("int8", Cause.INVALID_OUTPUT, request_key=7), times=3)
+    assert [trip.guard for trip in watched.trips()] == ["invalid_output"]
+    loose = restarted(watched, model(invalid_output=InvalidOutputSettings(5)))
+    assert (of(loose, "invalid_output").verdict, loose.trips()) == ("no_data", [])
+    assert not loose.candidates["int8"].examples["invalid_output"]
+    feed(loose, request("int8", Cause.INVALID_OUTPUT), times=4)
+    assert loose.trips() == []
+    feed(loose, request("int8", Cause.INVALID_OUTPUT))
+    assert [trip.guard for trip in loose.trips()] == ["invalid_output"]
+
+
+def test_another_slice_leaves_the_evidence_of_the_other_guards() -> None:
+    sliced = msgspec.structs.replace(model(), slices=("short",))
+    watched = ModelGuards("m", sliced)
+    watched.configure(snapshot({"int8": 500}))
+    feed(watched, pair("int8", False, slices=1), times=400)
+    more = restarted(watched, msgspec.structs.replace(sliced, slices=("short", "long")))
+    assert (of(more, "slices").verdict, of(more, "agreement").verdict) == ("no_data", "pass")
+
+
+def test_the_baselines_own_alarm_is_not_that_of_another_threshold() -> None:
+    def known(threshold: float) -> MonitorModel:
+        variants = model().variants | {"teacher": MonitorVariant(1, energy_threshold=threshold)}
+        return msgspec.structs.replace(model(), variants=variants)
+
+    watched = ModelGuards("m", known(-2.0))
+    watched.configure(snapshot({"int8": 500}))
+    feed(watched, request("teacher", cls=0, energy=-1.0, wall_ns=10**18), times=60)
+    assert of(watched, "ood", "teacher").verdict == "fail"
+    again = restarted(watched, known(-0.5))
+    assert not any(verdict.guard == "ood" for verdict in again.verdicts())
+    feed(again, request("teacher", cls=0, energy=-1.0, wall_ns=10**18), times=60)
+    found = of(again, "ood", "teacher")
+    assert (found.verdict, found.statistic["events"]) == ("inconclusive", 0)
 
 
 @pytest.mark.parametrize("name", ["teacher", "broken"])
