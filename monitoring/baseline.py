@@ -142,10 +142,9 @@ class Baseline:
         """
         self._began_ns, self._last_ns = int(state["began_ns"]), int(state["last_ns"])
         for name, guard in self.guards.items():
-            if name in state["detectors"]:
+            if name in state["detectors"] and guard.detector.load(state["detectors"][name]):
                 self._failed_ns[name], self._daily[name] = int(state["failed_ns"][name]), int(state["daily"][name])
                 self._apart[name] = int(state["apart"][name])
                 guard.detector.alpha = float(state["alphas"][name])
                 self._examples[name].extend(int(key) for key in state["examples"][name])
-                guard.detector.load(state["detectors"][name])
         self._look()

@@ -2,7 +2,8 @@
 
 Evidence belongs to an *arming* of a candidate: the epoch at which it got traffic, and the re-arms
 of its veto and of its model's kill-switch since. A new arming starts from nothing, except that what
-was gathered in shadow carries forward. A guard trips once per arming.
+was gathered in shadow carries forward; so does another artifact, without exception. A guard trips
+once per arming.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Candidate:
     def __init__(self, name: str, model: MonitorModel) -> None:
         self.name = name
         self.arming: Arming = UNARMED
+        self.artifact = ""  # that the evidence is about; "" before the first table
         self.first_epoch = 0  # what was routed by earlier weights belongs to an earlier arming
+        self.shadow_epoch = 0  # the same for copies: the shadow that an arming began in belongs to it
         self.weight = 0.0  # share of all traffic, in [0, 1]
         self.shadow = 0.0
         self.last_ns = 0
@@ -147,15 +150,18 @@ class Candidate:
         """Takes traffic or copies of it."""
         return self.weight > 0 or self.shadow > 0
 
-    def arm(self, arming: Arming, epoch: int) -> None:
-        """Start anew if the arming differs; from shadow to traffic, keep what the pairs have shown.
+    def arm(self, arming: Arming, epoch: int, artifact: str) -> None:
+        """Start anew if the arming or the artifact differs; from shadow to traffic, keep what the pairs have shown.
 
         Args:
             epoch: of the table in force.
+            artifact: what answers under the candidate's name by that table.
         """
         since, *cleared = arming
-        same = tuple(cleared) == self.arming[1:]
-        if arming == self.arming or (since < 0 and same):
+        known = self.artifact != ""
+        same = self.artifact in ("", artifact) and tuple(cleared) == self.arming[1:]
+        self.artifact = artifact
+        if same and (since < 0 or arming == self.arming):
             return  # without traffic the arming that it had goes on, until something is cleared
         from_shadow = self.arming[0] < 0 and same
         for name, guard in self.guards.items():
@@ -168,11 +174,15 @@ class Candidate:
             self.depth.reset()
         self.arming = arming
         self.first_epoch = since if since >= 0 else epoch
+        if not (from_shadow and known):
+            self.shadow_epoch = self.first_epoch
 
     def state(self) -> dict[str, Any]:
         return {
             "arming": list(self.arming),
+            "artifact": self.artifact,
             "first_epoch": self.first_epoch,
+            "shadow_epoch": self.shadow_epoch,
             "weight": self.weight,
             "shadow": self.shadow,
             "last_ns": self.last_ns,
@@ -186,13 +196,17 @@ class Candidate:
 
     def load(self, state: Mapping[str, Any]) -> None:
         since, veto, kill, all_kill = (int(part) for part in state["arming"])
-        self.arming, self.first_epoch = (since, veto, kill, all_kill), int(state["first_epoch"])
+        self.arming = since, veto, kill, all_kill
+        self.first_epoch, self.shadow_epoch = int(state["first_epoch"]), int(state["shadow_epoch"])
+        self.artifact = str(state["artifact"])
         self.weight, self.shadow = float(state["weight"]), float(state["shadow"])
         self.last_ns, self.last_mono_ns = int(state["last_ns"]), int(state["last_mono_ns"])
-        self.tripped = [str(guard) for guard in state["tripped"]]
         self.suspect = float(state["suspect"])
         self.depth.load(state["depth"])
+        goes_on = set()
         for name, guard in self.guards.items():
-            if name in state["detectors"]:  # else it is a guard that the monitor which stored this did not have
+            # The monitor which stored this may have had no such guard, or held it to something else.
+            if name in state["detectors"] and guard.detector.load(state["detectors"][name]):
                 self.examples[name].extend(int(key) for key in state["examples"].get(name, ()))
-                guard.detector.load(state["detectors"][name])
+                goes_on.add(name)
+        self.tripped = [guard for guard in state["tripped"] if guard in goes_on]

@@ -115,9 +115,9 @@ class Evidence:
             self._labelled(pair, event)
 
     def _labelled(self, pair: LabelledPair, event: Event) -> None:
-        self.guards.labelled(pair.variant, pair.teacher_right, pair.candidate_right, event, pair.epoch)
+        self.guards.labelled(pair.variant, pair.teacher_right, pair.candidate_right, event, pair.epoch, pair.shadow)
         if pair.shadow:  # an answer that was given is told by itself
-            self.guards.resolved(pair.variant, pair.prob, pair.candidate_right, event, pair.epoch)
+            self.guards.resolved(pair.variant, pair.prob, pair.candidate_right, event, pair.epoch, shadow=True)
 
     def _resolved(self, answer: Answer | None, event: Event) -> None:
         if answer is not None:

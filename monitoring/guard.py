@@ -53,9 +53,11 @@ class ModelGuards:
         self.epoch: int | None = None  # of the table in force; None before the first
         self.reference = 1.0  # share of candidates' answers that the teacher scores, in [0, 1]
         self.noise = MeanSequence()  # share of its answers that the teacher changes when asked again
+        self._artifacts: dict[str, str] = {}  # of the baseline and the teacher; empty before the first table
+        self._began = 0  # the epoch since which it is these that candidates are compared with
         self._weights: dict[int, dict[str, float]] = {}  # epoch -> share of each variant
         self.unknown_epochs = 0  # records not used in a race: the weights they were routed by are not known
-        self.skipped_epochs = 0  # records from before the arming
+        self.skipped_epochs = 0  # records from before the arming, or from before the baseline or the teacher
         self._skipped: Event | None = None  # the newest of them: it may be told to several guards
         self._rest_ns = 0  # wall time until which the baseline may still suffer from a candidate's traffic
         for variant in model.variants:
@@ -70,11 +72,16 @@ class ModelGuards:
         table = snapshot.tables.get(self.name)
         if table is None:
             return
-        if table.baseline != self.baseline or table.teacher != self.teacher:
+        artifacts = {name: table.variants[name].artifact for name in (table.baseline, table.teacher)}
+        named = (table.baseline, table.teacher) == (self.baseline, self.teacher)
+        if not named or self._artifacts not in ({}, artifacts):
             self.baseline, self.teacher = table.baseline, table.teacher
             self.own = Baseline(table.baseline, self._model)
             self.candidates.clear()
             self.noise.reset()
+            self._began = table.epoch
+        self._artifacts = artifacts
+        self._began = min(self._began, table.epoch)  # epochs fall when the control plane's store is an older one
         self.epoch = table.epoch
         self.reference = table.reference_bp / BUCKETS
         shares = table_weights(table)
@@ -90,7 +97,7 @@ class ModelGuards:
             candidate.shadow = table.shadow.get(variant, 0) / BUCKETS
             since = table.since.get(variant, -1) if candidate.weight else -1
             veto = snapshot.vetoes.get(f"{self.name}/{variant}", Latch()).cleared
-            candidate.arm((since, veto, kills[0], kills[1]), table.epoch)
+            candidate.arm((since, veto, kills[0], kills[1]), table.epoch, table.variants[variant].artifact)
         for name, candidate in self.candidates.items():
             if name not in table.variants:
                 candidate.weight = candidate.shadow = 0.0
@@ -125,7 +132,9 @@ class ModelGuards:
 
     def observe(self, event: Event) -> None:
         """One record of this model, in order of arrival. Labels come through `labelled`."""
-        if event.kind == Kind.REQUEST:
+        if event.epoch < self._began and event.kind != Kind.AUDIT:  # audits have no epoch
+            self._skip(event)
+        elif event.kind == Kind.REQUEST:
             self._divide(event)
             if event.flags & Flag.LIVE:
                 self._request(event)
@@ -138,41 +147,57 @@ class ModelGuards:
             candidate.audited(event)  # of the artifact, whatever it was routed by
 
     def labelled(
-        self, variant: str, teacher_right: bool, candidate_right: bool, event: Event, epoch: int | None = None
+        self,
+        variant: str,
+        teacher_right: bool,
+        candidate_right: bool,
+        event: Event,
+        epoch: int | None = None,
+        shadow: bool = False,
     ) -> None:
         """A pair whose true class is known.
 
         Args:
             event: the record that completed it.
             epoch: by whose weights its request was routed; None: the record's own.
+            shadow: the candidate answered a copy.
         """
-        candidate = self._armed(variant, event, epoch)
+        candidate = self._armed(variant, event, epoch, shadow)
         if candidate is None:
             return
         candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
         candidate.labelled(event, teacher_right, candidate_right)
 
-    def resolved(self, variant: str, prob: float, right: bool, event: Event, epoch: int | None = None) -> None:
+    def resolved(
+        self, variant: str, prob: float, right: bool, event: Event, epoch: int | None = None, shadow: bool = False
+    ) -> None:
         """An answer whose true class is known; see `Guard.resolved`, and `labelled`."""
-        candidate = self._armed(variant, event, epoch)
+        candidate = self._armed(variant, event, epoch, shadow)
         if candidate is not None:
             candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
             candidate.resolved(event, prob, right)
 
-    def _armed(self, variant: str, event: Event, epoch: int | None = None) -> Candidate | None:
-        """The candidate, unless the request is from before its arming. Each such record is counted once."""
+    def _armed(self, variant: str, event: Event, epoch: int | None = None, shadow: bool = False) -> Candidate | None:
+        """The candidate, unless the request is from before its arming."""
         candidate = self.candidates.get(variant)
-        if candidate is None or (event.epoch if epoch is None else epoch) >= candidate.first_epoch:
+        if candidate is None:
+            return None
+        first = candidate.shadow_epoch if shadow else candidate.first_epoch
+        if (event.epoch if epoch is None else epoch) >= max(first, self._began):
             return candidate
+        self._skip(event)
+        return None
+
+    def _skip(self, event: Event) -> None:
+        """Count a record that is from too early, however many guards it was for."""
         self.skipped_epochs += event is not self._skipped
         self._skipped = event
-        return None
 
     def returned(self, event: Event, found: Returned) -> None:
         """A business KPI has found its request."""
         asked = found.asked
         for candidate in self.candidates.values():
-            if candidate.arming[0] < 0 or asked.epoch < candidate.arming[0]:
+            if candidate.arming[0] < 0 or asked.epoch < max(candidate.arming[0], self._began):
                 continue
             if asked.variant in (candidate.name, self.baseline):
                 candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
@@ -242,7 +267,7 @@ class ModelGuards:
         if event.variant == self.teacher:
             self._once_more(event)
             return
-        candidate = self._armed(event.variant, event)
+        candidate = self._armed(event.variant, event, shadow=event.kind == Kind.SHADOW)
         if candidate is None:
             return
         candidate.last_ns, candidate.last_mono_ns = event.wall_ns, event.mono_ns
@@ -303,11 +328,11 @@ class ModelGuards:
                 continue
             for name, guard in candidate.guards.items():
                 guard.detector.settle()
-                if guard.detector.failed and name not in candidate.tripped:
+                acts = guard.action in TRIPS and name not in self._model.guards.dry_run
+                if guard.detector.failed and acts and name not in candidate.tripped:
                     candidate.tripped.append(name)
-                    if guard.action in TRIPS and name not in self._model.guards.dry_run:
-                        found.append(self._trip(candidate, guard))
-                        candidate.diverted()
+                    found.append(self._trip(candidate, guard))
+                    candidate.diverted()
         return found
 
     def verdicts(self, degraded: str = "") -> list[Verdict]:
@@ -384,6 +409,8 @@ class ModelGuards:
         return {
             "baseline": self.baseline,
             "teacher": self.teacher,
+            "artifacts": self._artifacts,
+            "began": self._began,
             "weights": {str(epoch): shares for epoch, shares in self._weights.items()},
             "candidates": {name: candidate.state() for name, candidate in self.candidates.items()},
             "earlier": self._earlier,
@@ -397,6 +424,8 @@ class ModelGuards:
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from a stored state. Raises `KeyError`, `TypeError` or `ValueError` if it is damaged."""
         self.baseline, self.teacher = str(state["baseline"]), str(state["teacher"])
+        self._artifacts = {str(name): str(artifact) for name, artifact in state["artifacts"].items()}
+        self._began = int(state["began"])
         self._weights = {int(epoch): dict(shares) for epoch, shares in state["weights"].items()}
         self.unknown_epochs, self.skipped_epochs = int(state["unknown_epochs"]), int(state["skipped_epochs"])
         self._rest_ns = int(state["rest_ns"])

@@ -12,7 +12,7 @@ import msgspec
 log = logging.getLogger("canarium.monitor")
 
 FILE = "state.msgpack"
-VERSION = 12
+VERSION = 13
 
 
 class Committed(msgspec.Struct):

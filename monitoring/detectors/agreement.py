@@ -36,6 +36,7 @@ class Agreement(Detector):
 
     name: ClassVar[str] = "agreement"
     FIELDS: ClassVar[tuple[str, ...]] = (*Detector.FIELDS, "rows", "breached", "_over_limit")
+    NULL: ClassVar[tuple[str, ...]] = (*Detector.NULL, "_limits")
 
     def __init__(self, limit: float = 0.05, gross: float = 0.15, **budgets: float) -> None:
         self._limits = limit, gross

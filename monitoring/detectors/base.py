@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import msgspec
+
 from monitoring.detectors.betting import Betting, Drift, Mirrored
 
 #: Failed or slow batches whose key is remembered, so that each is one event.
@@ -17,7 +19,9 @@ class Detector:
 
     `failed` and `passed` latch until `reset`. A detector may have a softer verdict beside `failed`, such as a lower
     limit: `breached`, which latches too and pauses a rollout. Attributes listed in FIELDS make up the state:
-    plain values, or objects with `state` and `load`.
+    plain values, or objects with `state` and `load`. Those in KEPT are no evidence about the candidate. Those in NULL
+    say what it is held to: what was found when that was something else is of no account. `alpha` is not among them:
+    it follows the number of live candidates, and the evidence means the same at any.
 
     Args:
         alpha: the chance of a false alarm this detector may ever take, in (0, 1).
@@ -26,6 +30,8 @@ class Detector:
 
     name: ClassVar[str] = ""
     FIELDS: ClassVar[tuple[str, ...]] = ("observations", "events", "failed", "failed_at", "passed", "_against", "_for")
+    KEPT: ClassVar[tuple[str, ...]] = ()
+    NULL: ClassVar[tuple[str, ...]] = ("pass_alpha",)
 
     def __init__(self, alpha: float = 0.002, pass_alpha: float = 0.05) -> None:
         self.alpha = alpha
@@ -47,7 +53,9 @@ class Detector:
 
     def rearm(self) -> None:
         """Forget what was observed of the candidate, and no more."""
+        known = self._stored(self.KEPT)
         self.reset()
+        self._restore(known, self.KEPT)
 
     @property
     def log_evidence(self) -> float:
@@ -92,12 +100,33 @@ class Detector:
 
     def state(self) -> dict[str, Any]:
         """All that the detector knows, in plain values."""
-        values = {field: getattr(self, field) for field in self.FIELDS}
+        return {"null": self._null(), **self._stored(self.FIELDS)}
+
+    def load(self, state: Mapping[str, Any]) -> bool:
+        """Continue from a stored state; False if that was held to something else, so that this one starts anew.
+
+        Raises `KeyError` or `ValueError` if it is none of this detector's.
+        """
+        if state["null"] == self._null():
+            self._restore(state, self.FIELDS)
+            return True
+        self._restore(state, self.KEPT)
+        self.rearm()
+        return False
+
+    def _null(self) -> dict[str, Any]:
+        """What it is held to, as it is after a round through JSON."""
+        null: dict[str, Any] = msgspec.json.decode(
+            msgspec.json.encode({name: getattr(self, name) for name in self.NULL})
+        )
+        return null
+
+    def _stored(self, fields: tuple[str, ...]) -> dict[str, Any]:
+        values = {field: getattr(self, field) for field in fields}
         return {field: value.state() if hasattr(value, "state") else value for field, value in values.items()}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Continue from a stored state. Raises `KeyError` or `ValueError` if it is none of this detector's."""
-        for field in self.FIELDS:
+    def _restore(self, state: Mapping[str, Any], fields: tuple[str, ...]) -> None:
+        for field in fields:
             value = getattr(self, field)
             if hasattr(value, "load"):
                 value.load(state[field])

@@ -88,6 +88,7 @@ class Calibration(Detector):
     FIELDS: ClassVar[tuple[str, ...]] = (
         *Detector.FIELDS, "breached", "by_labels", "by_teacher", "seen_by_labels", "seen_by_teacher",
     )  # fmt: skip
+    NULL: ClassVar[tuple[str, ...]] = (*Detector.NULL, "edges", "margin", "_labels", "_teacher")
 
     def __init__(
         self,

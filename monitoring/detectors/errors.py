@@ -49,6 +49,7 @@ class Errors(Detector):
         *Detector.FIELDS, "race", "_clean", "_clean_alone", "candidate_requests", "candidate_errors", "last_limit",
         "_spell_ns", "_silent",
     )  # fmt: skip
+    NULL: ClassVar[tuple[str, ...]] = (*Detector.NULL, "ratio", "budget")
 
     def __init__(self, ratio: float = 1.25, budget: float = 0.01, **budgets: float) -> None:
         self.ratio = ratio

@@ -25,6 +25,7 @@ class Harm(Detector):
     """
 
     name: ClassVar[str] = "harm"
+    NULL: ClassVar[tuple[str, ...]] = (*Detector.NULL, "budget")
 
     def __init__(self, budget: float = 0.03, **budgets: float) -> None:
         self.budget = budget

@@ -124,6 +124,8 @@ class Interference(Detector):
     FIELDS: ClassVar[tuple[str, ...]] = (
         *Detector.FIELDS, "reference", "reference_us", "_start_ns", "_requests", "_slow",
     )  # fmt: skip
+    KEPT: ClassVar[tuple[str, ...]] = ("reference",)
+    NULL: ClassVar[tuple[str, ...]] = (*Detector.NULL, "margin", "margin_ms", "spells")
 
     def __init__(self, margin: float = 1.0, margin_ms: float = 5.0, spells: float = 0.5, **budgets: float) -> None:
         self.reference = Reference()
@@ -138,12 +140,6 @@ class Interference(Detector):
         self.reference_us = 0.0  # what it is held to in this arming; 0: not known yet
         self._start_ns = 0
         self._requests = self._slow = 0
-
-    def rearm(self) -> None:
-        """Forget the evidence; how slow the baseline is by itself is none."""
-        known = self.reference.state()
-        self.reset()
-        self.reference.load(known)
 
     def learn(self, latency_us: float, wall_ns: int) -> None:
         """A live request of the baseline while no candidate takes traffic, at `wall_ns` (see `Reference`)."""

@@ -32,6 +32,7 @@ class InvalidOutput(Detector):
 
     name: ClassVar[str] = "invalid_output"
     FIELDS: ClassVar[tuple[str, ...]] = (*Detector.FIELDS, "_clean", "batches")
+    NULL: ClassVar[tuple[str, ...]] = (*Detector.NULL, "limit")
 
     def __init__(self, limit: int = 3, **budgets: float) -> None:
         self.limit = limit

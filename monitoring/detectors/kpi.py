@@ -99,15 +99,14 @@ class Compared:
 
 
 class _ByName(dict[str, Compared]):
-    """The KPIs of one candidate; what is stored of one that is declared no more is dropped."""
+    """The KPIs of one candidate."""
 
     def state(self) -> dict[str, Any]:
         return {name: compared.state() for name, compared in self.items()}
 
     def load(self, state: dict[str, Any]) -> None:
         for name, compared in self.items():
-            if name in state:
-                compared.load(state[name])
+            compared.load(state[name])
 
 
 class Kpi(Detector):
@@ -137,9 +136,11 @@ class Kpi(Detector):
     FIELDS: ClassVar[tuple[str, ...]] = (
         "observations", "events", "failed", "failed_at", "passed", "compared", "_units",
     )  # fmt: skip
+    NULL: ClassVar[tuple[str, ...]] = (*Detector.NULL, "targets")
 
     def __init__(self, targets: Iterable[KpiTarget] = (), **budgets: float) -> None:
-        self.compared = _ByName((target.name, Compared(target)) for target in targets)
+        self.targets = list(targets)
+        self.compared = _ByName((target.name, Compared(target)) for target in self.targets)
         self._salts = {name: (at + 1) * _SPREAD & _MASK64 for at, name in enumerate(self.compared)}
         self._units = SeenUnits()
         super().__init__(**budgets)

@@ -73,9 +73,17 @@ class RunningQuantile:
     def state(self) -> dict[str, Any]:
         if self._block:
             self._sort()
-        return {"counts": sorted(self._counts.items()), "seen": self._seen, "value": min(self.value, 1e300)}
+        return {
+            "level": self.level,
+            "counts": sorted(self._counts.items()),
+            "seen": self._seen,
+            "value": min(self.value, 1e300),
+        }
 
     def load(self, state: dict[str, Any]) -> None:
+        if state["level"] != self.level:
+            self.reset()  # it is learned again within 512 requests
+            return
         self._counts = {int(bin_): float(count) for bin_, count in state["counts"]}
         self._block.clear()
         self._seen = int(state["seen"])
@@ -165,6 +173,8 @@ class Latency(Detector):
     FIELDS: ClassVar[tuple[str, ...]] = (
         *Detector.FIELDS, "race", "spells", "baseline", "candidate_requests", "candidate_slow", "last_limit",
     )  # fmt: skip
+    KEPT: ClassVar[tuple[str, ...]] = ("baseline",)
+    NULL: ClassVar[tuple[str, ...]] = (*Detector.NULL, "quantile", "margin", "margin_ms")
 
     def __init__(self, quantile: float = 0.99, margin: float = 0.25, margin_ms: float = 5.0, **budgets: float) -> None:
         self.quantile = quantile
@@ -183,12 +193,6 @@ class Latency(Detector):
         self.candidate_requests = 0
         self.candidate_slow = 0
         self.last_limit = 0.0
-
-    def rearm(self) -> None:
-        """Forget the evidence; the baseline's quantile is no evidence about the candidate."""
-        known = self.baseline.state()
-        self.reset()
-        self.baseline.load(known)
 
     def learn(self, latency_us: float) -> None:
         """A live request of the baseline while the candidate has no traffic."""

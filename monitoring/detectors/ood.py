@@ -31,6 +31,7 @@ class Ood(Detector):
 
     name: ClassVar[str] = "ood"
     FIELDS: ClassVar[tuple[str, ...]] = (*Detector.FIELDS, "_within")
+    NULL: ClassVar[tuple[str, ...]] = (*Detector.NULL, "threshold", "level", "margin")
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class Saturation(Detector):
 
     name: ClassVar[str] = "saturation"
     FIELDS: ClassVar[tuple[str, ...]] = (*Detector.FIELDS, "total", "worst")
+    NULL: ClassVar[tuple[str, ...]] = (*Detector.NULL, "limit")
 
     def __init__(self, limit: float = 0.01, **budgets: float) -> None:
         self.limit = limit

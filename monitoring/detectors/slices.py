@@ -45,6 +45,7 @@ class Slices(Detector):
 
     name: ClassVar[str] = "slices"
     FIELDS: ClassVar[tuple[str, ...]] = (*Detector.FIELDS, "evidence", "race", "seen", "named")
+    NULL: ClassVar[tuple[str, ...]] = (*Detector.NULL, "names", "limit", "ratio")
 
     def __init__(self, names: Sequence[str], limit: float = 0.15, ratio: float = 1.25, **budgets: float) -> None:
         self.names = list(names)

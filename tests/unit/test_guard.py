@@ -34,14 +34,14 @@ def model(**guards: Any) -> MonitorModel:
 
 
 def snapshot(weights: dict[str, int], epoch: int = 1, since: dict[str, int] | None = None, **more: Any) -> Snapshot:
-    shadow = more.pop("shadow", {})
+    shadow, artifacts = more.pop("shadow", {}), more.pop("artifacts", {})
     low, candidates = 0, {}
     for name, share in weights.items():
         candidates[name] = ((low, low + share),)
         low += share
     table = RouteTable(
         "m", epoch, "s", more.pop("baseline", "teacher"), "teacher",
-        {name: VariantEntry(name, at, f"m/{name}:1") for at, name in enumerate(VARIANTS, 1)},
+        {name: VariantEntry(name, at, artifacts.get(name, f"m/{name}:1")) for at, name in enumerate(VARIANTS, 1)},
         candidates, since or dict.fromkeys(candidates, epoch), shadow,
     )  # fmt: skip
     return Snapshot(rev=epoch, lease=1, tables={"m": table}, **more)
@@ -425,6 +425,16 @@ def test_a_guard_in_dry_run_says_what_it_would_do_and_does_not_act() -> None:
     assert (found.verdict, found.action, found.dry_run) == ("fail", "none", True)
     assert found.sentence.endswith("(dry run: no kill)")
     assert not of(watched, "errors").dry_run
+
+
+def test_what_failed_in_dry_run_acts_when_the_dry_run_is_lifted() -> None:
+    dry = guards(dry_run=("invalid_output",))
+    feed(dry, request("int8", Cause.INVALID_OUTPUT), times=5)
+    assert dry.trips() == []
+    lifted = ModelGuards("m", model())
+    lifted.load(json.loads(json.dumps(dry.state())))
+    assert [(trip.guard, trip.action) for trip in lifted.trips()] == [("invalid_output", "kill")]
+    assert lifted.trips() == []
 
 
 def test_a_trip_tells_the_evidence_at_its_crossing_whatever_was_seen_since() -> None:
