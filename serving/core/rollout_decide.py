@@ -382,7 +382,8 @@ def _to_weight(
         if rollout.state in (State.SHADOW, State.RAMPING):
             return _event(Move.HOLD, facts, rollout, lack, hold=Hold.NO_ROOM)
         return Decision(None, lack)
-    if wanted > rollout.weight and (thin := headroom_lack(rollout, facts)) is not None:
+    more = move is Move.RAMP or wanted > rollout.weight
+    if more and (thin := headroom_lack(rollout, facts)) is not None:
         if rollout.state in (State.SHADOW, State.RAMPING):
             return _event(Move.HOLD, facts, rollout, thin, hold=Hold.NO_HEADROOM)
         return Decision(None, thin)

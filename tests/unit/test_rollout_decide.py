@@ -283,6 +283,16 @@ def test_a_candidate_gets_no_more_traffic_than_the_baseline_could_take_back() ->
         assert moved(said(rollout(state=State.SHADOW, at=0), headroom=unknown)) is Move.RAMP
 
 
+def test_the_first_traffic_of_a_policy_without_a_shadow_needs_headroom_too() -> None:
+    ready = rollout(state=State.WARMUP, at=0)
+    policy = msgspec.structs.replace(ready.policy, steps=tuple(s for s in ready.policy.steps if s.shadow is None))
+    ready = msgspec.structs.replace(ready, policy=policy)
+    decision = said(ready, headroom=0.8)
+    assert moved(decision) is None
+    assert "can do 0.80 times the present traffic" in decision.why
+    assert moved(said(ready, headroom=1.0)) is Move.RAMP
+
+
 def test_a_promotion_that_would_take_traffic_from_the_candidate_waits_for_room() -> None:
     done = rollout(state=State.RAMPING, at=6)
     decision = said(done, room=4999)
