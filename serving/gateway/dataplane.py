@@ -147,6 +147,7 @@ class DataPlane:
         try:
             plane = self._route(work, version, caller)
             trace.rows = validate(request, plane.manifest.signature, model)
+            plane.batcher.refuse_if_too_large(trace.rows)
             if work.live and model in self._reserves:
                 self._keep_reserve(work)
             work.client_inputs = {item.name: item.data for item in request.inputs}
