@@ -322,6 +322,10 @@ class Batcher:
                     self._wake()
                 try:
                     await self._run(slot, batch)
+                except asyncio.CancelledError:  # also those who wait to be run again, each alone
+                    for entry in batch:
+                        self._fail(entry.owner, self._closed_error())
+                    raise
                 except Exception as error:
                     log.exception("%s: a batch failed unexpectedly", self.name)
                     for entry in batch:
@@ -432,8 +436,6 @@ class Batcher:
                 return WorkerFailure(
                     Cause.TIMEOUT, f"{worker.name} has not answered a batch for {self._hangs.limit_ns / 1e9:g} s", key
                 )
-            for entry in batch:
-                self._fail(entry.owner, self._closed_error())
             raise
         except Exception as error:
             log.exception("%s: the worker %s raised", self.name, worker.name)
