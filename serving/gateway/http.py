@@ -19,7 +19,7 @@ from serving.gateway.dataplane import DataPlane, Reply
 from serving.protocol import compress, oip_binary, oip_json
 from serving.protocol.describe import Description, encode, server_metadata
 from serving.protocol.types import InferRequest, shown
-from serving.transport.http1 import Head, Response
+from serving.transport.exchanges import Head, Response
 
 log = logging.getLogger(__name__)
 

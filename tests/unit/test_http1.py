@@ -116,24 +116,6 @@ async def test_names_of_headers_are_in_lower_case_and_the_last_value_counts(peer
     assert app.begun[0].head.client == "10.0.0.9"
 
 
-async def test_an_upgrade_is_answered_as_any_other_request_and_nothing_is_read_behind_it(peer: Peer, app: App) -> None:
-    fields = ("connection: Upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: eA==")
-    peer.feed(get("/v2", *fields) + b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58")
-    await turns()
-    answer = peer.answer()
-    assert (answer.status, answer.headers[b"connection"]) == (200, b"close")
-    assert len(app.begun) == 1
-    assert peer.closed
-
-
-async def test_connect_gets_no_tunnel(peer: Peer, app: App) -> None:
-    peer.feed(b"CONNECT a.example:443 HTTP/1.1\r\nhost: a.example:443\r\n\r\n\x16\x03\x01")
-    await turns()
-    assert peer.take().startswith(b"HTTP/1.1 ")
-    assert peer.closed
-    assert len(app.begun) == 1
-
-
 # ---------------------------------------------------------------- bodies
 
 
