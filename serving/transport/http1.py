@@ -33,6 +33,8 @@ MAX_PIPELINED = 16
 #: Seconds: an idle connection, a head that arrives, a body that arrives, a client that does not read its answer, a
 #: refused client that goes on sending.
 IDLE_S, HEAD_S, BODY_S, WRITE_S, LINGER_S = 75.0, 30.0, 30.0, 30.0, 2.0
+#: Bytes that a client takes in `WRITE_S` if it reads its answer at all.
+WRITE_LEAST = 16_384
 SWEEP_S = 0.5
 
 _STATUS_LINES = {
@@ -157,6 +159,7 @@ class Http1Connection(asyncio.Protocol):
         "_target",
         "_task",
         "_transport",
+        "_unsent",
         "_upgrading",
         "_waiting",
         "due",
@@ -170,7 +173,8 @@ class Http1Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._client = ""
         self._closing = False  # nothing more is read as requests
-        self._paused = False  # the client does not read
+        self._paused = False  # the client does not read as fast as it is answered
+        self._unsent = 0  # bytes that it had not taken when its patience was last set
         self._reading = False  # in the middle of a request
         self._barren = 0  # bytes since the last that were body or the end of a head
         self._target = b""
@@ -238,10 +242,11 @@ class Http1Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._paused = True
-        self.due = self._loop.time() + WRITE_S
+        self._await_client()
 
     def resume_writing(self) -> None:
         self._paused = False
+        self._unsent = 0
         self.due = math.inf if self._task is not None else self._loop.time() + (LINGER_S if self._closing else IDLE_S)
         self._next()
 
@@ -408,8 +413,14 @@ class Http1Connection(asyncio.Protocol):
                 self.due = self._loop.time() + LINGER_S
             transport.write_eof()
         else:
-            self.due = self._loop.time() + WRITE_S
+            self._await_client()
             transport.close()
+
+    def _await_client(self) -> None:
+        """Give the client time to take what it is sent."""
+        assert self._transport is not None
+        self._unsent = self._transport.get_write_buffer_size()
+        self.due = self._loop.time() + WRITE_S
 
     def _refuse(self, response: Response) -> None:
         """Answer, in its turn, a request that is not read to its end; take no more of this connection."""
@@ -430,6 +441,8 @@ class Http1Connection(asyncio.Protocol):
             self._refuse(self._app.malformed(400, f"the body was not complete after {BODY_S:g} s"))
         elif self._reading and not self._closing and not self._paused:
             self._refuse(self._app.malformed(408, f"the request's head was not complete after {HEAD_S:g} s"))
+        elif self._transport is not None and self._unsent - self._transport.get_write_buffer_size() >= WRITE_LEAST:
+            self._await_client()  # it reads, if slowly
         else:
             self.abort()
 

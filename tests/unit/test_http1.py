@@ -312,6 +312,35 @@ async def test_a_client_that_does_not_read_is_given_up(peer: Peer, app: App, clo
     assert app.held == 0
 
 
+@pytest.mark.parametrize("fields", [(), ("connection: close",)])
+async def test_a_client_that_reads_slowly_is_waited_for_and_one_that_all_but_stops_is_not(
+    peer: Peer, clock: LoopClock, monkeypatch: pytest.MonkeyPatch, fields: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(peer, "close", lambda: None)  # not before all is sent
+    peer.stuck = True
+    peer.feed(get("/large", *fields))
+    await turns()
+    monkeypatch.undo()
+    for _ in range(5):
+        peer.unread -= http1.WRITE_LEAST
+        await clock.advance(http1.WRITE_S + http1.SWEEP_S)
+        assert not peer.closed
+    peer.unread -= http1.WRITE_LEAST - 1
+    await clock.advance(http1.WRITE_S + http1.SWEEP_S)
+    assert peer.aborted
+
+
+async def test_a_client_that_has_read_all_is_not_given_more_time(peer: Peer, clock: LoopClock) -> None:
+    peer.stuck = True
+    peer.feed(get("/large"))
+    await turns()
+    peer.free()
+    await clock.advance(http1.IDLE_S - 1)
+    assert not peer.closed
+    await clock.advance(2)
+    assert peer.aborted
+
+
 async def test_a_client_that_reads_again_gets_the_rest(peer: Peer, clock: LoopClock) -> None:
     peer.stuck = True
     peer.feed(get("/large") + post(b"second"))
