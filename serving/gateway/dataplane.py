@@ -87,7 +87,7 @@ class DataPlane:
         self._recorder = recorder
         self._clock = clock
         self.planes = Planes(list(config.models), routing, plane_factory)
-        self._scorer = Scorer(recorder, clock)
+        self._scorer = Scorer(recorder, clock, (config.server.max_inflight_mib << 20) // 4)
         self.slices = {name: Slices(model.slices) for name, model in config.models.items()}
         self._reserves = {
             name: TokenBucket() for name, model in config.models.items() if model.capacity.on_kill == "reserve"
