@@ -38,6 +38,11 @@ class Shape(NamedTuple):
     width: int  # longest paddable axis; 0 = none
 
 
+def bytes_of(array: np.ndarray) -> int:
+    """What an array's values take on the wire."""
+    return sum(len(item) + 4 for item in array.flat) if array.dtype.hasobject else array.nbytes
+
+
 def shape_of(inputs: Arrays, rows: int, layout: Layout = PLAIN) -> Shape:
     """Describe a request's arrays. Two may share a batch if their signatures are equal.
 
@@ -50,10 +55,7 @@ def shape_of(inputs: Arrays, rows: int, layout: Layout = PLAIN) -> Shape:
     for name in inputs if len(inputs) == 1 else sorted(inputs):
         array = inputs[name]
         dtype, shape = array.dtype, array.shape
-        if dtype.hasobject:
-            total += sum(len(item) + 4 for item in array.flat)
-        else:
-            total += array.nbytes
+        total += bytes_of(array)
         axis = layout.inputs.get(name, 0) if layout.inputs else 0
         counted = counted or axis is not None
         if axis is None:  # one value for all: only requests with the same one

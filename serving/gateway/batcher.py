@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from serving.clock import Clock
 from serving.contract import Cause
 from serving.core.admission import Pace
-from serving.core.arrays import PLAIN, Arrays, Layout, chunk_rows, merge, rows_of, shape_of, split
+from serving.core.arrays import PLAIN, Arrays, Layout, merge, split
 from serving.core.batching import BatchQueue, Entry
 from serving.errors import ErrorKind, RequestError, bad_request
 from serving.gateway.deadlines import Deadlines
-from serving.gateway.requests import BatchResult, Request
+from serving.gateway.requests import BatchResult, Request, entries_of
 from serving.gateway.slots import HangWatch, Slot
 from serving.gateway.threads import short_message
 from serving.gateway.worker_base import RunNow, Worker, WorkerFailure
@@ -168,7 +168,7 @@ class Batcher:
         future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
         request = Request(future, now, self._layout.outputs)
         try:
-            request.entries = self._entries(request, inputs, rows, deadline_ns, live)
+            request.entries = entries_of(request, inputs, rows, deadline_ns, live, self._layout, self._queue)
             self._admit(request, rows, deadline_ns, live, now)
             self._deadlines.add(deadline_ns, request)
             delay = self._queue.max_queue_delay_ns
@@ -200,6 +200,18 @@ class Batcher:
         if self._on_batch is not None:
             self._on_batch(rows, infer_ns)
         return BatchResult(outputs, 0, infer_ns, rows, key)
+
+    def refuse_if_too_large(self, rows: int) -> None:
+        """Refuse a request of more rows than the queue ever holds, as `submit` does. Raises `RequestError` TOO_LARGE.
+
+        Its inputs, which a caller who asks first need not make, may take a hundred times the memory of its body.
+        """
+        if rows > self._queue.max_rows:
+            raise RequestError(
+                ErrorKind.TOO_LARGE,
+                f"a request of {rows} rows is more than the queue of {self.name} holds ({self._queue.max_rows} rows): "
+                "send fewer rows a request or raise routing.queue.max_rows",
+            )
 
     def refuse_if_late(self, rows: int, deadline_ns: int) -> None:
         """Refuse a live request of `rows` rows that would wait longer than it may behind other live work.
@@ -248,36 +260,10 @@ class Batcher:
 
     # ------------------------------------------------------------ admission
 
-    def _entries(self, request: Request, inputs: Arrays, rows: int, deadline_ns: int, live: bool) -> list[Entry]:
-        shape = shape_of(inputs, rows, self._layout)
-        if shape.signature is None:
-            return [Entry(request, inputs, rows, shape.bytes, object(), deadline_ns, live)]
-        step = chunk_rows(rows, shape.bytes, self._queue.max_batch, self._queue.max_bytes)
-        if rows <= step:
-            return [Entry(request, inputs, rows, shape.bytes, shape.signature, deadline_ns, live, shape.width)]
-        return [
-            Entry(
-                request,
-                rows_of(inputs, at, at + step, self._layout.inputs),
-                min(step, rows - at),
-                shape.bytes * min(step, rows - at) // rows,
-                shape.signature,
-                deadline_ns,
-                live,
-                shape.width,
-            )
-            for at in range(0, rows, step)
-        ]
-
     def _admit(self, request: Request, rows: int, deadline_ns: int, live: bool, now: int) -> None:
         if rows < 1:
             raise bad_request(f"a request to {self.name} has {rows} rows: send at least one")
-        if rows > self._queue.max_rows:
-            raise RequestError(
-                ErrorKind.TOO_LARGE,
-                f"a request of {rows} rows is more than the queue of {self.name} holds ({self._queue.max_rows} rows): "
-                "send fewer rows a request or raise routing.queue.max_rows",
-            )
+        self.refuse_if_too_large(rows)
         if live:
             self.refuse_if_late(rows, deadline_ns)
         offer = self._queue.offer(request.entries, now)
@@ -336,6 +322,10 @@ class Batcher:
                     self._wake()
                 try:
                     await self._run(slot, batch)
+                except asyncio.CancelledError:  # also those who wait to be run again, each alone
+                    for entry in batch:
+                        self._fail(entry.owner, self._closed_error())
+                    raise
                 except Exception as error:
                     log.exception("%s: a batch failed unexpectedly", self.name)
                     for entry in batch:
@@ -446,8 +436,6 @@ class Batcher:
                 return WorkerFailure(
                     Cause.TIMEOUT, f"{worker.name} has not answered a batch for {self._hangs.limit_ns / 1e9:g} s", key
                 )
-            for entry in batch:
-                self._fail(entry.owner, self._closed_error())
             raise
         except Exception as error:
             log.exception("%s: the worker %s raised", self.name, worker.name)

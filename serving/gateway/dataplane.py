@@ -87,7 +87,7 @@ class DataPlane:
         self._recorder = recorder
         self._clock = clock
         self.planes = Planes(list(config.models), routing, plane_factory)
-        self._scorer = Scorer(recorder, clock)
+        self._scorer = Scorer(recorder, clock, (config.server.max_inflight_mib << 20) // 4)
         self.slices = {name: Slices(model.slices) for name, model in config.models.items()}
         self._reserves = {
             name: TokenBucket() for name, model in config.models.items() if model.capacity.on_kill == "reserve"
@@ -147,6 +147,7 @@ class DataPlane:
         try:
             plane = self._route(work, version, caller)
             trace.rows = validate(request, plane.manifest.signature, model)
+            plane.batcher.refuse_if_too_large(trace.rows)
             if work.live and model in self._reserves:
                 self._keep_reserve(work)
             work.client_inputs = {item.name: item.data for item in request.inputs}

@@ -13,11 +13,11 @@ from serving.clock import Clock
 from serving.config import Config
 from serving.control.auth import Auth
 from serving.errors import ErrorKind, RequestError
-from serving.gateway import describe
+from serving.gateway import coding, describe
 from serving.gateway.budget import Held, InflightBudget
 from serving.gateway.caller import Caller, RequestIds, timeout_of
 from serving.gateway.dataplane import DataPlane
-from serving.protocol import compress, oip_grpc
+from serving.protocol import oip_grpc
 from serving.protocol.describe import server_metadata
 from serving.transport.grpc_calls import GrpcReply, timeout_s
 from serving.transport.hpack import Headers
@@ -70,7 +70,9 @@ class GrpcExchange:
             assert self._method is not None
             message, handler = self._method
             try:
-                request = message.FromString(self._message(body))
+                given = _message(body)
+                request = message.FromString(await self._unpacked(given) if body[0] else given)
+                del given  # not held while it is answered
             except DecodeError:
                 raise RequestError(
                     ErrorKind.BAD_REQUEST, f"the message is not a valid {message.DESCRIPTOR.name}"
@@ -86,13 +88,9 @@ class GrpcExchange:
     def end(self) -> None:
         self._held.release()
 
-    def _message(self, body: bytes) -> bytes:
-        """The message behind its prefix of a flag and a length. Raises `RequestError`."""
-        if len(body) < 5 or int.from_bytes(body[1:5]) != len(body) - 5:
-            raise RequestError(ErrorKind.BAD_REQUEST, "a unary call has one whole message")
-        if not body[0]:
-            return body[5:]
-        unpacked = compress.decompress(body[5:], self.text(b"grpc-encoding"), self._gateway.max_message)
+    async def _unpacked(self, packed: bytes) -> bytes:
+        """A message that came packed. Raises `RequestError`."""
+        unpacked = await coding.unpacked(packed, self.text(b"grpc-encoding"), self._gateway.max_message)
         self._held.add(len(unpacked))
         return unpacked
 
@@ -220,6 +218,13 @@ class GrpcGateway:
 
 
 _FOR_ANYBODY = {f"/{SERVICE}/ServerLive".encode(), f"/{SERVICE}/ServerReady".encode(), b"/grpc.health.v1.Health/Check"}
+
+
+def _message(body: bytes) -> bytes:
+    """What is behind its prefix of a flag and a length. Raises `RequestError`."""
+    if len(body) < 5 or int.from_bytes(body[1:5]) != len(body) - 5:
+        raise RequestError(ErrorKind.BAD_REQUEST, "a unary call has one whole message")
+    return body[5:]
 
 
 def _refusal(error: RequestError) -> GrpcReply:

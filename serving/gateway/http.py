@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -12,21 +11,21 @@ from serving.clock import Clock
 from serving.config import Config
 from serving.control.auth import Action, Auth, Principal
 from serving.errors import ErrorKind, RequestError, bad_request
-from serving.gateway import describe
+from serving.gateway import coding, describe
 from serving.gateway.budget import Held, InflightBudget
 from serving.gateway.caller import Caller, RequestIds, timeout_of
 from serving.gateway.dataplane import DataPlane, Reply
 from serving.protocol import compress, oip_binary, oip_json
 from serving.protocol.describe import Description, encode, server_metadata
 from serving.protocol.types import InferRequest, shown
-from serving.transport.http1 import Head, Response
+from serving.transport.exchanges import Head, Response
 
 log = logging.getLogger(__name__)
 
 _JSON = b"content-type: application/json\r\n"
 _OCTETS = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
-#: Bytes of bodies of feedback and index requests; KPIs of one feedback; bytes from which unpacking leaves the loop.
-SMALL_BODY, KPIS_MAX, UNPACK_INLINE = 65_536, 16, 65_536
+#: Bytes of bodies of feedback and index requests; KPIs of one feedback.
+SMALL_BODY, KPIS_MAX = 65_536, 16
 #: Prepared header lines are kept for this many combinations of variant, reason and epoch.
 FIELDS_KEPT = 1024
 
@@ -256,7 +255,7 @@ class HttpGateway:
             pieces, fields = [oip_json.encode_response(reply.response)], _JSON
         accept = headers.get(b"accept-encoding")
         if accept is not None:
-            pieces, encoding = compress.compress(pieces, accept.decode("latin-1"))
+            pieces, encoding = await coding.packed(pieces, accept.decode("latin-1"))
             if encoding:
                 fields += b"content-encoding: %b\r\n" % encoding.encode()
         request_id = exchange.request_id.encode("latin-1")
@@ -275,10 +274,7 @@ class HttpGateway:
 
     async def _unpacked(self, exchange: HttpExchange, body: bytes) -> bytes:
         encoding = exchange.head.headers[b"content-encoding"].decode("latin-1")
-        if len(body) < UNPACK_INLINE:
-            unpacked = compress.decompress(body, encoding, self._max_body)
-        else:
-            unpacked = await asyncio.to_thread(compress.decompress, body, encoding, self._max_body)
+        unpacked = await coding.unpacked(body, encoding, self._max_body)
         exchange.hold(len(unpacked))
         return unpacked
 

@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 
 from serving.contract import Cause
-from serving.core.arrays import PLAIN, Axes, join
-from serving.core.batching import Entry
+from serving.core.arrays import PLAIN, Arrays, Axes, Layout, chunk_rows, join, rows_of, shape_of
+from serving.core.batching import BatchQueue, Entry
 from serving.errors import RequestError
 from serving.gateway.worker_base import WorkerFailure
 
@@ -91,6 +91,31 @@ class Request:
         """Fail the caller, unless it has its answer or is gone."""
         if self.future is not None and not self.future.done():
             self.future.set_exception(_own(error))
+
+
+def entries_of(
+    request: Request, inputs: Arrays, rows: int, deadline_ns: int, live: bool, layout: Layout, queue: BatchQueue
+) -> list[Entry]:
+    """What `queue` is to hold of a request: one entry, or several of at most a batch each."""
+    shape = shape_of(inputs, rows, layout)
+    if shape.signature is None:
+        return [Entry(request, inputs, rows, shape.bytes, object(), deadline_ns, live)]
+    step = chunk_rows(rows, shape.bytes, queue.max_batch, queue.max_bytes)
+    if rows <= step:
+        return [Entry(request, inputs, rows, shape.bytes, shape.signature, deadline_ns, live, shape.width)]
+    return [
+        Entry(
+            request,
+            rows_of(inputs, at, at + step, layout.inputs),
+            min(step, rows - at),
+            shape.bytes * min(step, rows - at) // rows,
+            shape.signature,
+            deadline_ns,
+            live,
+            shape.width,
+        )
+        for at in range(0, rows, step)
+    ]
 
 
 def _own(error: Exception) -> Exception:

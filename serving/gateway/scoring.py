@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import numpy as np
 from serving import contract
 from serving.clock import Clock
 from serving.contract import BUCKETS, Cause, Kind, RouteTable
+from serving.core.arrays import bytes_of
 from serving.gateway.recorder import Recorder, Trace
 from serving.gateway.variants import Fault, VariantPlane
 from serving.runtimes.answers import divergence, in_common
@@ -22,7 +24,7 @@ MAX_IN_FLIGHT = 128
 PATIENCE_S = 5.0
 
 
-class Answered(msgspec.Struct, frozen=True):
+class Answered(msgspec.Struct):
     """An answer that was returned to a client, as the scorer needs it."""
 
     plane: VariantPlane
@@ -31,20 +33,36 @@ class Answered(msgspec.Struct, frozen=True):
     outputs: Mapping[str, np.ndarray]
     rows: int
     trace: Trace
+    pieces: int = 0  # of work under way that hold it
+    bytes: int = 0  # what they hold
+
+    def size(self) -> int:
+        """Bytes of its tensors. Those that came as bytes are views of the request's whole body."""
+        held = [*self.client_inputs.values(), *self.outputs.values()]
+        if self.session_inputs is not self.client_inputs:
+            held += self.session_inputs.values()
+        return sum(map(bytes_of, held))
 
 
 class Scorer:
-    """Runs a bounded number of background comparisons; sheds and counts the rest."""
+    """Runs a bounded number of background comparisons; sheds and counts the rest.
 
-    def __init__(self, recorder: Recorder, clock: Clock) -> None:
+    Args:
+        max_bytes: what all of them may hold of requests that were answered, and so are in flight no more. One that
+            is larger is compared while nothing else is.
+    """
+
+    def __init__(self, recorder: Recorder, clock: Clock, max_bytes: int) -> None:
         self._recorder = recorder
         self._clock = clock
+        self._max_bytes = max_bytes
+        self._bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def reference(self, answer: Answered, teacher: VariantPlane, table: RouteTable) -> None:
         """Have the teacher answer what a candidate answered, and record the pair."""
         candidate = answer.plane.entry.name
-        if not self._spawn(self._reference(answer, teacher, table, table.reference_bp)):
+        if not self._spawn(answer, self._reference(answer, teacher, table, table.reference_bp)):
             self._recorder.count(table.model, candidate, contract.C_REFERENCE_SHED)
 
     def shadow(self, answer: Answered, shadow: VariantPlane, teacher: VariantPlane | None, table: RouteTable) -> None:
@@ -53,7 +71,7 @@ class Scorer:
         If another variant answered the client, the teacher is asked as well; without a teacher, or for a
         shadow of the teacher itself, the comparison is with what was returned.
         """
-        if not self._spawn(self._shadow(answer, shadow, teacher, table)):
+        if not self._spawn(answer, self._shadow(answer, shadow, teacher, table)):
             self._recorder.count(table.model, shadow.entry.name, contract.C_SHADOW_SHED)
 
     def again(self, answer: Answered, table: RouteTable, share: int) -> None:
@@ -62,7 +80,7 @@ class Scorer:
         Args:
             share: basis points of its answers for which this is done.
         """
-        if not self._spawn(self._reference(answer, answer.plane, table, share)):
+        if not self._spawn(answer, self._reference(answer, answer.plane, table, share)):
             self._recorder.count(table.model, answer.plane.entry.name, contract.C_REFERENCE_SHED)
 
     async def close(self) -> None:
@@ -71,14 +89,25 @@ class Scorer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> bool:
-        if len(self._tasks) >= MAX_IN_FLIGHT:
+    def _spawn(self, answer: Answered, work: Coroutine[Any, Any, None]) -> bool:
+        more = 0 if answer.pieces else answer.size()
+        if len(self._tasks) >= MAX_IN_FLIGHT or (more and self._bytes and self._bytes + more > self._max_bytes):
             work.close()
             return False
+        answer.pieces += 1
+        answer.bytes += more
+        self._bytes += more
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._done, answer))
         return True
+
+    def _done(self, answer: Answered, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        answer.pieces -= 1
+        if not answer.pieces:
+            self._bytes -= answer.bytes
+            answer.bytes = 0
 
     async def _reference(self, answer: Answered, teacher: VariantPlane, table: RouteTable, share: int) -> None:
         candidate = answer.plane

@@ -14,12 +14,14 @@ from collections import deque
 from email.utils import formatdate
 from http import HTTPStatus
 from itertools import chain
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 from urllib.parse import unquote, urlsplit
 
 import httptools
 
+from serving.transport.exchanges import Exchange, Head, HttpApp, Response
 from serving.transport.pieces import keep
+from serving.transport.upgrade import parser_behind
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ MAX_PIPELINED = 16
 #: Seconds: an idle connection, a head that arrives, a body that arrives, a client that does not read its answer, a
 #: refused client that goes on sending.
 IDLE_S, HEAD_S, BODY_S, WRITE_S, LINGER_S = 75.0, 30.0, 30.0, 30.0, 2.0
+#: Bytes that a client takes in `WRITE_S` if it reads its answer at all.
+WRITE_LEAST = 16_384
 SWEEP_S = 0.5
 
 _STATUS_LINES = {
@@ -39,42 +43,6 @@ _STATUS_LINES = {
 _TOO_LONG = f"the request's head or trailers are over {MAX_HEAD >> 10} KiB"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CLOSE = b"connection: close\r\n"
-
-
-class Head(NamedTuple):
-    """A request without its body. Header names are in lower case; of a repeated header the last value counts."""
-
-    method: str
-    path: str
-    headers: dict[bytes, bytes]
-    client: str = ""
-
-
-class Response(NamedTuple):
-    """An answer. `fields` are whole header lines, each with its CRLF; `content-length` and `date` are added."""
-
-    status: int
-    fields: bytes
-    pieces: list[bytes]
-
-
-class Exchange(Protocol):
-    """One request and its answer, as an application sees them."""
-
-    #: The answer, if it is known before the body is read: the request is refused.
-    refusal: Response | None
-
-    def receive(self, count: int) -> bool:
-        """Note that `count` more bytes of the body have come; False if `refusal` was set because of it."""
-        ...
-
-    async def respond(self, body: bytes) -> Response:
-        """The answer to the whole request. Raises nothing but `CancelledError`, when the client went away."""
-        ...
-
-    def end(self) -> None:
-        """The exchange is over, however it went; may be called again."""
-        ...
 
 
 class _Nowhere(dict[bytes, bytes]):
@@ -112,18 +80,6 @@ class _Refused:
 
     def end(self) -> None:
         pass
-
-
-class HttpApp(Protocol):
-    """What answers requests."""
-
-    def begin(self, head: Head) -> Exchange:
-        """Take a request whose headers are complete. Never raises."""
-        ...
-
-    def malformed(self, status: int, message: str) -> Response:
-        """The answer to bytes that are no request."""
-        ...
 
 
 class Http1Server:
@@ -203,6 +159,8 @@ class Http1Connection(asyncio.Protocol):
         "_target",
         "_task",
         "_transport",
+        "_unsent",
+        "_upgrading",
         "_waiting",
         "due",
     )
@@ -215,7 +173,8 @@ class Http1Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._client = ""
         self._closing = False  # nothing more is read as requests
-        self._paused = False  # the client does not read
+        self._paused = False  # the client does not read as fast as it is answered
+        self._unsent = 0  # bytes that it had not taken when its patience was last set
         self._reading = False  # in the middle of a request
         self._barren = 0  # bytes since the last that were body or the end of a head
         self._target = b""
@@ -223,6 +182,7 @@ class Http1Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._hosts = 0  # headers of that name
         self._exchange: Exchange | None = None  # the request that is being read
+        self._upgrading: tuple[Exchange, dict[bytes, bytes]] | None = None  # its body is not read yet
         self._body: list[bytes] = []
         self._keep_alive = True
         self._task: asyncio.Task[None] | None = None  # answers `_answering`
@@ -247,10 +207,15 @@ class Http1Connection(asyncio.Protocol):
         if self._closing:
             return
         self._barren += len(data)
+        rest: bytes | memoryview = data
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._closing = True  # answered as any other request, then closed: what follows is not HTTP/1.1
+            while rest and not self._closing:
+                try:
+                    self._parser.feed_data(rest)
+                    break
+                except httptools.HttpParserUpgrade as upgrade:
+                    rest = memoryview(rest)[upgrade.args[0] :]
+                    self._ignore_upgrade()
         except httptools.HttpParserError as error:
             self._refuse(self._app.malformed(400, f"not a valid HTTP/1.1 request: {error.__cause__ or error}"))
         except httptools.HttpParserCallbackError:
@@ -277,10 +242,11 @@ class Http1Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._paused = True
-        self.due = self._loop.time() + WRITE_S
+        self._await_client()
 
     def resume_writing(self) -> None:
         self._paused = False
+        self._unsent = 0
         self.due = math.inf if self._task is not None else self._loop.time() + (LINGER_S if self._closing else IDLE_S)
         self._next()
 
@@ -310,7 +276,8 @@ class Http1Connection(asyncio.Protocol):
         parser, headers = self._parser, self._headers
         self._headers = _NOWHERE
         self._method = parser.get_method().decode("ascii")
-        self._keep_alive = parser.should_keep_alive() and not parser.should_upgrade()
+        upgrade = parser.should_upgrade()
+        self._keep_alive = parser.should_keep_alive() and not upgrade
         if self._barren > MAX_HEAD and len(self._target) + sum(map(len, chain(*headers.items()))) > MAX_HEAD:
             self._refuse(self._app.malformed(431, _TOO_LONG))
             return
@@ -335,8 +302,21 @@ class Http1Connection(asyncio.Protocol):
             self.due = self._loop.time() + BODY_S
         if exchange.refusal is not None:
             self._refuse(exchange.refusal)
-        elif b"expect" in headers and parser.get_http_version() == "1.1":
+            return
+        if b"expect" in headers and parser.get_http_version() == "1.1":
             self._go_on()
+        if upgrade and self._method != "CONNECT":
+            self._keep_alive = parser.should_keep_alive() and parser.get_http_version() == "1.1"
+            self._upgrading, self._exchange = (exchange, headers), None
+
+    def _ignore_upgrade(self) -> None:
+        """Go on behind the head of a request for another protocol: with its body, if it has one."""
+        if self._upgrading is None:
+            self._closing = True  # answered as any other request, then closed: what follows is not HTTP/1.1
+            return
+        (self._exchange, headers), self._upgrading = self._upgrading, None
+        self._reading = True
+        self._parser = parser_behind(headers, self, keep_alive=self._keep_alive)
 
     def _go_on(self) -> None:
         """Tell a client that waits for it to send the body; not while it is owed answers to earlier requests."""
@@ -433,8 +413,14 @@ class Http1Connection(asyncio.Protocol):
                 self.due = self._loop.time() + LINGER_S
             transport.write_eof()
         else:
-            self.due = self._loop.time() + WRITE_S
+            self._await_client()
             transport.close()
+
+    def _await_client(self) -> None:
+        """Give the client time to take what it is sent."""
+        assert self._transport is not None
+        self._unsent = self._transport.get_write_buffer_size()
+        self.due = self._loop.time() + WRITE_S
 
     def _refuse(self, response: Response) -> None:
         """Answer, in its turn, a request that is not read to its end; take no more of this connection."""
@@ -455,6 +441,8 @@ class Http1Connection(asyncio.Protocol):
             self._refuse(self._app.malformed(400, f"the body was not complete after {BODY_S:g} s"))
         elif self._reading and not self._closing and not self._paused:
             self._refuse(self._app.malformed(408, f"the request's head was not complete after {HEAD_S:g} s"))
+        elif self._transport is not None and self._unsent - self._transport.get_write_buffer_size() >= WRITE_LEAST:
+            self._await_client()  # it reads, if slowly
         else:
             self.abort()
 

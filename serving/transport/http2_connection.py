@@ -60,6 +60,8 @@ MAX_FRAME, STREAM_WINDOW, CONNECTION_WINDOW = 1 << 20, 4 << 20, 16 << 20
 MAX_RESETS = 1000
 #: Seconds for a preface, frame or message that has begun to come to its end, and for a peer to take what it is sent.
 PATIENCE_S = 30.0
+#: Bytes that a peer takes in that time if it reads at all.
+TAKEN_LEAST = 16_384
 _DEADLINE_EXCEEDED = 4
 _LARGEST_WINDOW = (1 << 31) - 1
 
@@ -93,7 +95,9 @@ class Http2Connection(asyncio.Protocol):
         self._parts: list[bytes] = []  # of a frame that has not come to its end
         self._missing = 0  # bytes until it does
         self._begun = server.now  # how long there has been something unfinished; infinite if there is nothing
-        self._stalled = math.inf  # since when the peer does not read
+        self._stalled = math.inf  # since when the peer does not read as fast as it is answered
+        self._unsent = 0  # bytes that it had not taken then, and what was written since
+        self._heard = server.now  # since when it is listened to; infinite while it is not
         self._started = False  # the client's preface has come
         self._streams: dict[int, _Stream] = {}
         self._last_stream = 0
@@ -174,12 +178,14 @@ class Http2Connection(asyncio.Protocol):
         self._streams.clear()
 
     def pause_writing(self) -> None:  # the peer does not read what it asked for: take nothing more from it
-        self._stalled = self._server.now
+        self._heard = math.inf
+        self._await_peer()
         if self._transport is not None:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._stalled = math.inf
+        self._heard = self._server.now
         if self._transport is not None:
             self._transport.resume_reading()
 
@@ -427,15 +433,28 @@ class Http2Connection(asyncio.Protocol):
 
     def sweep(self, late: float) -> None:
         """Give up what has waited for the peer since before `late` (loop time)."""
-        if min(self._begun, self._stalled) < late:
+        if self._stalled < late and self._transport is not None:
+            if self._unsent - self._transport.get_write_buffer_size() < TAKEN_LEAST:
+                self.abort()
+                return
+            self._await_peer()  # it reads, if slowly
+        heard = self._heard < late  # what was not read is not late
+        if self._begun < late and heard:
             self.abort()
             return
         for number, stream in [(number, stream) for number, stream in self._streams.items() if stream.since < late]:
             if stream.outgoing:
-                self._drop(number, CANCEL)
+                if heard:
+                    self._drop(number, CANCEL)
             else:
                 words = f"the message was not complete after {PATIENCE_S:g} s"
                 self._reply(number, stream, GrpcReply(_DEADLINE_EXCEEDED, message=words))
+
+    def _await_peer(self) -> None:
+        """Give the peer time to take what it is sent."""
+        self._stalled = self._server.now
+        if self._transport is not None:
+            self._unsent = self._transport.get_write_buffer_size()
 
     def go_away(self, code: int, *, close: bool = False) -> None:
         """Take no more calls; hang up when those under way are answered, or now."""
@@ -444,7 +463,8 @@ class Http2Connection(asyncio.Protocol):
         self._leaving = True
         self._write(frame(GOAWAY, 0, 0, U32.pack(self._last_stream) + U32.pack(code)))
         if close:
-            self._stalled = min(self._stalled, self._server.now)
+            if self._stalled == math.inf:
+                self._await_peer()
             self._transport.close()
         else:
             self._leave_if_done()
@@ -468,4 +488,5 @@ class Http2Connection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:
+            self._unsent += len(data)
             self._transport.write(data)

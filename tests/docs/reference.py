@@ -39,7 +39,7 @@ MEANINGS = {
     "server.control_port": "admin API and console",
     "server.gateways": "gateway processes",
     "server.max_body_mib": "largest HTTP request body, packed or unpacked (413); gRPC messages (RESOURCE_EXHAUSTED) are held to it as well",
-    "server.max_inflight_mib": "HTTP request bodies held at once by one gateway (503)",
+    "server.max_inflight_mib": "request bodies held at once by one gateway (503); shadow and reference work may hold a quarter of it beside (shed)",
     "state.dir": "everything an instance writes, the registry aside; relative to the working directory",
     "state.database": "where the control plane keeps its state: `sqlite` is a file in `state.dir`; else `postgresql+psycopg://USER:${NAME}@HOST/DATABASE`, `${NAME}` being an environment variable",
     "registry.dir": "the model registry",

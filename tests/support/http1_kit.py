@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import h11
 
-from serving.transport.http1 import Head, Http1Server, Response
+from serving.transport.exchanges import Head, Response
+from serving.transport.http1 import Http1Server
 from tests.support.transport import FakeTransport
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from serving.gateway.http import HttpGateway
-from serving.transport.http1 import Head
+from serving.transport.exchanges import Head
 
 INFER = "/v2/models/tiny/infer"
 

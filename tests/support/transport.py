@@ -36,6 +36,7 @@ class FakeTransport(asyncio.Transport):
         self.sent = bytearray()
         self.closed = self.aborted = self.half_closed = self.stuck = False
         self.reading = True
+        self.unread = 0  # bytes that the client has not taken yet
         self.protocol = make()
         self.protocol.connection_made(self)
 
@@ -50,7 +51,12 @@ class FakeTransport(asyncio.Transport):
         if not self.closed:
             self.sent += data
             if self.stuck:
-                self.protocol.pause_writing()
+                began, self.unread = not self.unread, self.unread + len(data)
+                if began:
+                    self.protocol.pause_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
     def take(self) -> bytes:
         """What was written since the last time."""
@@ -60,6 +66,7 @@ class FakeTransport(asyncio.Transport):
     def free(self) -> None:
         """The client reads again."""
         self.stuck = False
+        self.unread = 0
         self.protocol.resume_writing()
 
     def write_eof(self) -> None:

@@ -147,6 +147,24 @@ def test_the_search_for_poison_ends_with_the_deadlines_of_its_mates() -> None:
     simulate(main)
 
 
+def test_closing_in_the_search_for_poison_fails_those_too_whose_turn_has_not_come() -> None:
+    async def main(loop: TimedLoop) -> None:
+        worker = Doubler()
+        at = rig(loop, worker)
+        at.send(0)
+        await pause(0.001)
+        for value in (1, -1, 2):
+            at.send(value)
+        await pause(0.025)  # the first of them runs alone
+        assert [len(batch) for batch in worker.batches] == [1, 3, 1]
+        await at.batcher.close()
+        await pause(0)
+        assert all(task.done() for task in at.tasks)
+        assert [error.kind for error in (await at.outcomes())[1:]] == [ErrorKind.UNAVAILABLE] * 3
+
+    simulate(main)
+
+
 def test_shadow_mates_of_poison_are_shed_when_live_work_waits() -> None:
     async def main(loop: TimedLoop) -> None:
         worker = Doubler()

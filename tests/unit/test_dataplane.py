@@ -237,6 +237,21 @@ async def test_a_full_queue_refuses_with_a_time_to_retry(start: Start) -> None:
     assert all(error.kind is ErrorKind.OVERLOADED and error.retry_after_s for error in refused)
 
 
+async def test_a_request_that_can_never_fit_is_refused_before_its_inputs_are_made(start: Start) -> None:
+    gateway = start(candidate="", routing={"queue": {"max_rows": 4}})
+    await gateway.publish({"candidate": 100})
+    made: list[str] = []
+    for name in ("teacher", "candidate"):
+        plane = gateway.plane.planes.get("tiny", name)
+        assert plane is not None
+        plane.pipeline.preprocess = lambda inputs, name=name: made.append(name)  # type: ignore[method-assign]
+    with pytest.raises(RequestError, match=r"5 rows is more than the queue of candidate holds \(4 rows\)") as caught:
+        await gateway.ask(*["ham"] * 5, sticky="u1")
+    assert caught.value.kind is ErrorKind.TOO_LARGE
+    assert made == []
+    assert gateway.records()[-1]["status"] == 413
+
+
 async def test_a_label_is_recorded_under_the_requests_key(start: Start) -> None:
     gateway = start()
     await gateway.publish()

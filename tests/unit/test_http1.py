@@ -116,24 +116,6 @@ async def test_names_of_headers_are_in_lower_case_and_the_last_value_counts(peer
     assert app.begun[0].head.client == "10.0.0.9"
 
 
-async def test_an_upgrade_is_answered_as_any_other_request_and_nothing_is_read_behind_it(peer: Peer, app: App) -> None:
-    fields = ("connection: Upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: eA==")
-    peer.feed(get("/v2", *fields) + b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58")
-    await turns()
-    answer = peer.answer()
-    assert (answer.status, answer.headers[b"connection"]) == (200, b"close")
-    assert len(app.begun) == 1
-    assert peer.closed
-
-
-async def test_connect_gets_no_tunnel(peer: Peer, app: App) -> None:
-    peer.feed(b"CONNECT a.example:443 HTTP/1.1\r\nhost: a.example:443\r\n\r\n\x16\x03\x01")
-    await turns()
-    assert peer.take().startswith(b"HTTP/1.1 ")
-    assert peer.closed
-    assert len(app.begun) == 1
-
-
 # ---------------------------------------------------------------- bodies
 
 
@@ -328,6 +310,35 @@ async def test_a_client_that_does_not_read_is_given_up(peer: Peer, app: App, clo
     await clock.advance(2)
     assert peer.aborted
     assert app.held == 0
+
+
+@pytest.mark.parametrize("fields", [(), ("connection: close",)])
+async def test_a_client_that_reads_slowly_is_waited_for_and_one_that_all_but_stops_is_not(
+    peer: Peer, clock: LoopClock, monkeypatch: pytest.MonkeyPatch, fields: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(peer, "close", lambda: None)  # not before all is sent
+    peer.stuck = True
+    peer.feed(get("/large", *fields))
+    await turns()
+    monkeypatch.undo()
+    for _ in range(5):
+        peer.unread -= http1.WRITE_LEAST
+        await clock.advance(http1.WRITE_S + http1.SWEEP_S)
+        assert not peer.closed
+    peer.unread -= http1.WRITE_LEAST - 1
+    await clock.advance(http1.WRITE_S + http1.SWEEP_S)
+    assert peer.aborted
+
+
+async def test_a_client_that_has_read_all_is_not_given_more_time(peer: Peer, clock: LoopClock) -> None:
+    peer.stuck = True
+    peer.feed(get("/large"))
+    await turns()
+    peer.free()
+    await clock.advance(http1.IDLE_S - 1)
+    assert not peer.closed
+    await clock.advance(2)
+    assert peer.aborted
 
 
 async def test_a_client_that_reads_again_gets_the_rest(peer: Peer, clock: LoopClock) -> None:

@@ -11,7 +11,7 @@ import hpack
 import pytest
 
 from serving.transport.http2 import SWEEP_S, Http2Server
-from serving.transport.http2_connection import MAX_RESETS, MAX_STREAMS, PATIENCE_S
+from serving.transport.http2_connection import MAX_RESETS, MAX_STREAMS, PATIENCE_S, TAKEN_LEAST
 from tests.support.http2_kit import App, Peer, headers, message
 from tests.support.transport import LoopClock, turns
 
@@ -376,6 +376,46 @@ async def test_a_peer_that_reads_nothing_is_closed(peer: Peer, app: App, clock: 
     await clock.advance(PATIENCE_S + 2 * SWEEP_S)
     assert peer.aborted
     assert app.held == 0
+
+
+async def test_a_peer_that_reads_slowly_is_waited_for_and_one_that_all_but_stops_is_not(
+    peer: Peer, app: App, clock: LoopClock
+) -> None:
+    later = await peer.call(bytes(8 * TAKEN_LEAST), "/s/Wait")
+    peer.stuck = True
+    waits = await peer.call(bytes(100_000))  # longer than its window
+    for _ in range(3):
+        peer.unread -= TAKEN_LEAST
+        await clock.advance(PATIENCE_S + 2 * SWEEP_S)
+        assert not peer.closed
+    app.begun[0].gate.set()  # what is added meanwhile does not hide that it reads
+    peer.unread -= TAKEN_LEAST
+    await clock.advance(PATIENCE_S + 2 * SWEEP_S)
+    assert not peer.closed
+    peer.read()
+    assert not {waits, later} & peer.resets.keys()  # that they wait for windows that it gave is not known yet
+    peer.unread -= TAKEN_LEAST - 1
+    await clock.advance(PATIENCE_S + 2 * SWEEP_S)
+    assert peer.aborted
+    assert app.held == 0
+
+
+async def test_what_came_while_a_peer_was_not_listened_to_is_not_late(peer: Peer, clock: LoopClock) -> None:
+    peer.stuck = True
+    peer.acknowledge = False
+    stream = await peer.call(bytes(100_000))
+    whole = frame(PING, 0, 0, bytes(8))
+    peer.feed(whole[:12])
+    peer.unread -= TAKEN_LEAST
+    await clock.advance(PATIENCE_S + 2 * SWEEP_S)
+    peer.free()
+    await clock.advance(PATIENCE_S - 2 * SWEEP_S)
+    peer.feed(whole[12:])
+    peer.h2.increment_flow_control_window(1 << 20)
+    peer.h2.increment_flow_control_window(1 << 20, stream)
+    peer.flush()
+    peer.read()
+    assert peer.status(stream) == 0
 
 
 async def test_a_peer_that_is_told_off_and_does_not_read_that_is_closed(peer: Peer, clock: LoopClock) -> None:

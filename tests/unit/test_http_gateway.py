@@ -15,7 +15,7 @@ import pytest
 from serving.control.auth import Auth
 from serving.gateway.budget import InflightBudget
 from serving.gateway.http import HttpGateway
-from serving.transport.http1 import Head
+from serving.transport.exchanges import Head
 from tests.support.gateway import InProcessGateway, published
 from tests.support.http_exchange import INFER, Client
 

@@ -1,0 +1,25 @@
+"""Packing and unpacking of bodies, off the event loop where there is much of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from serving.protocol import compress
+
+#: Bytes from which it leaves the loop.
+INLINE = 65_536
+
+
+async def unpacked(body: bytes, encoding: str, limit: int) -> bytes:
+    """`compress.decompress`."""
+    if len(body) < INLINE:
+        return compress.decompress(body, encoding, limit)
+    return await asyncio.to_thread(compress.decompress, body, encoding, limit)
+
+
+async def packed(pieces: Sequence[bytes], accept: str) -> tuple[list[bytes], str | None]:
+    """`compress.compress`."""
+    if sum(map(len, pieces)) < INLINE:
+        return compress.compress(pieces, accept)
+    return await asyncio.to_thread(compress.compress, pieces, accept)
