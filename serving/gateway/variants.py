@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -161,6 +162,7 @@ class VariantPlane:
         self._told = (0, 0)  # what was last published of the batcher's counters
         self._sharers = gateways if entry.placement == "isolated" else 1
         self._running = 0  # callers that wait for an answer
+        self._drained: asyncio.Event | None = None  # who waits until there is none
         self.batcher = Batcher(
             entry.name,
             max_batch=entry.max_batch,
@@ -224,6 +226,8 @@ class VariantPlane:
             raise self._refusal(error) from None
         finally:
             self._running -= 1
+            if self._drained is not None and not self._running:
+                self._drained.set()
         began = self._clock.monotonic_ns()
         try:
             wrong = self.pipeline.check(result.outputs, rows)
@@ -259,17 +263,17 @@ class VariantPlane:
 
     async def warm(self, limit_s: float) -> None:
         """Wait until it has a worker, at most `limit_s` seconds."""
-        await self._wait(lambda: self.ready, limit_s)
+        for _ in range(int(limit_s / POLL_S)):
+            if self.ready:
+                return
+            await asyncio.sleep(POLL_S)
 
     async def drain(self, limit_s: float) -> None:
         """Wait until nobody waits for it any more, at most `limit_s` seconds."""
-        await self._wait(lambda: not self._running, limit_s)
-
-    async def _wait(self, done: Callable[[], bool], limit_s: float) -> None:
-        for _ in range(int(limit_s / POLL_S)):
-            if done():
-                return
-            await asyncio.sleep(POLL_S)
+        if self._running:
+            self._drained = asyncio.Event()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._drained.wait(), limit_s)
 
     def drop_queued(self) -> None:
         """Fail what is queued and not yet dispatched: the variant may not answer any more."""
