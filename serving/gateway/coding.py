@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from serving.protocol import compress
 
-#: Bytes from which it leaves the loop.
-INLINE = 65_536
+#: Bytes from which packing leaves the loop, and unpacking, which may make a thousand times as many of them.
+INLINE, INLINE_PACKED = 65_536, 4096
 
 
 async def unpacked(body: bytes, encoding: str, limit: int) -> bytes:
     """`compress.decompress`."""
-    if len(body) < INLINE:
+    if len(body) < INLINE_PACKED:
         return compress.decompress(body, encoding, limit)
     return await asyncio.to_thread(compress.decompress, body, encoding, limit)
 

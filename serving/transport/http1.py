@@ -216,11 +216,11 @@ class Http1Connection(asyncio.Protocol):
                 except httptools.HttpParserUpgrade as upgrade:
                     rest = memoryview(rest)[upgrade.args[0] :]
                     self._ignore_upgrade()
-        except httptools.HttpParserError as error:
-            self._refuse(self._app.malformed(400, f"not a valid HTTP/1.1 request: {error.__cause__ or error}"))
-        except httptools.HttpParserCallbackError:
+        except httptools.HttpParserCallbackError:  # ours, and a kind of the next
             log.exception("reading a request failed")
             self.abort()
+        except httptools.HttpParserError as error:
+            self._refuse(self._app.malformed(400, f"not a valid HTTP/1.1 request: {error}"))
         if self._barren > MAX_HEAD and not self._closing:
             self._refuse(self._app.malformed(431, _TOO_LONG))
 

@@ -74,7 +74,7 @@ async def test_much_leaves_the_loop_and_little_does_not(on_loop: dict[str, bool]
     body = bytes(coding.INLINE + more)
     pieces, encoding = await coding.packed([body[:10], body[10:]], "gzip")
     assert (gzip.decompress(b"".join(pieces)), encoding) == (body, "gzip")
-    packed = gzip.compress(body, 0)[: coding.INLINE + more]
+    packed = gzip.compress(body, 0)[: coding.INLINE_PACKED + more]
     with pytest.raises(Exception, match="truncated"):
         await coding.unpacked(packed, "gzip", 1 << 20)
     assert on_loop == {"compress": more < 0, "decompress": more < 0}
@@ -88,7 +88,8 @@ async def test_http_bodies_and_answers(
     monkeypatch: pytest.MonkeyPatch,
     inline: int,
 ) -> None:
-    monkeypatch.setattr(coding, "INLINE", inline)
+    for name in ("INLINE", "INLINE_PACKED"):
+        monkeypatch.setattr(coding, name, inline)
     client = Client(HttpGateway(gateway.config, gateway.plane, Auth.from_config("none", None), gateway.clock, budget))
     body = gzip.compress(str(TEXTS).replace("'", '"').encode())
     answer = await client.infer(body, content_encoding="gzip", accept_encoding="gzip")
@@ -105,7 +106,7 @@ async def test_grpc_messages(
     monkeypatch: pytest.MonkeyPatch,
     inline: int,
 ) -> None:
-    monkeypatch.setattr(coding, "INLINE", inline)
+    monkeypatch.setattr(coding, "INLINE_PACKED", inline)
     call, body = _call(gateway, budget), _packed_message()
     assert call.receive(len(body))
     reply = await call.respond(body)
@@ -120,7 +121,7 @@ async def test_grpc_messages(
 async def test_a_call_that_is_taken_back_while_it_is_unpacked_holds_nothing(
     gateway: InProcessGateway, budget: InflightBudget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coding, "INLINE", 1)
+    monkeypatch.setattr(coding, "INLINE_PACKED", 1)
     go_on = threading.Event()
     real = compress.decompress
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.transport import http1
+from serving.transport.exchanges import Exchange, Head
 from serving.transport.http1 import MAX_PIPELINED, Http1Server
 from tests.support.http1_kit import App, Peer, get, post
 from tests.support.transport import LoopClock, turns
@@ -242,6 +243,19 @@ async def test_a_bad_request_is_refused_after_the_good_ones_before_it(peer: Peer
     await turns()
     assert [answer.status for answer in peer.answers()] == [200, 400]
     assert len(app.begun) == 1
+
+
+async def test_a_fault_of_the_servers_own_is_no_fault_of_the_request(
+    peer: Peer, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Head) -> Exchange:
+        raise RuntimeError("secret of the server")
+
+    monkeypatch.setattr(app, "begin", broken)
+    peer.feed(get("/"))
+    await turns()
+    assert peer.closed
+    assert peer.take() == b""
 
 
 async def test_a_long_answer_is_not_cut_off_because_the_next_request_waits_for_it(
