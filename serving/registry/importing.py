@@ -9,7 +9,7 @@ import msgspec
 from serving.errors import RegistryError
 from serving.registry.approvals import faults
 from serving.registry.binding import misbound
-from serving.registry.formats import refuse_pickle
+from serving.registry.formats import refuse_outside, refuse_pickle
 from serving.registry.layout import Found, LayoutFolder
 from serving.registry.manifest import Lineage, Manifest
 from serving.registry.store import Registered, Registry
@@ -58,6 +58,7 @@ def _store(registry: Registry, layout: LayoutFolder, manifest: Manifest) -> None
             except OSError as error:
                 raise RegistryError(f"{manifest.ref}: {name} cannot be stored: {error.strerror}") from error
         refuse_pickle(manifest.ref, name, registry.blobs.path(file.sha256))
+    refuse_outside(manifest.ref, manifest, registry.blobs.path(manifest.files[manifest.entry].sha256))
 
 
 def _parents_first(found: list[Found]) -> list[Found]:

@@ -29,7 +29,7 @@ from serving.registry.approvals import Approvals
 from serving.registry.binding import misbound
 from serving.registry.blobs import Blobs
 from serving.registry.files import file_digest, locked, make_folder, write_atomically
-from serving.registry.formats import refuse_pickle
+from serving.registry.formats import refuse_outside, refuse_pickle
 from serving.registry.log import REMOVED, RegistryLog
 from serving.registry.manifest import File, Lineage, Manifest, Postprocess, Preprocess, Signature
 from serving.registry.names import is_name, listed, parse_ref, revision_of
@@ -116,10 +116,16 @@ class Registry:
         The folder is to be read only: it is shared by all who open the artifact.
 
         Raises:
-            RegistryError: as `checked`; a file is missing, differs from its digest or is a pickle.
+            RegistryError: as `checked`; a file is missing, differs from its digest or is a pickle; there is one more
+                than the manifest has, or the model keeps tensors in one.
         """
         manifest = self.checked(ref)
         folder = self._tree(manifest)
+        if strange := self.trees.strangers(manifest):
+            raise RegistryError(
+                f"{manifest.ref}: {folder / strange[0]} does not belong to it; "
+                "`canarium registry verify --repair` lays it out again"
+            )
         for name, file in manifest.files.items():
             path = folder / name
             try:
@@ -134,6 +140,7 @@ class Registry:
                     "run `canarium build` again to repair it"
                 )
             refuse_pickle(manifest.ref, name, path)
+        refuse_outside(manifest.ref, manifest, folder / manifest.entry)
         return manifest, folder
 
     def list(self) -> _Manifests:
@@ -199,6 +206,7 @@ class Registry:
         check(draft)
         for name, path in files.items():
             refuse_pickle(f"{draft.model}/{draft.variant}", name, path)
+        refuse_outside(f"{draft.model}/{draft.variant}", draft, files[draft.entry])
         with self.writing():
             stored = {name: self.blobs.put(path) for name, path in sorted(files.items())}
             # What is compared must have been through JSON, as what is on disk has.
