@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from serving.config import Config
 from serving.errors import ConfigError
 from serving.paths import Paths
+from serving.registry.hosts import siblings
 from serving.registry.store import Registry
 
 
@@ -35,17 +36,21 @@ def pinned(config: Config, registry: Registry) -> Config:
 def in_use(config: Config, registry: Registry) -> set[str]:
     """References, with revision, that a configuration names now, and those that its instance was last started with.
 
+    With the siblings that are served in place of INT8 artifacts on other processors: who asks may run on none of them.
+
     Raises:
-        RegistryError: one that it names is not there.
+        RegistryError: one that it names is not there, or a manifest cannot be read.
         ConfigError: it is not known what the instance was started with.
     """
     started = _started_with(Paths.of(config.state.dir).instance_file)
-    return {
+    named = {
         variant.artifact
         for one in (pinned(config, registry), *started)
         for model in one.models.values()
         for variant in model.variants.values()
     }
+    everything = registry.list()
+    return named.union(other.ref for one in everything if one.ref in named for other in siblings(one, everything))
 
 
 def _started_with(path: Path) -> list[Config]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from serving.build.cache import Cache, Made, NotDoneError
 from serving.build.evidence.steps import gather
-from serving.build.kinds import load_recipe, plan_of
+from serving.build.kinds import load_recipe, plan_of, policy_of
 
 
 class Planned(NamedTuple):
@@ -33,10 +33,11 @@ def dry_run(recipe_path: Path, *, cache_dir: Path) -> Planned:
     """Look at a recipe and the cache; nothing is done or written.
 
     Raises:
-        ConfigError: the recipe cannot be used.
+        ConfigError: the recipe, or the policy that it names, cannot be used.
         BuildError: a file that it names cannot be read.
     """
     recipe = load_recipe(recipe_path)
+    policy_of(recipe, recipe_path)  # what a build refuses at once
     cache = Cache(cache_dir, lambda *_: None, dry=True)
     plan = plan_of(recipe)(recipe, recipe_path.parent, cache)
     try:

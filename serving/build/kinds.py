@@ -14,6 +14,7 @@ from serving.build.recipe import Recipe, parse, read_document
 from serving.build.text.plan import TextPlan
 from serving.build.text.recipe import TextRecipe
 from serving.errors import ConfigError
+from serving.governance.policy import BUILT_IN, Policy, load_policy
 
 DEFAULT = "text"
 KINDS: dict[str, tuple[type[Recipe], type[Plan[Any]]]] = {
@@ -35,6 +36,14 @@ def load_recipe(path: Path) -> Recipe:
         raise ConfigError(f"{path}: kind: {kind!r} is not one of {', '.join(KINDS)}")
     schema, _ = KINDS[kind]
     return parse(path, document, schema)
+
+
+def policy_of(recipe: Recipe, path: Path) -> Policy | None:
+    """The policy that a recipe names, if it names one. Raises `ConfigError` if it cannot be used."""
+    given = recipe.requirements.policy
+    if given is None:
+        return None
+    return load_policy(given if given in BUILT_IN else str(path.parent / given))
 
 
 def plan_of(recipe: Recipe) -> type[Plan[Any]]:

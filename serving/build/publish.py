@@ -53,6 +53,9 @@ def publish(
 ) -> Outcome:
     """Register every variant that meets the requirements. Parents come before their children.
 
+    What has the same content already keeps its revision and its measurements, unless these miss what the new ones meet:
+    what is registered is what was judged.
+
     Args:
         evidence: variant -> the step that examined it; what it found joins the evaluation.
         policy: its rules are requirements as well.
@@ -63,24 +66,26 @@ def publish(
     recipe: Recipe = plan.recipe
     registered, refused = dict[str, Manifest](), dict[str, str]()
     beside = plan.beside(variants)
+
+    def lacks(manifest: Manifest) -> str:
+        return _lacking(recipe.requirements, policy, manifest)
+
     for variant in variants:
         evaluation = {**variant.evaluation.read("evaluation.json"), **beside.get(variant.name, {})}
         if variant.name in evidence:
             evaluation |= evidence[variant.name].read("evidence.json")
-        missing = [parent for parent in variant.parents.values() if parent not in registered]
-        reason = f"its parent {missing[0]} was refused" if missing else ""
-        if not reason and variant.damage is None:
-            reason = missed(recipe.requirements, evaluation)
-        if not reason:
-            parents = {role: registered[name] for role, name in variant.parents.items()}
-            files = {variant.entry: variant.model.folder / variant.entry, **variant.files}
-            draft = _draft(plan, recipe_sha256, registry.now(), variant, parents, evaluation, files)
-            if policy is not None and variant.damage is None:
-                reason = _lacking(policy, draft)
-        if reason:
+        if missing := [parent for parent in variant.parents.values() if parent not in registered]:
+            refused[variant.name] = f"its parent {missing[0]} was refused"
+            continue
+        parents = {role: registered[name] for role, name in variant.parents.items()}
+        files = {variant.entry: variant.model.folder / variant.entry, **variant.files}
+        draft = _draft(plan, recipe_sha256, registry.now(), variant, parents, evaluation, files)
+        if variant.damage is not None:
+            registered[variant.name] = registry.add(draft, files)
+        elif reason := lacks(draft):
             refused[variant.name] = reason
         else:
-            registered[variant.name] = registry.add(draft, files)
+            registered[variant.name] = registry.add(draft, files, stands=lambda there: not lacks(there))
     return Outcome(list(registered.values()), refused)
 
 
@@ -152,9 +157,11 @@ def missed(needed: RequirementsRecipe, evaluation: Mapping[str, Any]) -> str:
     return ""
 
 
-def _lacking(policy: Policy, draft: Manifest) -> str:
-    """What a policy misses in a manifest as `gate` and `approve` will read it; empty if nothing."""
-    lacks = failures(judge(policy, msgspec.json.decode(draft.encode())))
+def _lacking(needed: RequirementsRecipe, policy: Policy | None, manifest: Manifest) -> str:
+    """What requirements, and a policy as `gate` and `approve` read it, miss in a manifest; empty if nothing."""
+    if (reason := missed(needed, manifest.evaluation)) or policy is None:
+        return reason
+    lacks = failures(judge(policy, msgspec.json.decode(manifest.encode())))
     return f"requirements.policy {policy.name!r}: {'; '.join(lacks)}" if lacks else ""
 
 

@@ -18,10 +18,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from serving.build import publish, report
 from serving.build.cache import BuildError, Cache, Made
 from serving.build.evidence.steps import gather
-from serving.build.kinds import load_recipe, plan_of
-from serving.build.recipe import Recipe
+from serving.build.kinds import load_recipe, plan_of, policy_of
 from serving.clock import SystemClock
-from serving.governance.policy import BUILT_IN, Policy, load_policy
 from serving.registry.files import file_digest
 from serving.registry.manifest import Manifest
 from serving.registry.store import Registry
@@ -59,7 +57,7 @@ def build(recipe_path: Path, registry: Registry, *, cache_dir: Path, console: Co
     clock = SystemClock()
     started = clock.monotonic_ns()
     recipe = load_recipe(recipe_path)
-    policy = _policy(recipe, recipe_path)
+    policy = policy_of(recipe, recipe_path)
     # Progress is ours to show; the tokenizer warns about processes it does not know.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     with _progress(console) as listen:
@@ -77,14 +75,6 @@ def build(recipe_path: Path, registry: Registry, *, cache_dir: Path, console: Co
     if trusted in outcome.refused:
         raise BuildError(f"the {trusted} is not good enough: {outcome.refused[trusted]}; see {path}")
     return BuildResult(outcome.manifests, seconds, cached, path, outcome.refused, list(plan.made.values()))
-
-
-def _policy(recipe: Recipe, path: Path) -> Policy | None:
-    """The policy that the recipe names, before anything is done. Raises `ConfigError`."""
-    given = recipe.requirements.policy
-    if given is None:
-        return None
-    return load_policy(given if given in BUILT_IN else str(path.parent / given))
 
 
 @contextmanager

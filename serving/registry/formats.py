@@ -13,6 +13,7 @@ from pathlib import Path
 
 from serving.errors import RegistryError
 from serving.registry.manifest import Manifest
+from serving.registry.onnx_file import fields, locations
 
 #: Endings of files that are pickles by convention, whatever their first bytes are (protocols 0 and 1 have no mark).
 _PICKLED = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill")
@@ -20,9 +21,6 @@ _REMEDY = "it would run code when it is read; export the model to ONNX or safete
 _HEAD = 4096
 #: Fields of ONNX's ModelProto without which there is no model (onnx/onnx.proto): the graph and the operator sets.
 _GRAPH, _OPERATORS = 7, 8
-#: Wire types of protocol buffers, and how many bytes the fixed ones take.
-_VARINT, _BYTES = 0, 2
-_FIXED = {1: 8, 5: 4}
 
 
 def refuse_pickle(ref: str, name: str, path: Path) -> None:
@@ -37,6 +35,26 @@ def refuse_pickle(ref: str, name: str, path: Path) -> None:
         raise RegistryError(f"{ref}: {name} holds a pickle ({inside}): {_REMEDY}")
     if name.lower().endswith(_PICKLED) or _is_pickle(head):
         raise RegistryError(f"{ref}: {name} is a pickle: {_REMEDY}")
+
+
+def refuse_outside(ref: str, manifest: Manifest, path: Path) -> None:
+    """Raises `RegistryError` if the ONNX model at `path` keeps tensors in a file that is none of the artifact's.
+
+    ONNX Runtime would read them from there, and no digest and no approval covers them.
+    """
+    if manifest.format != "onnx":
+        return
+    try:
+        outside = sorted(locations(path) - set(manifest.files))
+    except OSError as error:
+        raise RegistryError(f"{ref}: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RegistryError(f"{ref}: {manifest.entry} {error}") from None
+    if outside:
+        raise RegistryError(
+            f"{ref}: {manifest.entry} keeps tensors in {outside[0]!r}, which is none of the artifact's files, so no "
+            "digest and no approval covers them; save the model with its tensors in it"
+        )
 
 
 def check_entry(manifest: Manifest, folder: Path) -> None:
@@ -92,38 +110,13 @@ def _safetensors_fault(path: Path) -> str:
 
 def _onnx_fault(path: Path) -> str:
     """What is wrong with the frame of an ONNX file: the outermost fields must fill it exactly, the graph among them."""
-    size, at, seen = path.stat().st_size, 0, set[int]()
-    with path.open("rb") as stream:
-        while at < size:
-            stream.seek(at)
-            key, at = _varint(stream.read(10), at)
-            field, kind = key >> 3, key & 7
-            if kind == _BYTES:
-                stream.seek(at)
-                length, at = _varint(stream.read(10), at)
-            elif kind == _VARINT:
-                stream.seek(at)
-                length, (_, at) = 0, _varint(stream.read(10), at)
-            elif kind in _FIXED:
-                length = _FIXED[kind]
-            else:
-                return f"is no ONNX model: byte {at} begins no field"
-            at += length
-            seen.add(field)
-    if at > size:
-        return f"is cut off: it has {size} bytes of at least {at}"
+    try:
+        with path.open("rb") as stream:
+            seen = {field.number for field in fields(stream, 0, path.stat().st_size)}
+    except ValueError as error:
+        return str(error)
     missing = [name for field, name in ((_GRAPH, "graph"), (_OPERATORS, "operator sets")) if field not in seen]
     return f"is cut off or no ONNX model: it has no {' and no '.join(missing)}" if missing else ""
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, and where it ends; what is cut off ends beyond the file."""
-    value = 0
-    for index, byte in enumerate(data):
-        value |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            return value, at + index + 1
-    return 0, at + 11
 
 
 _FAULTS = {"onnx": _onnx_fault, "torch": _safetensors_fault}

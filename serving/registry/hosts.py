@@ -6,7 +6,7 @@ in 16 bits, which saturate, so that the same file gives other answers there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from serving.registry.manifest import Manifest
@@ -59,6 +59,13 @@ def sibling(manifest: Manifest, others: Iterable[Manifest], cpu: Mapping[str, An
         and not unfit(other, cpu)
     ]
     return max(fitting, key=lambda other: (other.variant == manifest.variant, other.version), default=None)
+
+
+def siblings(manifest: Manifest, others: Sequence[Manifest]) -> list[Manifest]:
+    """What is served in its place on the processors where it may not run, as far as anything was validated on them."""
+    processors = [entry.get("cpu", {}) for other in others for entry in other.validated_on]
+    each = {arithmetic(cpu): cpu for cpu in processors if unfit(manifest, cpu)}
+    return [found for cpu in each.values() if (found := sibling(manifest, others, cpu)) is not None]
 
 
 def _sources(manifest: Manifest) -> Iterator[str]:

@@ -9,7 +9,7 @@ import msgspec
 from serving.errors import RegistryError
 from serving.registry.approvals import faults
 from serving.registry.binding import misbound
-from serving.registry.formats import refuse_pickle
+from serving.registry.formats import refuse_outside, refuse_pickle
 from serving.registry.layout import Found, LayoutFolder
 from serving.registry.manifest import Lineage, Manifest
 from serving.registry.store import Registered, Registry
@@ -19,7 +19,8 @@ def import_layout(registry: Registry, folder: Path) -> list[Registered]:
     """Register every artifact of a layout under its own model and variant, with the next numbers.
 
     All digests are verified before any manifest is visible. What has the same content as a registered artifact is not
-    registered again. The lineage names parents as they are numbered here, where they are here.
+    registered again, but two artifacts of a layout stay two. The lineage names parents as they are numbered here, where
+    they are here.
 
     Raises:
         RegistryError: something in the layout is missing, damaged or refused; nothing is registered then.
@@ -32,11 +33,13 @@ def import_layout(registry: Registry, folder: Path) -> list[Registered]:
     with registry.writing():
         for one in found:
             _store(registry, layout, one.manifest)
-        here = registry.log.origins()
+        here, taken = registry.log.origins(), set[str]()
         done = []
         for one in found:
-            made = registry.commit(_renumbered(registry, one.manifest, here), one.digest)
+            draft = _renumbered(registry, one.manifest, here)
+            made = registry.commit(draft, one.digest, lambda there: there.ref not in taken)
             here[one.digest] = made.manifest.ref
+            taken.add(made.manifest.ref)
             done.append(made)
             for signed in one.approvals:
                 signed = msgspec.structs.replace(signed, ref=made.manifest.ref)
@@ -58,6 +61,7 @@ def _store(registry: Registry, layout: LayoutFolder, manifest: Manifest) -> None
             except OSError as error:
                 raise RegistryError(f"{manifest.ref}: {name} cannot be stored: {error.strerror}") from error
         refuse_pickle(manifest.ref, name, registry.blobs.path(file.sha256))
+    refuse_outside(manifest.ref, manifest, registry.blobs.path(manifest.files[manifest.entry].sha256))
 
 
 def _parents_first(found: list[Found]) -> list[Found]:

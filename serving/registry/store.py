@@ -14,7 +14,7 @@ after; the lock is held all the while, so a blob that no manifest names and that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ from serving.registry.approvals import Approvals
 from serving.registry.binding import misbound
 from serving.registry.blobs import Blobs
 from serving.registry.files import file_digest, locked, make_folder, write_atomically
-from serving.registry.formats import refuse_pickle
+from serving.registry.formats import refuse_outside, refuse_pickle
 from serving.registry.log import REMOVED, RegistryLog
 from serving.registry.manifest import File, Lineage, Manifest, Postprocess, Preprocess, Signature
 from serving.registry.names import is_name, listed, parse_ref, revision_of
@@ -116,10 +116,16 @@ class Registry:
         The folder is to be read only: it is shared by all who open the artifact.
 
         Raises:
-            RegistryError: as `checked`; a file is missing, differs from its digest or is a pickle.
+            RegistryError: as `checked`; a file is missing, differs from its digest or is a pickle; there is one more
+                than the manifest has, or the model keeps tensors in one.
         """
         manifest = self.checked(ref)
         folder = self._tree(manifest)
+        if strange := self.trees.strangers(manifest):
+            raise RegistryError(
+                f"{manifest.ref}: {folder / strange[0]} does not belong to it; "
+                "`canarium registry verify --repair` lays it out again"
+            )
         for name, file in manifest.files.items():
             path = folder / name
             try:
@@ -134,6 +140,7 @@ class Registry:
                     "run `canarium build` again to repair it"
                 )
             refuse_pickle(manifest.ref, name, path)
+        refuse_outside(manifest.ref, manifest, folder / manifest.entry)
         return manifest, folder
 
     def list(self) -> _Manifests:
@@ -190,8 +197,13 @@ class Registry:
         )
         return self.add(draft, files)
 
-    def add(self, draft: Manifest, files: Mapping[str, Path]) -> Manifest:
+    def add(
+        self, draft: Manifest, files: Mapping[str, Path], stands: Callable[[Manifest], bool] | None = None
+    ) -> Manifest:
         """`register` what a manifest describes; its numbers and the digests of its files are given here.
+
+        Args:
+            stands: as `commit`.
 
         Raises:
             RegistryError: as `register`.
@@ -199,18 +211,20 @@ class Registry:
         check(draft)
         for name, path in files.items():
             refuse_pickle(f"{draft.model}/{draft.variant}", name, path)
+        refuse_outside(f"{draft.model}/{draft.variant}", draft, files[draft.entry])
         with self.writing():
             stored = {name: self.blobs.put(path) for name, path in sorted(files.items())}
             # What is compared must have been through JSON, as what is on disk has.
             whole = msgspec.structs.replace(draft, files=stored)
-            return self.commit(msgspec.json.decode(whole.encode(), type=Manifest)).manifest
+            return self.commit(msgspec.json.decode(whole.encode(), type=Manifest), stands=stands).manifest
 
-    def commit(self, draft: Manifest, origin: str = "") -> Registered:
+    def commit(self, draft: Manifest, origin: str = "", stands: Callable[[Manifest], bool] | None = None) -> Registered:
         """Number a checked draft whose blobs are stored, and make it visible; only inside `writing`.
 
         Args:
             draft: all but its revision and version.
             origin: digest of the manifest that it was imported from, if its numbers were others.
+            stands: whether a revision of the same content may be given instead, measured as it was; None: any may.
 
         Raises:
             RegistryError: as `trees.lay_out` and `log`; its calibration cache was made for another model.
@@ -220,7 +234,7 @@ class Registry:
         if why := misbound(draft, others):
             raise RegistryError(f"{model}/{variant}: {why}; nothing was registered")
         for other in others:
-            if other.variant == variant and other.content == content:
+            if other.variant == variant and other.content == content and (stands is None or stands(other)):
                 # Whatever damaged it, or ended the process that registered it, is made good.
                 self.trees.repair(other)
                 self.log.registered(other, self.now(), origin if origin != other.digest else "")

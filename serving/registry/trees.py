@@ -58,6 +58,14 @@ class Trees:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
+    def strangers(self, manifest: Manifest) -> list[str]:
+        """Names of what is in the tree and no file of the artifact. Raises `RegistryError` if it cannot be read."""
+        folder = self.path(manifest)
+        try:
+            return sorted(set(os.listdir(folder)) - set(manifest.files))
+        except OSError as error:
+            raise RegistryError(f"{manifest.ref}: cannot read {folder}: {error.strerror}") from error
+
     def is_whole(self, manifest: Manifest) -> bool:
         """Whether the tree is there and holds exactly the artifact's files."""
         folder = self.path(manifest)

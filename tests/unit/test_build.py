@@ -296,6 +296,26 @@ def test_a_policy_of_a_recipe_is_judged_on_all_that_the_manifest_will_say(built:
     assert refused["int8"] == "requirements.policy 'ours': quantization.calibration.rows is 16, under 17"
 
 
+def test_what_is_registered_is_what_the_gate_judged(built: Built, tmp_path: Path) -> None:
+    """A revision of the same content stands with its measurements, unless these miss what the new ones meet."""
+    (first, folder), registry = built.registry.open("tiny/teacher"), Registry(tmp_path / "registry")
+    slow = first.evaluation | {"latency_ms": {"batch_1": {"p99": 5000.0}}}
+    registry.add(
+        msgspec.structs.replace(first, evaluation=slow, build={}), {name: folder / name for name in first.files}
+    )
+    recipe = build_kit.write(tmp_path, build_kit.recipe(), build_kit.rows())
+    assert build(recipe, registry, cache_dir=built.cache).manifests[0].ref == "tiny/teacher:1"
+    document = build_kit.recipe() | {"requirements": {"p99_ms_ceiling": 1000}}
+    recipe = build_kit.write(tmp_path, document, build_kit.rows())
+    again = build(recipe, registry, cache_dir=built.cache)
+    assert again.manifests[0].ref == "tiny/teacher:2"
+    assert again.manifests[0].evaluation == first.evaluation
+    assert again.manifests[1].lineage.parents[0].ref == "tiny/teacher:2"
+    everything = registry.list()
+    assert build(recipe, registry, cache_dir=built.cache).manifests == again.manifests
+    assert registry.list() == everything
+
+
 # ---------------------------------------------------------------- the cache of steps
 
 

@@ -25,6 +25,7 @@ from serving.build.runner import BuildResult, build
 from serving.build.verify import Compared, compare, different_steps, registered
 from serving.cli import main
 from serving.commands.render_build import compared_json, compared_lines
+from serving.errors import ConfigError
 from serving.registry.files import file_digest
 from serving.registry.store import Registry
 
@@ -79,6 +80,14 @@ def test_a_dry_run_expects_what_a_step_took_the_last_time(
     assert "teacher" not in todo
     assert todo == {name: took[name] for name in todo}
     assert planned.seconds == pytest.approx(sum(todo.values()))
+
+
+def test_a_dry_run_refuses_the_policy_that_a_build_would(tmp_path: Path) -> None:
+    recipe = build_kit.write(tmp_path, build_kit.recipe() | {"requirements": {"policy": "policy.yaml"}}, [])
+    with pytest.raises(ConfigError, match=r"policy\.yaml: No such file"):
+        dry_run(recipe, cache_dir=tmp_path / "cache")
+    (tmp_path / "policy.yaml").write_text("apiVersion: canarium/policy/v1\nname: ours\ntier: low\n")
+    assert dry_run(recipe, cache_dir=tmp_path / "cache").steps
 
 
 def test_the_command_says_how_long_it_will_take(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 from pydantic import ValidationError
 
 from serving import yaml12
+from serving.build.kinds import load_recipe
+from serving.commands.rollout import read_policy
 from serving.config import Config, load_config, parse_config
 from serving.errors import ConfigError
+from serving.governance.policy import load_policy
 
 ROOT = Path(__file__).parents[2]
 
@@ -267,6 +271,29 @@ def test_a_configuration_cannot_be_changed() -> None:
 )
 def test_words_that_are_booleans_in_yaml_1_1_only_are_words(text: str, value: object) -> None:
     assert yaml12.load(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("d: 2024-13-45", "no usable timestamp: month must be in 1..12\n.*line 1, column 4"),
+        ("d: !!int ''", "no usable int: "),
+        ("d: " + "1" * 5000, "no usable int: Exceeds the limit"),
+        ('d: "a\\0b"', r"'a\\x00b' holds the null character or half of a surrogate pair\n.*line 1, column 4"),
+        ('labels: [ham, "sp\\ud800am"]', r"'sp\\ud800am' holds the null character or half"),
+        ('"\\ud800": 1', r"'\\ud800' holds the null character or half"),
+        ("d: !!binary YQBi", "could not determine a constructor for the tag"),
+        ("d: " + "[" * 3000, "it is nested too deeply"),
+    ],
+)
+@pytest.mark.parametrize("read", [load_config, load_recipe, load_policy, read_policy])
+def test_what_no_setting_can_be_is_an_error_of_the_file(
+    tmp_path: Path, read: Callable[[Any], Any], text: str, fault: str
+) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"file\.yaml: not valid YAML: {fault}"):
+        read(path)
 
 
 def test_merge_keys_still_work() -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import onnx
+import onnxruntime as ort
 import pytest
 from governance_kit import AVX2, CALIBRATION, INT8, SIGNATURE, VNNI, config, put, registry_at
 from registry_kit import faults, made_from
@@ -21,6 +23,7 @@ from serving.registry.export import export
 from serving.registry.formats import check_entry, refuse_pickle
 from serving.registry.importing import import_layout
 from serving.registry.manifest import Manifest
+from serving.registry.onnx_file import EXTERNAL_DATA, INSIDE, locations
 from serving.registry.store import Registry
 
 
@@ -178,6 +181,120 @@ def test_a_pickle_is_neither_registered_nor_imported_nor_loaded(registry: Regist
     export(registry, ["m/bad"], tmp_path / "out")
     with pytest.raises(RegistryError, match=r"m/bad:1: weights.bin is a pickle"):
         import_layout(Registry(tmp_path / "elsewhere", FakeClock()), tmp_path / "out")
+
+
+# ---------------------------------------------------------------- tensors in other files
+
+
+def outside(location: str = "weights.bin") -> onnx.TensorProto:
+    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[2, 2])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="offset", value="0")
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def attribute(**value: Any) -> onnx.NodeProto:
+    return onnx.NodeProto(op_type="Any", attribute=[onnx.AttributeProto(name="a", **value)])
+
+
+#: Graphs that keep a tensor in a file, each in another place.
+PLACES = {
+    "initializer": onnx.GraphProto(initializer=[outside()]),
+    "sparse initializer": onnx.GraphProto(sparse_initializer=[onnx.SparseTensorProto(values=outside())]),
+    "attribute": onnx.GraphProto(node=[attribute(t=outside())]),
+    "subgraph": onnx.GraphProto(node=[attribute(g=onnx.GraphProto(node=[attribute(tensors=[outside()])]))]),
+    "large": onnx.GraphProto(
+        initializer=[onnx.TensorProto(raw_data=b"location" * 2000)],
+        node=[attribute(graphs=[onnx.GraphProto(doc_string="x" * 9000, initializer=[outside()])])],
+    ),
+}
+
+
+def model(path: Path, graph: onnx.GraphProto, **more: Any) -> Path:
+    path.write_bytes(
+        onnx.ModelProto(graph=graph, opset_import=[onnx.OperatorSetIdProto(version=17)], **more).SerializeToString()
+    )
+    return path
+
+
+def test_tensors_are_found_in_all_places_where_onnx_has_them() -> None:
+    fields: dict[str, dict[int, str]] = {}
+    pending = [onnx.ModelProto.DESCRIPTOR]
+    while pending:
+        message = pending.pop()
+        if message.name not in fields:
+            inner = [field for field in message.fields if field.message_type is not None]
+            fields[message.name] = {field.number: field.message_type.name for field in inner}
+            pending += [field.message_type for field in inner]
+    leading = {"TensorProto"}
+    while more := {name for name, inner in fields.items() if leading & set(inner.values())} - leading:
+        leading |= more
+    assert {
+        name: {number: inner for number, inner in fields[name].items() if inner in leading}
+        for name in leading - {"TensorProto"}
+    } == INSIDE
+    assert onnx.TensorProto.DESCRIPTOR.fields_by_name["external_data"].number == EXTERNAL_DATA
+
+
+def test_the_files_that_a_model_names_are_found_wherever_it_does(tmp_path: Path) -> None:
+    for place, graph in PLACES.items():
+        assert locations(model(tmp_path / "model.onnx", graph)) == {"weights.bin"}, place
+    function = onnx.FunctionProto(node=[attribute(t=outside("../../b"))])
+    assert locations(model(tmp_path / "model.onnx", PLACES["initializer"], functions=[function])) == {
+        "weights.bin",
+        "../../b",
+    }
+    harmless = onnx.GraphProto(doc_string="location", initializer=[onnx.TensorProto(raw_data=b"location")])
+    assert locations(model(tmp_path / "model.onnx", harmless)) == set()
+
+
+def test_the_number_of_a_field_is_read_as_the_runtime_reads_it(tmp_path: Path) -> None:
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2, 2])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["w"], ["y"])], "g", [], [y], [outside()])
+    path = model(tmp_path / "model.onnx", graph, ir_version=8)
+    (tmp_path / "weights.bin").write_bytes(bytes(16))
+    plain = path.read_bytes()
+    assert plain[:3] == b"\x08\x08\x3a"
+    path.write_bytes(plain[:2] + b"\xba\x80\x80\x80\x10" + plain[3:])  # field 7, and a bit that does not count
+    assert ort.InferenceSession(path).run(["y"], {})[0].shape == (2, 2)
+    assert locations(path) == {"weights.bin"}
+    path.write_bytes(plain[:2] + b"\x0b\x0c" + plain[2:])  # a group, which ONNX has none of
+    assert ort.InferenceSession(path)
+    with pytest.raises(ValueError, match="is no ONNX model: byte 2 begins no field"):
+        locations(path)
+
+
+def test_a_model_with_tensors_in_a_file_of_nobody_is_neither_registered_nor_imported_nor_loaded(
+    registry: Registry, tmp_path: Path
+) -> None:
+    path = model(tmp_path / "out.onnx", PLACES["subgraph"])
+    options: dict[str, Any] = {"format": "onnx", "entry": "model.onnx", "signature": SIGNATURE, "session": SIGNATURE}
+    with pytest.raises(RegistryError, match=r"m/out: model.onnx keeps tensors in 'weights.bin', which is none of the"):
+        registry.register("m", "out", {"model.onnx": path}, **options)
+    (tmp_path / "weights.bin").write_bytes(b"w" * 16)
+    files = {"model.onnx": path, "weights.bin": tmp_path / "weights.bin"}
+    assert registry.open(registry.register("m", "whole", files, **options).ref)
+    # One that came in before there was a check.
+    stored = registry.blobs.put(path)
+    manifest = msgspec.structs.replace(registry.resolve("m/whole:1"), variant="out", files={"model.onnx": stored})
+    with registry.writing():
+        registry.commit(manifest)
+    assert "m/out:1: model.onnx keeps tensors in 'weights.bin'" in refused(registry, "m/out:1")
+    export(registry, ["m/out"], tmp_path / "layout")
+    with pytest.raises(RegistryError, match=r"m/out:1: model.onnx keeps tensors in 'weights.bin'"):
+        import_layout(Registry(tmp_path / "elsewhere", FakeClock()), tmp_path / "layout")
+
+
+def test_a_file_that_was_laid_beside_the_artifacts_own_is_refused(registry: Registry) -> None:
+    manifest, folder = registry.open("m/int8:1")
+    (folder / "weights.bin").write_bytes(b"w" * 16)
+    assert refused(registry) == (
+        f"m/int8:1: {folder / 'weights.bin'} does not belong to it; "
+        "`canarium registry verify --repair` lays it out again"
+    )
+    registry.trees.repair(manifest)
+    assert loader(registry).open("m", "int8", "m/int8:1")[1] == folder
 
 
 # ---------------------------------------------------------------- calibration caches

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_kit import faults, put
+from registry_kit import faults, made_from, put
 
 from serving.artifacts import in_use, pinned
 from serving.clock import FakeClock
@@ -15,6 +15,7 @@ from serving.config import Config, parse_config
 from serving.errors import ConfigError, RegistryError
 from serving.paths import Paths
 from serving.registry.aliases import Change, remove_alias, set_alias
+from serving.registry.collect import collect
 from serving.registry.store import Registry
 
 A = ("m", "a")
@@ -153,3 +154,17 @@ def test_what_an_instance_was_started_with_is_in_use_after_its_alias_moved(regis
     paths.instance_file.write_text("{")
     with pytest.raises(ConfigError, match=r"instance\.json: cannot be read, so it is not known"):
         in_use(given, registry)
+
+
+def test_the_siblings_that_other_processors_would_serve_are_in_use(registry: Registry) -> None:
+    teacher = put(registry, "a", "teacher")
+    about: dict[str, Any] = {"lineage": made_from(teacher), "quantization": {"weights": "QInt8"}}
+    flags = (["asimddp"], ["avx512_vnni"], ["avx2"], ["avx512_vnni"], ["avx2"])
+    for number, of in enumerate(flags):
+        cpu = {"machine": "x86_64", "flags": of}
+        put(registry, "int8", f"{number}", validated_on=[{"cpu": cpu}], **about)
+    assert in_use(config(registry, "m/int8:2"), registry) == {"m/int8:2", "m/int8:1", "m/int8:5"}
+    assert in_use(config(registry, teacher.ref), registry) == {teacher.ref}
+    kept = in_use(config(registry, "m/int8:4"), registry)
+    gone = [one.ref for one in collect(registry, keep=1, used=kept).revisions]
+    assert [ref for ref in gone if ref.startswith("m/int8")] == ["m/int8:3", "m/int8:2"]

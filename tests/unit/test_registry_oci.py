@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from registry_kit import edit, faults, findings, made_from, put
 
@@ -155,6 +156,19 @@ def test_what_is_there_already_is_not_registered_again(registry: Registry, other
     assert [made.new for made in import_layout(other, tmp_path / "out")] == [False, False, False]
     assert [made.new for made in import_layout(registry, tmp_path / "out")] == [False, False, False]
     assert len(everything(other)) == 3
+
+
+def test_two_artifacts_of_the_same_content_stay_two(registry: Registry, other: Registry, tmp_path: Path) -> None:
+    slow = registry.resolve("m/int8:1")
+    fast = msgspec.structs.replace(slow, evaluation={"latency_ms": 1.0})
+    with registry.writing():
+        assert registry.commit(fast).manifest == slow
+        assert registry.commit(fast, stands=lambda _: False).manifest.ref == "m/int8:2"
+    exported = export(registry, everything(registry), tmp_path / "out")
+    for new in (True, False):
+        assert [(made.manifest, made.new) for made in import_layout(other, tmp_path / "out")] == [
+            (manifest, new) for manifest in exported
+        ]
 
 
 def test_numbers_go_on_and_parents_are_named_as_they_are_here(
