@@ -12,12 +12,12 @@ from monitoring.candidate import TRIPS, Arming, Candidate
 from monitoring.config import MonitorModel
 from monitoring.detectors.agreement import Agreement
 from monitoring.detectors.errors import Errors
-from monitoring.event import DIVIDED, Event, is_error
+from monitoring.event import DIVIDED, Event, is_error, is_killed
 from monitoring.guards.base import Guard, Names
 from monitoring.intervals import MeanSequence
 from monitoring.returns import Returned
 from monitoring.verdicts import Verdict, statistic, verdict
-from serving.contract import BUCKETS, Cause, Flag, Kind, Latch, Reason, RouteTable, Snapshot
+from serving.contract import BUCKETS, Cause, Flag, Kind, Latch, RouteTable, Snapshot
 
 #: Epochs whose weights are remembered, for records that are read late.
 EPOCHS_KEPT = 256
@@ -168,7 +168,7 @@ class ModelGuards:
 
     def _divide(self, event: Event) -> None:
         """Tell every candidate with traffic whose request this is, by the split."""
-        if event.reason == Reason.KILLED or event.cause == Cause.KILLED:
+        if is_killed(event) or event.cause == Cause.KILLED:
             for candidate in self.candidates.values():
                 candidate.diverted()
             return
@@ -195,8 +195,10 @@ class ModelGuards:
             return
         error = is_error(event, self.baseline)
         if event.variant == self.baseline:
-            alone = self._alone(event)
             self.own.answered(event)
+            if is_killed(event):
+                return  # the candidates' users are among those who were answered
+            alone = self._alone(event)
             for candidate in self.candidates.values():
                 if alone:
                     candidate.quiet(event)
