@@ -198,11 +198,12 @@ class ModelGuards:
             self.own.answered(event)
             if is_killed(event):
                 return  # the candidates' users are among those who were answered
-            alone = self._alone(event)
+            alone, weights = self._alone(event), self._weights.get(event.epoch, {})
             for candidate in self.candidates.values():
                 if alone:
                     candidate.quiet(event)
-                if candidate.weight > 0 and event.epoch >= candidate.arming[0]:
+                # By the weights it was routed by, as the candidate's own: the table may have moved on meanwhile.
+                if weights.get(candidate.name, 0.0) > 0 and event.epoch >= candidate.first_epoch:
                     self._race(candidate, event, error, from_candidate=False)
                 else:
                     candidate.idle(event)
