@@ -44,6 +44,11 @@ class Event(msgspec.Struct, frozen=True):
     energy: float = 0.0  # -logsumexp(logits), row 0; of an audit: distance of the embedding, in thresholds
 
 
+def is_killed(event: Event) -> bool:
+    """Whether the model was held on its baseline when this request was routed: it is of no split, and of no race."""
+    return bool(event.flags & Flag.KILLED) or event.reason == Reason.KILLED
+
+
 def is_error(event: Event, baseline: str) -> bool:
     """Whether a live request counts against the variant it was routed to.
 

@@ -12,12 +12,12 @@ from monitoring.candidate import TRIPS, Arming, Attempt, Candidate
 from monitoring.config import MonitorModel
 from monitoring.detectors.agreement import Agreement
 from monitoring.detectors.errors import Errors
-from monitoring.event import DIVIDED, Event, is_error
+from monitoring.event import DIVIDED, Event, is_error, is_killed
 from monitoring.guards.base import Guard, Names
 from monitoring.intervals import MeanSequence
 from monitoring.returns import Returned
 from monitoring.verdicts import Verdict, statistic, verdict
-from serving.contract import BUCKETS, Cause, Flag, Kind, Latch, Reason, RouteTable, Snapshot
+from serving.contract import BUCKETS, Cause, Flag, Kind, Latch, RouteTable, Snapshot
 
 #: Epochs whose weights are remembered, for records that are read late.
 EPOCHS_KEPT = 256
@@ -205,7 +205,7 @@ class ModelGuards:
 
     def _divide(self, event: Event) -> None:
         """Tell every candidate with traffic whose request this is, by the split."""
-        if event.reason == Reason.KILLED or event.cause == Cause.KILLED:
+        if is_killed(event) or event.cause == Cause.KILLED:
             for candidate in self.candidates.values():
                 candidate.diverted()
             return
@@ -232,12 +232,15 @@ class ModelGuards:
             return
         error = is_error(event, self.baseline)
         if event.variant == self.baseline:
-            alone = self._alone(event)
             self.own.answered(event)
+            if is_killed(event):
+                return  # the candidates' users are among those who were answered
+            alone, weights = self._alone(event), self._weights.get(event.epoch, {})
             for candidate in self.candidates.values():
                 if alone:
                     candidate.quiet(event)
-                if candidate.weight > 0 and event.epoch >= candidate.arming[0]:
+                # By the weights it was routed by, as the candidate's own: the table may have moved on meanwhile.
+                if weights.get(candidate.name, 0.0) > 0 and event.epoch >= candidate.first_epoch:
                     self._race(candidate, event, error, from_candidate=False)
                 else:
                     candidate.idle(event)

@@ -37,14 +37,21 @@ class Objectives:
 
     def __init__(self, model: MonitorModel, state: dict[str, slo.HistoryState] | None = None) -> None:
         self._targets = {target.name: target for target in model.slo}
-        self._histories: dict[str, slo.History] = {key: slo.History(stored) for key, stored in (state or {}).items()}
+        self._histories = {key: self._history(key, stored) for key, stored in (state or {}).items()}
+
+    def _history(self, key: str, stored: slo.HistoryState | None = None) -> slo.History:
+        target = self._targets.get(key.partition("/")[0])
+        return slo.History(stored, target.threshold_ms if target is not None else None)
 
     def add(self, now_s: float, variants: dict[str, Totals]) -> None:
         """Take a sample of every counter; `variants` are the model's totals by variant name."""
         for target in self._targets.values():
             for variant, items in [(ALL, list(variants.values())), *((name, [it]) for name, it in variants.items())]:
                 total, bad = count(target, items, whole=variant == ALL)
-                self._histories.setdefault(f"{target.name}/{variant}", slo.History()).add(now_s, total, bad)
+                key = f"{target.name}/{variant}"
+                if key not in self._histories:
+                    self._histories[key] = self._history(key)
+                self._histories[key].add(now_s, total, bad)
 
     def status(self) -> list[SloStatus]:
         """Where every objective stands, the whole model first."""

@@ -129,6 +129,7 @@ class Replay:
 
 
 _ROUTED = (Kind.REQUEST, Kind.REFERENCE, Kind.SHADOW)
+_SPLIT = Flag.LIVE | Flag.KILLED  # of a live request, LIVE alone: it was routed by the weights
 
 
 def tables(recording: Recording, model: str, baseline: str, teacher: str) -> dict[int, RouteTable]:
@@ -140,7 +141,7 @@ def tables(recording: Recording, model: str, baseline: str, teacher: str) -> dic
     routed = records[np.isin(records["kind"], _ROUTED)]
     for epoch in np.unique(routed["epoch"]).tolist():
         of_epoch = routed[routed["epoch"] == epoch]
-        live = of_epoch[(of_epoch["kind"] == Kind.REQUEST) & (of_epoch["flags"] & Flag.LIVE != 0)]
+        live = of_epoch[(of_epoch["kind"] == Kind.REQUEST) & (of_epoch["flags"] & _SPLIT == Flag.LIVE)]
         candidates: dict[str, tuple[tuple[int, int], ...]] = {}
         low = 0
         for variant, share in _shares(live["series"], variants).items():

@@ -56,13 +56,21 @@ class HistoryState(msgspec.Struct):
 
     tiers: list[list[Sample]] = []
     offset: tuple[int, int] = (0, 0)
+    threshold_ms: float | None = None  # over which an event was bad
 
 
 class History:
-    """Cumulative counts over time, finely for the last hour and ever more coarsely before."""
+    """Cumulative counts over time, finely for the last hour and ever more coarsely before.
 
-    def __init__(self, state: HistoryState | None = None) -> None:
+    Args:
+        state: to go on from.
+        threshold_ms: over which an event is bad, if that is a matter of its duration.
+    """
+
+    def __init__(self, state: HistoryState | None = None, threshold_ms: float | None = None) -> None:
         state = state or HistoryState()
+        self._threshold_ms = threshold_ms
+        self._moved = state.threshold_ms != threshold_ms  # the counters ever are not those of the samples
         self._tiers: list[list[Sample]] = [[(at, total, bad) for at, total, bad in tier] for tier in state.tiers]
         self._offset = state.offset
         if len(self._tiers) != len(_TIERS):
@@ -73,8 +81,9 @@ class History:
         """Counters ever, now.
 
         A budget of a month must outlive what happens to counters and clocks in it. Counters that fall, because a
-        spool was lost, go on from where they were: what they held counts once. A small step of the clock back is no
-        sample; after a large one the samples from the future are dropped.
+        spool was lost, go on from where they were: what they held counts once. So do those of another threshold: what
+        was good when it came stays good. A small step of the clock back is no sample; after a large one the samples
+        from the future are dropped.
         """
         newest = self._newest
         if newest is not None and now_s < newest[0]:
@@ -82,10 +91,10 @@ class History:
                 return
             self._tiers = [[sample for sample in tier if sample[0] <= now_s] for tier in self._tiers]
         total, bad = total + self._offset[0], bad + self._offset[1]
-        if newest is not None and (total < newest[1] or bad < newest[2]):
+        if newest is not None and (self._moved or total < newest[1] or bad < newest[2]):
             self._offset = (self._offset[0] + newest[1] - total, self._offset[1] + newest[2] - bad)
             total, bad = newest[1], newest[2]
-        self._newest = (now_s, total, bad)
+        self._newest, self._moved = (now_s, total, bad), False
         for tier, (step, span) in zip(self._tiers, _TIERS, strict=True):
             if not tier or now_s - tier[-1][0] >= step:
                 tier.append(self._newest)
@@ -105,7 +114,7 @@ class History:
         return (self._newest[1] - first[1], self._newest[2] - first[2])
 
     def state(self) -> HistoryState:
-        return HistoryState(self._tiers, self._offset)
+        return HistoryState(self._tiers, self._offset, self._threshold_ms)
 
 
 def burn_rate(history: History, objective: float, window_s: float) -> float:

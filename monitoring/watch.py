@@ -84,6 +84,7 @@ class Watch:
     def __init__(self, config: MonitorConfig, clock: Clock, beside: Beside | None = None) -> None:
         self.config = config
         self.clock = clock
+        self._began_ns = clock.monotonic_ns()
         self.beside = beside or Beside()
         self.models = {name: ModelWatch(name, model) for name, model in config.models.items()}
         self.ingest = Ingest(config.spool_dir, clock)
@@ -163,7 +164,9 @@ class Watch:
             while model.early:
                 event = model.early[0]
                 if self._early(model, event.epoch):
-                    if now_ns - event.mono_ns < EARLY_S * 1e9 and len(model.early) < EARLY_MAX:
+                    # A time yet to come is one from before a reboot: it has waited since this process began.
+                    since_ns = event.mono_ns if event.mono_ns <= now_ns else self._began_ns
+                    if now_ns - since_ns < EARLY_S * 1e9 and len(model.early) < EARLY_MAX:
                         break
                     # Cut off from the control plane: those that follow need not wait, and commits go on.
                     model.overdue = event.epoch

@@ -178,6 +178,7 @@ class Flag(IntEnum):
     LIVE = 1  # counts in live statistics (not pinned, overridden, golden or shadow)
     BASELINE_VALID = 2  # the baseline's answer to the same input was valid
     CLIENT_FAULT = 4  # a 4xx that no variant is to blame for
+    KILLED = 8  # routed while a kill or a silent monitor had the model on its baseline, whoever owned the bucket
 
 
 # ---------------------------------------------------------------- event spool

@@ -10,20 +10,18 @@ from typing import Any, ClassVar, NamedTuple
 from monitoring.detectors.base import Detector
 from monitoring.detectors.betting import Averaged
 
-#: Standard errors of the reference that a difference may have beside the margin: it was measured on some rows only.
-REFERENCE_ERRORS = 2.0
-
 
 class Expected(NamedTuple):
-    """What a probability in one bin was worth when the variant was built.
+    """What a probability in one bin was worth when the variant was built, as far as some rows can tell.
 
     Args:
         shift: mean outcome less mean probability.
-        error: standard error of that.
+        below, above: by how much the truth may be under or over that, beside the margin.
     """
 
     shift: float
-    error: float
+    below: float = 0.0
+    above: float = 0.0
 
 
 class Tally:
@@ -63,10 +61,12 @@ class Calibration(Detector):
     measured on when it was built; which answers are labelled or scored does not depend on whether they are right.
     Observation: Y in [0, 1] of one answer: 1{the class it named is the true one}, or, with no label, the teacher's
     probability of that class. c(p) = p + (mean outcome - mean probability of p's bin at build time), clipped to [0, 1].
-    Formula: for each bin and sign s, E[s (Y - c(p)) | past] <= margin + 2 standard errors of the bin's reference.
-    c(p) is known before Y, so Y itself is put to c(p) + margin, and 1 - Y to 1 - c(p) + margin: the same nulls as of
-    the rescaled (s (Y - c(p)) + 1) / 2, with a wider choice of bets. The e-values of all bins and signs are averaged,
-    labels and teacher apart: evidence by labels makes it fail, evidence by the teacher is a breach. It never passes.
+    Formula: for each bin and sign s, E[s (Y - c(p)) | past] <= margin + what the bin's reference may be off by. That
+    must hold for all bins and signs at once: where a reference is off by more, the evidence against a sound variant
+    grows for ever. c(p) is known before Y, so Y itself is put to c(p) + margin, and 1 - Y to 1 - c(p) + margin: the
+    same nulls as of the rescaled (s (Y - c(p)) + 1) / 2, with a wider choice of bets. The e-values of all bins and
+    signs are averaged, labels and teacher apart: evidence by labels makes it fail, evidence by the teacher is a breach.
+    It never passes.
     Source: betting.py; averages of e-values: Vovk & Wang, "E-values" (Annals of Statistics 2021); calibration as a
     sequence of bounded means: Arnold, Henzi & Ziegel, "Sequentially valid tests for forecast calibration" (AOAS 2023).
 
@@ -113,9 +113,9 @@ class Calibration(Detector):
         return 2 * len(self._labels)
 
     def worth(self, prob: float) -> tuple[float, float]:
-        """What an answer of that probability was worth by labels, and how far from it the outcomes may be."""
+        """What an answer of that probability was worth by labels, and how far below it the outcomes may be."""
         known = self._labels[bisect_right(self.edges, prob)]
-        return min(max(prob + known.shift, 0.0), 1.0), self.margin + REFERENCE_ERRORS * known.error
+        return min(max(prob + known.shift, 0.0), 1.0), self.margin + known.below
 
     def reset(self) -> None:
         super().reset()
@@ -159,12 +159,12 @@ class Calibration(Detector):
             return False
         prob, outcome = min(max(prob, 0.0), 1.0), min(max(outcome, 0.0), 1.0)
         bin_ = bisect_right(self.edges, prob)
-        expected = min(max(prob + worth[bin_].shift, 0.0), 1.0)
-        tolerated = self.margin + REFERENCE_ERRORS * worth[bin_].error
+        shift, below, above = worth[bin_]
+        expected = min(max(prob + shift, 0.0), 1.0)
         self.observations += 1
         seen.add(bin_, prob, outcome, expected)
-        evidence.update(2 * bin_, outcome, expected + tolerated)
-        evidence.update(2 * bin_ + 1, 1.0 - outcome, 1.0 - expected + tolerated)
+        evidence.update(2 * bin_, outcome, expected + self.margin + above)
+        evidence.update(2 * bin_ + 1, 1.0 - outcome, 1.0 - expected + self.margin + below)
         return True
 
     def worst(self, by_labels: bool) -> dict[str, Any] | None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Self
+
+import numpy as np
 
 from monitoring.config import MonitorModel, ReliabilityMap
 from monitoring.detectors.calibration import Calibration, Expected
 from monitoring.event import Event
 from monitoring.guards.base import Guard, Names, percent
+
+#: Chance that what a sound variant was worth, measured on few rows, is off by more than is allowed for in some bin
+#: and direction: under the chance of a false alarm that the guard has by default.
+REFERENCE_CHANCE = 0.001
+_GRID = 20_000
 
 
 class CalibrationGuard(Guard[Calibration]):
@@ -55,11 +63,15 @@ class CalibrationGuard(Guard[Calibration]):
 
 
 def by_labels(reference: ReliabilityMap) -> list[Expected]:
-    """What each bin was worth by labels. The error is of the frequency after Agresti and Coull: never zero."""
-    found = []
+    """What each bin was worth by labels.
+
+    A frequency over few rows is skewed most where it is near 1, so the bounds are Jeffreys' and not of a normal
+    distribution: quantiles of Beta(right + 1/2, wrong + 1/2).
+    """
+    chance, found = _of_each(reference), []
     for rows, confidence, frequency in zip(reference.rows, reference.confidence, reference.frequency, strict=True):
-        smoothed = (frequency * rows + 2.0) / (rows + 4.0)
-        found.append(Expected(frequency - confidence, math.sqrt(smoothed * (1.0 - smoothed) / (rows + 4.0))))
+        least, most = _bounds(round(frequency * rows), rows, chance)
+        found.append(Expected(frequency - confidence, max(0.0, frequency - least), max(0.0, most - frequency)))
     return found
 
 
@@ -67,5 +79,28 @@ def by_teacher(reference: ReliabilityMap) -> list[Expected] | None:
     """What each bin was worth by the teacher's probability; None if no teacher was there."""
     if reference.teacher is None or reference.teacher_sd is None:
         return None
+    errors = NormalDist().inv_cdf(1.0 - _of_each(reference))
+    found = []
     parts = zip(reference.rows, reference.confidence, reference.teacher, reference.teacher_sd, strict=True)
-    return [Expected(mean - confidence, sd / math.sqrt(max(1, rows))) for rows, confidence, mean, sd in parts]
+    for rows, confidence, mean, sd in parts:
+        off = errors * sd / math.sqrt(max(1, rows))
+        found.append(Expected(mean - confidence, off, off))
+    return found
+
+
+def _bounds(right: int, rows: int, chance: float) -> tuple[float, float]:
+    """Jeffreys' bounds of a share, each of which it is beyond with that chance.
+
+    With x = sin(angle)^2 the Beta density is sin^(2 right) cos^(2 wrong), which has no pole and is summed up here:
+    SciPy would take 26 MB for it.
+    """
+    angles = (np.arange(_GRID) + 0.5) * (math.pi / 2 / _GRID)
+    logs = 2 * right * np.log(np.sin(angles)) + 2 * (rows - right) * np.log(np.cos(angles))
+    sums = np.cumsum(np.exp(logs - logs.max()))
+    least, most = np.sin(np.interp((chance, 1.0 - chance), sums / sums[-1], angles)) ** 2
+    return float(least), float(most)
+
+
+def _of_each(reference: ReliabilityMap) -> float:
+    """The chance of each bin and direction."""
+    return REFERENCE_CHANCE / (2 * len(reference.rows))

@@ -372,6 +372,7 @@ class DataPlane:
             summary=summary,
             live=work.live,
             baseline_valid=status == 200 and (answered == table.baseline or work.reason is Reason.FALLBACK),
+            killed=work.view.killed,
         )
 
 

@@ -74,6 +74,7 @@ class Recorder:
         summary: Summary = UNKNOWN,
         live: bool = True,
         baseline_valid: bool = False,
+        killed: bool = False,
     ) -> None:
         """One request that was answered or refused."""
         spool, now = self._spool, self._clock.monotonic_ns()
@@ -98,6 +99,7 @@ class Recorder:
             (Flag.LIVE if live else 0)
             | (Flag.BASELINE_VALID if baseline_valid else 0)
             | (Flag.CLIENT_FAULT if client_fault else 0)
+            | (Flag.KILLED if killed else 0)
         )
         # By position, in the order of contract.RECORD_DTYPE: thirty keywords would cost more than the write itself.
         spool.record(

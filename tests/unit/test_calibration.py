@@ -13,6 +13,7 @@ from monitoring.detectors.calibration import Calibration, Expected
 from monitoring.event import Event
 from monitoring.evidence import Evidence
 from monitoring.guard import Trip
+from monitoring.guards.calibration import by_labels
 from monitoring.reliability import KEPT, Diagram, ModelReliability
 from monitoring.verdicts import Verdict
 from serving.build import metrics
@@ -130,11 +131,29 @@ class TestGuard:
         assert alarms <= 15  # more happens by chance once in a thousand times
 
     def test_an_uncertain_reference_widens_the_margin(self) -> None:
-        exact, rough = (Calibration([], [Expected(0.0, error)], margin=0.02, alpha=0.001) for error in (0.0, 0.05))
+        exact, rough = (Calibration([], [Expected(0.0, off, off)], margin=0.02, alpha=0.001) for off in (0.0, 0.1))
         for n in range(1000):
             for guard in (exact, rough):
                 guard.observe(0.95, right=n % 8 != 0)
         assert (exact.failed, rough.failed) == (True, False)
+
+    @pytest.mark.parametrize("rows", [300, 1161])
+    def test_a_reference_of_few_rows_is_off_by_more_than_allowed_no_oftener_than_the_budget(self, rows: int) -> None:
+        """400 references of one calibrated variant: where it is off by more, a sound variant fails sooner or later."""
+        random, true = np.random.default_rng(rows), np.sort(0.5 + 0.5 * np.random.default_rng(0).beta(2.0, 1.0, 5000))
+        off = 0
+        for _ in range(400):
+            prob = random.choice(true, rows)
+            made = metrics.reliability_map(prob, random.random(rows) < prob)
+            known = msgspec.convert(made, ReliabilityMap)
+            bins = np.searchsorted(known.edges, true, side="right")
+            for bin_, (shift, below, above) in enumerate(by_labels(known)):
+                sound = true[bins == bin_]
+                lean = float(np.mean(sound - np.clip(sound + shift, 0.0, 1.0)))
+                if not -below - 0.02 <= lean <= above + 0.02:
+                    off += 1
+                    break
+        assert off <= 4  # of two standard errors: 80 and 45
 
     def test_labels_of_copies_count_and_those_of_testers_do_not(self) -> None:
         evidence = watched()

@@ -119,6 +119,16 @@ async def test_a_kill_moves_everything_to_the_baseline_and_refuses_pins(start: S
     assert caught.value.kind is ErrorKind.UNAVAILABLE
 
 
+async def test_records_made_under_a_kill_say_so_whoever_owns_the_bucket(start: Start) -> None:
+    gateway = start(candidate="")
+    await gateway.publish({"candidate": 50})
+    await gateway.ask("ham")
+    assert not gateway.records()[-1]["flags"] & contract.Flag.KILLED
+    await gateway.publish(kills={"tiny": Latch(1, 0)})
+    assert {(await gateway.ask("ham", sticky=f"u{n}")).reason for n in range(20)} == {"baseline", "killed"}
+    assert all(row["flags"] & contract.Flag.KILLED for row in gateway.records()[-20:])
+
+
 async def test_the_control_word_kills_without_the_control_plane(start: Start) -> None:
     gateway = start(candidate="")
     await gateway.publish({"candidate": 100})

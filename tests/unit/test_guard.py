@@ -145,6 +145,20 @@ class TestBlame:
         feed(watched, request("int8", Cause.ERROR, epoch=1), request("teacher", status=500, epoch=1), times=60)
         assert [trip.guard for trip in watched.trips()] == ["errors"]
 
+    def test_a_backlog_is_raced_on_both_sides_although_the_candidate_has_no_traffic_any_more(self) -> None:
+        watched = guards({"int8": 5000})
+        watched.configure(snapshot({}, epoch=2))
+        feed(watched, request("int8", Cause.ERROR), request("teacher", status=500), times=60)
+        errors = watched.candidates["int8"].detector(Errors)
+        assert (errors.events, errors.observations) == (60, 120)
+        assert not errors.failed
+
+    def test_a_backlog_from_before_the_traffic_is_raced_on_neither_side(self) -> None:
+        watched = guards({"int8": 0})
+        watched.configure(snapshot({"int8": 5000}, epoch=2))
+        feed(watched, request("teacher", status=500), times=60)
+        assert watched.candidates["int8"].detector(Errors).observations == 0
+
     def test_what_one_stall_kept_waiting_is_one_event(self) -> None:
         watched = guards()
         for n in range(30):

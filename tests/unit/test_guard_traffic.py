@@ -12,7 +12,7 @@ from monitoring.detectors.kpi import KpiTarget
 from monitoring.event import Event
 from monitoring.evidence import Evidence
 from monitoring.verdicts import Verdict
-from serving.contract import Cause, Kind, Reason, RouteTable, Snapshot, VariantEntry, kpi_key
+from serving.contract import Cause, Flag, Kind, Reason, RouteTable, Snapshot, VariantEntry, kpi_key
 
 SECOND = 1_000_000_000
 
@@ -126,6 +126,40 @@ class TestSplit:
         assert world.of("srm").verdict != "fail"
 
 
+class TestHeldOnTheBaseline:
+    """A silent monitor has everything answered by the baseline; table, epoch and arming stay as they are."""
+
+    def run(self, seconds: int, held: bool) -> World:
+        world = World()
+        for _ in range(600):
+            world.request("teacher", epoch=1)
+        world.guards.configure(snapshot({"int8": 5000}, 2))
+        split(world, 200, {"int8": 0.5})
+        flags = Flag.LIVE | Flag.BASELINE_VALID | (Flag.KILLED if held else 0)
+        for _ in range(seconds * 20):
+            reason = Reason.KILLED if held and world.random.random() < 0.5 else Reason.BASELINE
+            world.request("teacher", reason, flags=flags, total_us=int(world.random.integers(900, 1100)))
+        return world
+
+    def test_a_candidate_without_requests_wins_no_race(self) -> None:
+        world = self.run(seconds=300, held=True)
+        assert {world.of(guard).verdict for guard in ("latency", "interference", "srm")} <= {"inconclusive", "no_data"}
+
+    def test_the_same_records_without_a_hold_are_a_race(self) -> None:
+        world = self.run(seconds=300, held=False)
+        assert {world.of(guard).verdict for guard in ("latency", "interference")} == {"pass"}
+
+    def test_it_is_no_time_without_candidates_to_compare_with_either(self) -> None:
+        world = World()
+        for held in (0, Flag.KILLED):
+            for _ in range(600):
+                world.request("teacher", flags=Flag.LIVE | held, epoch=1, total_us=100_000 if held else 1000)
+        world.guards.configure(snapshot({"int8": 5000}, 2))
+        for _ in range(100):
+            world.request("teacher")
+        assert world.of("interference").statistic["threshold_ms"] < 8
+
+
 class TestInterference:
     def ramp(self, slow_us: int, before_us: int = 1000, before: int = 600) -> World:
         world = World()
@@ -187,6 +221,14 @@ class TestKpi:
             world.kpi(key, "clicks", 1.0)
         found = world.of("kpi").statistic["kpis"]["conversion"]
         assert (found["baseline_users"], found["candidate_users"]) == (1, 0)
+
+    def test_nor_do_those_of_a_model_that_was_held_on_its_baseline(self) -> None:
+        world = World(self.CONVERSION)
+        world.guards.configure(snapshot({"int8": 5000}, 2))
+        world.kpi(world.request("int8", Reason.CANARY), "conversion", 1.0)
+        world.kpi(world.request("teacher", flags=Flag.LIVE | Flag.KILLED), "conversion", 1.0)
+        found = world.of("kpi").statistic["kpis"]["conversion"]
+        assert (found["baseline_users"], found["candidate_users"]) == (0, 1)
 
     def test_a_model_without_kpis_has_no_such_guard(self) -> None:
         world = World()

@@ -15,7 +15,7 @@ from monitoring.recorded import read
 from monitoring.replay import Look, Replay, Tripped, tables
 from monitoring.watch import Watch
 from serving.clock import FakeClock
-from serving.contract import Kind, RouteTable, Snapshot, VariantEntry
+from serving.contract import Flag, Kind, RouteTable, Snapshot, VariantEntry
 
 MODEL = MonitorModel("teacher", "teacher", {name: MonitorVariant() for name in VARIANTS})
 
@@ -136,6 +136,7 @@ def test_weights_are_taken_from_the_requests_of_an_epoch(gateway: Gateway) -> No
     for number in range(100):
         gateway.request("int8" if number % 4 == 0 else "teacher", epoch=3)
         gateway.request("int8", flags=0, epoch=3)  # by override: no part of the live traffic
+        gateway.request("teacher", flags=Flag.LIVE | Flag.KILLED, epoch=3)  # a kill: not by the weights
     gateway.pair(inclusion=0.5, epoch=3)
     gateway.pair(kind=Kind.SHADOW, inclusion=0.2, epoch=2)
     found = tables(read([gateway.path], "m").recording, "m", "teacher", "teacher")

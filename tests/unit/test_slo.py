@@ -158,6 +158,30 @@ def test_an_overdrawn_budget_is_not_called_kept() -> None:
         assert "is overdrawn by" in verdict.sentence
 
 
+@pytest.mark.parametrize(("before_ms", "after_ms"), [(100.0, 75.0), (75.0, 100.0), (100.0, 100.0)])
+def test_a_moved_threshold_judges_what_comes_and_leaves_what_was(before_ms: float, after_ms: float) -> None:
+    """Buckets of the past have no edge at the new threshold, and were good or bad by the old one."""
+
+    def objectives(threshold_ms: float, state: dict[str, HistoryState] | None = None) -> Objectives:
+        targets = [SloTarget("latency", 0.99, threshold_ms)]
+        return Objectives(MonitorModel("a", "a", {"a": MonitorVariant()}, slo=targets), state)
+
+    earlier, counts = objectives(before_ms), {50.0: 0, before_ms: 0, 200.0: 0}
+    for second in range(0, 7200, 10):
+        counts = {50.0: second * 89, before_ms: second * 10, 200.0: second // 2}  # half of the budget is used
+        earlier.add(second, {"a": totals(counts)})
+    stored = msgspec.msgpack.decode(msgspec.msgpack.encode(earlier.state()), type=dict[str, HistoryState])
+    again = objectives(after_ms, stored)
+    for second in range(7200, 7260):
+        again.add(second, {"a": totals({**counts, 60.0: (second - 7190) * 100})})
+    for status in again.status():
+        assert status.alerts == []
+        assert status.budget_remaining == pytest.approx(0.5, abs=0.02)
+    for second in range(7260, 7560):  # and those that come are judged by the new one
+        again.add(second, {"a": totals({**counts, 60.0: 7000, after_ms + 10: (second - 7259) * 100})})
+    assert all(status.alerts for status in again.status())
+
+
 def test_verdicts_of_objectives_alert_and_never_act() -> None:
     model = MonitorModel("a", "a", {"a": MonitorVariant()}, slo=[SloTarget("availability", 0.999)])
     objectives = Objectives(model)

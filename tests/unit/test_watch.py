@@ -69,6 +69,19 @@ def test_without_the_snapshot_they_are_handed_on_after_a_while(tmp_path: Path) -
     assert bench.watch.settled
 
 
+def test_those_of_an_earlier_boot_wait_no_longer(tmp_path: Path) -> None:
+    """The monotonic clock begins anew with the machine: their time is yet to come."""
+    bench = Bench(tmp_path)
+    bench.clock.advance(10 * 86_400)
+    bench.invalid(3, epoch=2)
+    bench.clock.advance(-10 * 86_400)
+    bench.watch.step()
+    assert not bench.watch.settled
+    bench.clock.advance(EARLY_S + 1)
+    bench.watch.step()
+    assert bench.watch.settled
+
+
 def test_cut_off_from_the_control_plane_it_waits_once_an_epoch(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.invalid(1, epoch=2)
