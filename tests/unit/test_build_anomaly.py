@@ -12,6 +12,7 @@ import pytest
 from built_kit import Built, built_in
 
 from monitoring.golden import read
+from serving.build.anomaly.report import parts
 from serving.build.cache import BuildError
 from serving.build.kinds import load_recipe
 from serving.build.runner import build
@@ -125,6 +126,15 @@ def test_the_report_shows_every_seed_and_judges_by_intervals(built: Built) -> No
     low, high = document["comparison"]["pairs"]["distilled_minus_control"]["ci"]
     verdict = next(line for line in text.splitlines() if line.startswith("- distilled minus control"))
     assert ("no difference is claimed" in verdict) == (low <= 0 <= high)
+
+
+def test_one_seed_claims_nothing(built: Built) -> None:
+    document = json.loads(built.result.report_path.with_suffix(".json").read_text())
+    document["recipe"]["student"]["seeds"] = [1]
+    document["comparison"]["pairs"] = {"distilled_minus_control": {"difference": 0.2, "ci": None}}
+    text = "\n".join(next(part for part in parts(document) if part.title == "Distillation").lines)
+    assert "**No gain of distillation is claimed.**" in text
+    assert "- distilled minus control: +0.2000: one seed says nothing of others, so no difference is claimed." in text
 
 
 def test_a_second_build_does_nothing(built: Built) -> None:
