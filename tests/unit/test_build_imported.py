@@ -101,6 +101,8 @@ def test_the_file_is_registered_byte_for_byte_and_its_siblings_name_it(built: Bu
     for name in ("fp16", "int8"):
         assert found[name].lineage.parents[0].digest == found["fp32"].digest
         assert found[name].quantization["calibration"]["model_sha256"] == original
+    for manifest in found.values():
+        assert manifest.data["imported"] == {"origin": "made up", "licence": "CC0-1.0", "sha256": original}
     assert found["fp16"].size_bytes < found["fp32"].size_bytes
 
 

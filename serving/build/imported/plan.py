@@ -67,6 +67,7 @@ class ImportedPlan(Plan[ImportedRecipe]):
 
     def data(self) -> dict[str, Any]:
         found: dict[str, Any] = self.made["data"].read("data.json")
+        found["imported"] = self.recipe.source.model_dump(mode="json", exclude={"file"})
         return found
 
     def golden(self, manifest: Manifest, folder: Path, data: Path) -> Answers:
