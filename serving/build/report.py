@@ -108,7 +108,7 @@ def _markdown(plan: Plan[Any], document: Mapping[str, Any], plot: str) -> str:
         *search_report.parts(document, plot),
         *plan.parts(document),
         Part("Against the teacher", _teacher_lines(document, plan.paired_test)),
-        *evidence_report.parts(document),
+        *evidence_report.parts(document, plan.temperatures),
         Part("Notes", [*plan.notes(document), *_notes(document)]),
     ]
     for part in parts:

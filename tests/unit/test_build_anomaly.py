@@ -128,6 +128,12 @@ def test_the_report_shows_every_seed_and_judges_by_intervals(built: Built) -> No
     assert ("no difference is claimed" in verdict) == (low <= 0 <= high)
 
 
+def test_before_a_temperature_is_not_called_before_calibration(built: Built) -> None:
+    text = built.result.report_path.read_text()
+    assert "The step from score to probability is a part of each model and was fitted on the calibration split" in text
+    assert "chosen on validation" not in text
+
+
 def test_one_seed_claims_nothing(built: Built) -> None:
     document = json.loads(built.result.report_path.with_suffix(".json").read_text())
     document["recipe"]["student"]["seeds"] = [1]

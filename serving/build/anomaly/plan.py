@@ -44,6 +44,11 @@ class AnomalyPlan(Plan[AnomalyRecipe]):
         "for choosing settings by hand"
     )
 
+    temperatures = (
+        "The step from score to probability is a part of each model and was fitted on the calibration split as well: "
+        "this is not all that calibration does, but what a temperature adds, fitted on the same rows"
+    )
+
     def run(self) -> list[Variant]:
         recipe = self.recipe
         data = self.step(
