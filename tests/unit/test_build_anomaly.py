@@ -173,6 +173,23 @@ def test_unusable_data_is_refused_by_line(tmp_path: Path, row: list[str], messag
         build(recipe, Registry(tmp_path / "registry"), cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (["1", "1e39", "2", "normal", "test"], "row 201 of split test: flow is too large for float32"),
+        (
+            ["1700000030.1", "0", "0", "normal", "test"],
+            "row 201 of split test: as float32 the same row is in split train",
+        ),
+    ],
+)
+def test_rows_are_checked_as_they_are_stored(tmp_path: Path, row: list[str], message: str) -> None:
+    data = [*anomaly_kit.rows(), ["1700000000.1", "0", "0", "normal", "train"], row]
+    recipe = anomaly_kit.write(tmp_path, anomaly_kit.recipe(), data)
+    with pytest.raises(BuildError, match=message):
+        build(recipe, Registry(tmp_path / "registry"), cache_dir=tmp_path / "cache")
+
+
 def test_a_row_in_two_splits_is_refused(tmp_path: Path) -> None:
     data = anomaly_kit.rows()
     recipe = anomaly_kit.write(tmp_path, anomaly_kit.recipe(), [*data, [*data[0][:-1], "test"]])
