@@ -85,6 +85,11 @@ class Plan(ABC, Generic[R]):
 
     #: How the report says what each split was used for.
     splits: str = ""
+    #: Where the report says that its intervals come from, and the p-values of two models on the same rows.
+    intervals: str = "Wilson intervals; the bound of negative flips is Clopper–Pearson's."
+    paired_test: str = "exact sign test"
+    #: How the report says where the temperatures come from whose effect on test it shows.
+    temperatures: str = "Fitted on the calibration split"
     #: What the data was used for, in the manifests.
     role: str = "train, calibrate, test"
 

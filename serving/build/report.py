@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from serving.build import metrics
 from serving.build.cache import Made, versions, write_json
 from serving.build.cpu import cpu_info
 from serving.build.evidence import report as evidence_report
@@ -86,9 +85,9 @@ def _markdown(plan: Plan[Any], document: Mapping[str, Any], plot: str) -> str:
         lines.append(_quality_line(name, row))
     lines += [
         "",
-        "Wilson intervals. ECE: plug-in, over 15 bins of equal mass; on this many rows it is above 0 even for a "
-        "perfectly calibrated model, and the debiased figure is what exceeds that expectation. "
-        "A negative flip is a row that the teacher gets right and the variant wrong; the bound is Clopper–Pearson's.",
+        f"{plan.intervals} A negative flip is a row that the teacher gets right and the variant wrong. "
+        "ECE: plug-in, over 15 bins of equal mass; on this many rows it is above 0 even for a perfectly calibrated "
+        "model, and the debiased figure is what exceeds that expectation.",
         "",
         "## Latency",
         "",
@@ -108,8 +107,8 @@ def _markdown(plan: Plan[Any], document: Mapping[str, Any], plot: str) -> str:
     parts = [
         *search_report.parts(document, plot),
         *plan.parts(document),
-        Part("Against the teacher", _teacher_lines(document)),
-        *evidence_report.parts(document),
+        Part("Against the teacher", _teacher_lines(document, plan.paired_test)),
+        *evidence_report.parts(document, plan.temperatures),
         Part("Notes", [*plan.notes(document), *_notes(document)]),
     ]
     for part in parts:
@@ -130,7 +129,7 @@ def _quality_line(name: str, row: Mapping[str, Any]) -> str:
     )
 
 
-def _teacher_lines(document: Mapping[str, Any]) -> list[str]:
+def _teacher_lines(document: Mapping[str, Any], test: str) -> list[str]:
     lines = []
     (trusted, teacher), *others = document["variants"].items()
     for name, row in others:
@@ -139,11 +138,11 @@ def _teacher_lines(document: Mapping[str, Any]) -> list[str]:
             continue
         worse = measured["negative_flips"]
         better = measured["correct"] - teacher["measured"]["correct"] + worse
-        p = metrics.sign_test(better, worse)
+        p = measured["mcnemar_p"]
         verdict = "more often right" if better > worse else "less often right"
         lines.append(
             f"- {name}: right where {trusted} is wrong on {better} rows, wrong where it is right on {worse} "
-            f"(exact sign test {p_value(p)}): {verdict if p < 0.05 else 'no difference at the 5 % level'}."
+            f"({test} {p_value(p)}): {verdict if p < 0.05 else 'no difference at the 5 % level'}."
         )
     return lines
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from serving.cards.facts import card_of, measures, relation_of
+from serving.cards.facts import card_of, imported_of, measures, relation_of
 from serving.registry.manifest import Manifest, Signature
 
 SPEC = "1.6"
@@ -63,7 +63,7 @@ def _ref(manifest: Manifest) -> str:
 
 
 def _model(manifest: Manifest) -> dict[str, Any]:
-    card = card_of(manifest)
+    card, imported = card_of(manifest), imported_of(manifest)
     data = [{"ref": part["bom-ref"]} for part in _data(manifest)]
     considerations: dict[str, Any] = {}
     if use := card.get("intended_use"):
@@ -72,7 +72,7 @@ def _model(manifest: Manifest) -> dict[str, Any]:
         considerations["technicalLimitations"] = list(limits)
     model_card: dict[str, Any] = {
         "modelParameters": {
-            "approach": {"type": "supervised"},
+            **({} if imported else {"approach": {"type": "supervised"}}),  # how it was trained elsewhere nobody said
             "task": manifest.postprocess.task,
             "datasets": data,
             "inputs": _formats(manifest.signature, "inputs"),
@@ -92,6 +92,9 @@ def _model(manifest: Manifest) -> dict[str, Any]:
         "modelCard": model_card,
         "properties": [{"name": "canarium:manifest:sha256", "value": manifest.digest}],
     }
+    if imported:
+        component["licenses"] = [{"license": {"name": str(imported["licence"])}}]
+        component["pedigree"] = {"notes": f"Weights of {imported['origin']}, SHA-256 {imported['sha256']}"}
     if owner := card.get("owner"):
         component["manufacturer"] = {"name": owner}
     return component

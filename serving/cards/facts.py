@@ -61,7 +61,16 @@ def _interval(given: Any) -> tuple[float, float] | None:
 
 
 def relation_of(manifest: Manifest) -> str:
+    """How it was made, in words."""
+    if imported_of(manifest) and manifest.lineage.relation == "root":
+        return "imported as it is"
     return _RELATIONS.get(manifest.lineage.relation, manifest.lineage.relation)
+
+
+def imported_of(manifest: Manifest) -> Mapping[str, Any]:
+    """`origin`, `licence` and `sha256` of the file from elsewhere whose weights it has; empty if they were trained."""
+    found = manifest.data.get("imported")
+    return found if isinstance(found, Mapping) and found.keys() >= {"origin", "licence", "sha256"} else {}
 
 
 def card_of(manifest: Manifest) -> dict[str, Any]:

@@ -65,11 +65,22 @@ def _judge(rule: Rule, document: Mapping[str, Any], derived: bool) -> Verdict:
     # The smallest distance to a limit decides; below zero it is beyond.
     worst = min(found, key=lambda one: _room(rule, float(one[1])))
     path, value = worst[0], float(worst[1])
+    few = _too_few(rule, document, path)
     if rule.at_least is not None and value < rule.at_least:
-        return Verdict(words, "fail", value, f"{path} is {value:g}, under {rule.at_least:g}")
+        return Verdict(words, "fail", value, f"{path} is {value:g}, under {rule.at_least:g}{few}")
     if rule.at_most is not None and value > rule.at_most:
-        return Verdict(words, "fail", value, f"{path} is {value:g}, over {rule.at_most:g}")
+        return Verdict(words, "fail", value, f"{path} is {value:g}, over {rule.at_most:g}{few}")
     return Verdict(words, "pass", value, f"{path} is {value:g}")
+
+
+def _too_few(rule: Rule, document: Mapping[str, Any], path: str) -> str:
+    """That even a perfect artifact would fail, measured on as few clips; empty if it would not."""
+    section, *parts = path.split(".")
+    for _, best in _values(document, [section, "bounds_if_perfect", *parts]):
+        number = _number(best)
+        if number is not None and _room(rule, number) < 0:
+            return f" (without any error it would be {number:g}: too few clips, measure on more)"
+    return ""
 
 
 def _room(rule: Rule, value: float) -> float:

@@ -12,6 +12,7 @@ import pytest
 from built_kit import Built, built_in
 
 from monitoring.golden import read
+from serving.build.anomaly.report import parts
 from serving.build.cache import BuildError
 from serving.build.kinds import load_recipe
 from serving.build.runner import build
@@ -127,6 +128,21 @@ def test_the_report_shows_every_seed_and_judges_by_intervals(built: Built) -> No
     assert ("no difference is claimed" in verdict) == (low <= 0 <= high)
 
 
+def test_before_a_temperature_is_not_called_before_calibration(built: Built) -> None:
+    text = built.result.report_path.read_text()
+    assert "The step from score to probability is a part of each model and was fitted on the calibration split" in text
+    assert "chosen on validation" not in text
+
+
+def test_one_seed_claims_nothing(built: Built) -> None:
+    document = json.loads(built.result.report_path.with_suffix(".json").read_text())
+    document["recipe"]["student"]["seeds"] = [1]
+    document["comparison"]["pairs"] = {"distilled_minus_control": {"difference": 0.2, "ci": None}}
+    text = "\n".join(next(part for part in parts(document) if part.title == "Distillation").lines)
+    assert "**No gain of distillation is claimed.**" in text
+    assert "- distilled minus control: +0.2000: one seed says nothing of others, so no difference is claimed." in text
+
+
 def test_a_second_build_does_nothing(built: Built) -> None:
     again = build(built.recipe, built.registry, cache_dir=built.cache)
     assert again.cached
@@ -153,6 +169,23 @@ def test_a_missed_floor_keeps_a_variant_out(built: Built, tmp_path: Path) -> Non
 )
 def test_unusable_data_is_refused_by_line(tmp_path: Path, row: list[str], message: str) -> None:
     recipe = anomaly_kit.write(tmp_path, anomaly_kit.recipe(), [*anomaly_kit.rows(), row])
+    with pytest.raises(BuildError, match=message):
+        build(recipe, Registry(tmp_path / "registry"), cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (["1", "1e39", "2", "normal", "test"], "row 201 of split test: flow is too large for float32"),
+        (
+            ["1700000030.1", "0", "0", "normal", "test"],
+            "row 201 of split test: as float32 the same row is in split train",
+        ),
+    ],
+)
+def test_rows_are_checked_as_they_are_stored(tmp_path: Path, row: list[str], message: str) -> None:
+    data = [*anomaly_kit.rows(), ["1700000000.1", "0", "0", "normal", "train"], row]
+    recipe = anomaly_kit.write(tmp_path, anomaly_kit.recipe(), data)
     with pytest.raises(BuildError, match=message):
         build(recipe, Registry(tmp_path / "registry"), cache_dir=tmp_path / "cache")
 

@@ -66,6 +66,7 @@ def test_the_report_has_a_section_for_each(built: tuple[Registry, BuildResult]) 
         "Quantization noise",
     ):
         assert f"## {title}" in text
+    assert "\nFitted on the calibration split, measured here on test.\n" in text  # nothing was searched
     evaluation = built[0].resolve("tiny/int8").evaluation
     lowest = evaluation["slices"]["lowest"]
     assert f"| int8 | {lowest['slice']} | {lowest['rows']} | {lowest['accuracy']:.4f} (" in text

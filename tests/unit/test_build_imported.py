@@ -14,9 +14,10 @@ from built_kit import Built, built_in, nudged
 from registry_kit import copy_of
 
 from serving.build.cache import BuildError, Cache, versions
-from serving.build.imported.evaluate import _interval as interval
+from serving.build.imported.clustered import by_clip, interval, sign_flip_test, upper_end
 from serving.build.imported.sound import expand, windows_of
 from serving.build.kinds import load_recipe, plan_of
+from serving.build.metrics import clopper_pearson_upper, sign_test
 from serving.build.plan import Answers
 from serving.build.runner import build
 from serving.build.verify import compare, registered
@@ -100,6 +101,8 @@ def test_the_file_is_registered_byte_for_byte_and_its_siblings_name_it(built: Bu
     for name in ("fp16", "int8"):
         assert found[name].lineage.parents[0].digest == found["fp32"].digest
         assert found[name].quantization["calibration"]["model_sha256"] == original
+    for manifest in found.values():
+        assert manifest.data["imported"] == {"origin": "made up", "licence": "CC0-1.0", "sha256": original}
     assert found["fp16"].size_bytes < found["fp32"].size_bytes
 
 
@@ -112,7 +115,8 @@ def test_siblings_agree_with_the_original_and_rows_with_themselves_alone(built: 
         assert evaluation["batch_neighbour_delta"] < 1e-4
         low, high = evaluation["teacher_disagreement_ci"]
         # Of 12 clips without a difference nobody knows more than that 26.5 % of clips may have one.
-        assert low <= evaluation["teacher_disagreement"] <= high <= 0.27
+        assert low <= evaluation["teacher_disagreement"] <= 0.264 < high < 0.32
+        assert 0.22 < evaluation["negative_flip_upper"] < high
     assert built.registry.resolve("loud/fp32").evaluation["score_difference"]["max"] == 0
     assert built.registry.resolve("loud/int8").evaluation["score_difference"]["max"] > 0
 
@@ -236,21 +240,62 @@ def test_a_few_clips_are_enough(tmp_path: Path) -> None:
     assert evaluation["batch_neighbour_delta"] < 1e-4
 
 
-class TestInterval:
-    """Of a share of windows, by clips."""
+class TestIntervals:
+    """Of windows, by clips."""
 
     def test_no_event_in_few_clips_is_no_proof(self) -> None:
-        assert interval(np.zeros((40, 80), bool)) == (0.0, pytest.approx(1 - 0.025 ** (1 / 40)))
-        assert interval(np.ones((40, 80), bool)) == (pytest.approx(0.025 ** (1 / 40)), 1.0)
-        assert interval(np.zeros((1, 80), bool)) == (0.0, pytest.approx(0.975))
+        exact = pytest.approx(1 - 0.025 ** (1 / 40))
+        assert interval(np.zeros(40), 0, 1) == (0.0, exact)
+        assert interval(np.ones(40), 0, 1) == (pytest.approx(0.025 ** (1 / 40)), 1.0)
+        assert interval(np.zeros(1), 0, 1) == (0.0, pytest.approx(0.975))
+        assert interval(np.zeros(40), -1, 1)[1] == exact
 
-    def test_it_covers_the_truth_where_events_are_rare_and_come_together(self) -> None:
-        random = np.random.default_rng(3)
-        share, held = 0.02, 0
-        for _ in range(300):
-            low, high = interval(np.repeat(random.random((20, 1)) < share, 10, axis=1))
-            held += low <= share <= high
-        assert held >= 0.95 * 300
+    def test_clips_that_are_all_or_nothing_have_clopper_and_pearsons_bounds(self) -> None:
+        events = (np.arange(40) % 10 == 0).astype(float)
+        assert upper_end(events, 1, 0.05) == pytest.approx(clopper_pearson_upper(4, 40), abs=0.003)
+        assert interval(events, 0, 1) == pytest.approx((0.0279, 0.2366), abs=0.004)
+
+    def test_a_further_event_never_gives_a_smaller_end(self) -> None:
+        events = np.zeros((40, 80), bool)
+        before = interval(events.mean(axis=1), 0, 1)
+        for at in np.random.default_rng(4).permutation(events.size)[::40].tolist():
+            events.flat[at : at + 9] = True
+            after = interval(events.mean(axis=1), 0, 1)
+            assert before[0] < after[0] < after[1]
+            assert before[1] < after[1]
+            before = after
+
+    @pytest.mark.parametrize(
+        ("clips", "inside", "usual"), [(0.02, 1.0, 0.0), (0.1, 0.9, 0.0), (0.2, 0.5, 0.0), (0.06, 1.0, 0.06)]
+    )
+    def test_it_covers_the_truth_where_events_come_together(self, clips: float, inside: float, usual: float) -> None:
+        random, held = np.random.default_rng(3), 0
+        truth = clips * inside + (1 - clips) * usual
+        for _ in range(200):
+            chance = np.where(random.random(40) < clips, inside, usual)
+            share = (random.random((40, 20)) < chance[:, None]).mean(axis=1)
+            low, high = interval(share, 0, 1)
+            held += low <= truth <= high
+        assert held >= 0.95 * 200
+
+    def test_a_copy_is_bounded_no_worse_than_what_differs(self) -> None:
+        truth = np.arange(800).reshape(40, 20) % 2 == 0
+        answers = truth.copy()
+        answers[:16, 3] ^= True
+        copy, worse = (by_clip(found == truth, truth == truth, found != truth) for found in (truth, answers))
+        assert copy["teacher_disagreement_ci"] == copy["bounds_if_perfect"]["teacher_disagreement_ci"]
+        assert copy["negative_flip_upper"] == copy["bounds_if_perfect"]["negative_flip_upper"]
+        for found in (copy, worse):
+            assert found["negative_flip_upper"] < found["teacher_disagreement_ci"][1]
+        assert copy["teacher_disagreement_ci"][1] < worse["teacher_disagreement_ci"][1]
+        assert copy["negative_flip_upper"] < worse["negative_flip_upper"]
+        assert worse["accuracy_change_ci"][0] < copy["accuracy_change_ci"][0] < 0 < copy["accuracy_change_ci"][1]
+
+    def test_a_clip_counts_once_for_the_test_of_two_models(self) -> None:
+        assert sign_flip_test(np.repeat([1, -1, 0], [9, 3, 5])) == pytest.approx(sign_test(9, 3))
+        assert sign_flip_test(np.array([40, 0, 0])) == sign_flip_test(np.zeros(3, int)) == 1.0
+        assert sign_flip_test(np.full(6, 7)) == pytest.approx(2 / 2**6)
+        assert sign_flip_test(np.array([3, 2, -1])) == pytest.approx(4 / 8)
 
 
 def test_mu_law_and_windows() -> None:

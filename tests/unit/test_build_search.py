@@ -278,6 +278,7 @@ def test_the_report_shows_the_search_and_a_plot_that_parses(
     path = searched[1].report_path
     text = path.read_text()
     assert "## Search" in text
+    assert "measured here on test. What was searched was chosen on validation." in text
     assert f"![Pareto plot of the variants]({path.stem}.svg)" in text
     words = "".join(ElementTree.parse(path.with_suffix(".svg")).getroot().itertext())
     for name in ("teacher", "int8", "distilled", "only tried"):

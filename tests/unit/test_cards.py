@@ -272,6 +272,23 @@ def test_the_bill_of_an_artifact_is_valid_and_names_all_its_parts(run: Any, regi
     valid(run("m/teacher:1", "--format", "cyclonedx"))
 
 
+def test_an_imported_model_is_not_passed_off_as_trained_here(run: Any, registry: Registry) -> None:
+    imported = {"origin": "a package", "licence": "MIT", "sha256": "b" * 64}
+    source = put(registry, "theirs", data=DATA | {"imported": imported})
+    put(registry, "smaller", data=DATA | {"imported": imported}, lineage=made_from(source), quantization=INT8)
+    assert "A variant of **m**, imported as it is." in run("m/theirs")
+    assert "| `imported.origin` | a package |" in run("m/theirs")
+    assert "A variant of **m**, quantized." in run("m/smaller")
+    for name in ("theirs", "smaller"):
+        model = valid(run(f"m/{name}", "--format", "cyclonedx"))["metadata"]["component"]
+        assert model["licenses"] == [{"license": {"name": "MIT"}}]
+        assert model["pedigree"] == {"notes": f"Weights of a package, SHA-256 {'b' * 64}"}
+        assert "approach" not in model["modelCard"]["modelParameters"]
+    model = valid(run("m/teacher:1", "--format", "cyclonedx"))["metadata"]["component"]
+    assert model["modelCard"]["modelParameters"]["approach"] == {"type": "supervised"}
+    assert not {"licenses", "pedigree"} & set(model)
+
+
 def test_the_bill_of_a_deployment_holds_its_models(run: Any, registry: Registry) -> None:
     document = valid(run("--system", str(configuration(registry)), "--format", "cyclonedx"))
     assert document["metadata"]["component"]["name"] == "Mail desk"

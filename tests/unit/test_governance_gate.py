@@ -29,6 +29,16 @@ def test_a_limit_includes_itself() -> None:
     assert verdict({"found": 0}, at_most=1)[0] == "pass"  # zero was measured
 
 
+def test_a_limit_that_no_artifact_could_keep_on_so_few_clips_says_so() -> None:
+    evaluation = {"found": 0.08, "bounds_if_perfect": {"found": 0.07}}
+    assert verdict(evaluation, at_most=0.05)[2] == (
+        "evaluation.found is 0.08, over 0.05 (without any error it would be 0.07: too few clips, measure on more)"
+    )
+    assert verdict(evaluation, at_most=0.075)[2] == "evaluation.found is 0.08, over 0.075"
+    lower = {"found": {"*": 0.8}, "bounds_if_perfect": {"found": 0.9}}
+    assert verdict(lower, at_least=0.95, evidence="evaluation.found.*")[2] == "evaluation.found.* is 0.8, under 0.95"
+
+
 @pytest.mark.parametrize("evaluation", [{}, {"found": None}, {"found": {}}, {"found": ""}, None])
 def test_what_was_not_measured_fails(evaluation: Any) -> None:
     assert verdict(evaluation, at_least=0.5) == ("fail", None, "evaluation.found: not measured")

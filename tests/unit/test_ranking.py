@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from serving.build.anomaly.ranking import interval, mean_difference, rank, ranked, resamples
+from serving.build.anomaly.ranking import Ranked, interval, mean_difference, rank, ranked, resamples
 
 
 @pytest.mark.parametrize("digits", [6, 1, 0])
@@ -52,14 +52,36 @@ def test_the_interval_holds_the_value_and_a_perfect_ranking_has_none() -> None:
     assert perfect["average_precision_ci"] == (1.0, 1.0)
 
 
-def test_the_difference_of_equal_scores_is_nothing_and_of_better_ones_clear() -> None:
+def runs(*gaps: float, rows: int = 600) -> list[Ranked]:
+    """One training a gap, the larger the better, on the same rows."""
     chance = np.random.default_rng(6)
-    classes = (chance.random(600) < 0.3).astype(np.int64)
-    weights = resamples(classes, 400, seed=1)
-    good, bad = (ranked(chance.normal(classes * gap, 1.0), classes, weights) for gap in (3, 0.5))
-    assert mean_difference([good], [good]) == {"difference": 0.0, "ci": (0.0, 0.0)}
-    better = mean_difference([good, good], [bad, bad])
-    assert better["ci"][0] > 0.1  # type: ignore[index]
+    classes = (chance.random(rows) < 0.3).astype(np.int64)
+    weights, noise = resamples(classes, 400, seed=1), chance.normal(0, 1, rows)
+    return [ranked(classes * gap + noise, classes, weights) for gap in gaps]
+
+
+def test_the_difference_of_equal_scores_is_nothing_and_of_better_ones_clear() -> None:
+    good, bad = runs(3, 0.5)
+    assert mean_difference([good, good], [good, good], 1) == {"difference": 0.0, "ci": (0.0, 0.0)}
+    assert mean_difference([good, good], [bad], 1)["ci"][0] > 0.1  # type: ignore[index]
+
+
+def test_seeds_that_differ_among_themselves_as_much_as_the_methods_tell_nothing() -> None:
+    ours, theirs = runs(2.0, 2.6, 2.1), runs(1.9, 2.0, 2.05)
+    rows = np.mean(
+        [a.drawn.average_precision - b.drawn.average_precision for a, b in zip(ours, theirs, strict=True)], 0
+    )
+    assert interval(rows)[0] > 0  # other rows would show the same
+    low, high = mean_difference(ours, theirs, 1)["ci"]  # type: ignore[misc]
+    assert low < 0 < high
+    assert mean_difference(ours, theirs, 1) == mean_difference(ours, theirs, 1)
+
+
+def test_one_seed_says_nothing_of_others() -> None:
+    good, bad = runs(3, 0.5)
+    found = mean_difference([good], [bad], 1)
+    assert found["difference"] == pytest.approx(good.whole.average_precision[0] - bad.whole.average_precision[0])
+    assert found["ci"] is None
 
 
 def test_the_interval_is_that_of_the_middle_95_percent() -> None:

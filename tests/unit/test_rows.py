@@ -131,11 +131,12 @@ class TestEvidence:
         assert found["ranges"]["x"]["rows"] == {"train": 800, "calibration": 40}
         assert any(line.startswith("x[1]: Kolmogorov-Smirnov") for line in found["ranges"]["x"]["shifted"])
         assert found["split"]["x"]["rows"]["calibration"] == 400
-        (part,) = parts({"evidence": {}, "calibration_drift": found})
+        (part,) = parts({"evidence": {}, "calibration_drift": found}, "")
         assert any(line.startswith("- x: the 40 of them that INT8 ranges come from against 800") for line in part.lines)
         few = subject.calibration_drift(train, Examples({"x": rows}, np.zeros(400, int)), drift.LEAST_ROWS - 1)
         assert few["ranges"] == {}
-        assert any("too few of them" in line for line in parts({"evidence": {}, "calibration_drift": few})[0].lines)
+        (part,) = parts({"evidence": {}, "calibration_drift": few}, "")
+        assert any("too few of them" in line for line in part.lines)
 
 
 class _Found:

@@ -29,7 +29,7 @@ def evaluate_detector(out: Path, needs: Mapping[str, Path], parameters: Mapping[
 def compare_students(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
     """Write `comparison.json`: every run's ranking, and the mean differences of students, controls and teacher.
 
-    All intervals come from the same resamples of the test split.
+    All come from the same resamples of the test split.
     """
     classes = read_table(needs["data"], "test").classes
     weights = resamples(classes, parameters["draws"], parameters["seed"])
@@ -54,6 +54,8 @@ def compare_students(out: Path, needs: Mapping[str, Path], parameters: Mapping[s
         {
             "runs": runs,
             "draws": parameters["draws"],
-            "pairs": {name: mean_difference(ours, theirs) for name, (ours, theirs) in pairs.items()},
+            "pairs": {
+                name: mean_difference(ours, theirs, parameters["seed"]) for name, (ours, theirs) in pairs.items()
+            },
         },
     )

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from serving.build.anomaly import report
-from serving.build.anomaly.data import check_table
 from serving.build.anomaly.evaluate import compare_students, evaluate_detector
 from serving.build.anomaly.quantize import quantize
 from serving.build.anomaly.recipe import AnomalyRecipe
+from serving.build.anomaly.stored import check_stored
 from serving.build.anomaly.train import train_autoencoder, train_students
 from serving.build.cache import Made
 from serving.build.cpu import cpu_info
@@ -44,14 +44,19 @@ class AnomalyPlan(Plan[AnomalyRecipe]):
         "for choosing settings by hand"
     )
 
+    temperatures = (
+        "The step from score to probability is a part of each model and was fitted on the calibration split as well: "
+        "this is not all that calibration does, but what a temperature adds, fitted on the same rows"
+    )
+
     def run(self) -> list[Variant]:
         recipe = self.recipe
         data = self.step(
             "data",
-            check_table,
+            check_stored,
             {"labels": list(recipe.labels), "columns": list(recipe.columns)},
             {},
-            _DATA[1:],
+            _DATA,
             {"file": self.folder / recipe.data.file},
         )
         teacher = self.step(

@@ -45,22 +45,29 @@ def _distillation(document: Mapping[str, Any]) -> list[str]:
     for seed in document["recipe"]["student"]["seeds"]:
         pair = [runs[kind, seed] for kind in ("distilled", "control")]
         lines.append(f"| {seed} | " + " | ".join(_precision(run) for run in pair) + " |")
-    gain = comparison["pairs"]["distilled_minus_control"]["ci"][0] > 0
+    ci = comparison["pairs"]["distilled_minus_control"]["ci"]
+    gains = ci is not None and ci[0] > 0
     lines += [
         "",
         "The first seed is served, whichever is best. "
-        + ("Distillation gains here." if gain else "**No gain of distillation is claimed**: labels alone do as well.")
-        + " Mean over the seeds, on the same resamples of the rows:",
+        + ("Distillation gains here." if gains else "**No gain of distillation is claimed.**")
+        + " Mean over the seeds; intervals are of other rows and other seeds (the teacher is of one seed: what is said "
+        "of it is said of that one):",
         "",
     ]
-    for name, pair in comparison["pairs"].items():
-        ours, theirs = name.split("_minus_")
-        low, high = pair["ci"]
-        verdict = "no difference is claimed"
-        if low > 0 or high < 0:
-            verdict = f"{ours} ranks {'better' if low > 0 else 'worse'} than {theirs}"
-        lines.append(f"- {ours} minus {theirs}: {pair['difference']:+.4f} ({low:+.4f} to {high:+.4f}): {verdict}.")
-    return lines
+    return lines + [_difference(name, pair) for name, pair in comparison["pairs"].items()]
+
+
+def _difference(name: str, pair: Mapping[str, Any]) -> str:
+    ours, theirs = name.split("_minus_")
+    what = f"- {ours} minus {theirs}: {pair['difference']:+.4f}"
+    if pair["ci"] is None:
+        return f"{what}: one seed says nothing of others, so no difference is claimed."
+    low, high = pair["ci"]
+    verdict = "no difference is claimed"
+    if low > 0 or high < 0:
+        verdict = f"{ours} ranks {'better' if low > 0 else 'worse'} than {theirs}"
+    return f"{what} ({low:+.4f} to {high:+.4f}): {verdict}."
 
 
 def _cells(measured: Mapping[str, Any]) -> str:

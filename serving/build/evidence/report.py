@@ -10,8 +10,12 @@ from serving.build.evidence.slices import LEAST_ROWS
 from serving.build.plan import Part
 
 
-def parts(document: Mapping[str, Any]) -> list[Part]:
-    """From the report's JSON form: `evidence` (variant -> evidence.json), `variants` and `calibration_drift`."""
+def parts(document: Mapping[str, Any], temperatures: str) -> list[Part]:
+    """From the report's JSON form: `evidence` (variant -> evidence.json), `variants`, `calibration_drift`, `search`.
+
+    Args:
+        temperatures: where they come from (see `Plan`).
+    """
     evidence = document["evidence"]
     drift = document["calibration_drift"]
     found = [Part("Calibration data", _drift(drift))] if drift else []
@@ -19,7 +23,7 @@ def parts(document: Mapping[str, Any]) -> list[Part]:
         found += [
             Part("Slices", _slices(evidence)),
             Part("Perturbed inputs", _perturbations(evidence)),
-            Part("Calibration before and after", _calibration(document)),
+            Part("Calibration before and after", _calibration(document, temperatures)),
             Part("Memory and overflow", footprint(evidence)),
         ]
         if noise := _noise(evidence):
@@ -145,7 +149,7 @@ def _distance(value: float | None) -> str:
     return "not found" if value is None else f"{value:.2f}"
 
 
-def _calibration(document: Mapping[str, Any]) -> list[str]:
+def _calibration(document: Mapping[str, Any], temperatures: str) -> list[str]:
     rows = []
     for name, found in document["evidence"].items():
         before, measured = found["uncalibrated"], document["variants"][name]["measured"]
@@ -158,10 +162,11 @@ def _calibration(document: Mapping[str, Any]) -> list[str]:
                 f"{before['nll']:.4f} → {measured['nll']:.4f}",
             ]
         )
+    chosen = " What was searched was chosen on validation." if document["search"] else ""
     return [
         *_table(["variant", "temperature", "ECE debiased", "Brier", "log loss (nats)"], rows),
         "",
-        "Fitted on the calibration split, chosen on validation, measured here on test.",
+        f"{temperatures}, measured here on test.{chosen}",
     ]
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from serving.build import metrics
 from serving.build.cache import BuildError, Tick, write_json
 from serving.build.cpu import cpu_info
 from serving.build.evaluate import percentiles, quality
 from serving.build.evidence import memory, saturation
+from serving.build.imported.clustered import by_clip
 from serving.build.imported.sound import read_clips
 from serving.build.imported.stream import feeds
 from serving.build.interface import draft
@@ -21,16 +21,14 @@ from serving.build.rows import spread
 from serving.runtimes.base import Session, open_session
 from serving.runtimes.pipeline import Pipeline
 
-_ALONE, _BATCH, _DRAWS, _SEED = 8, 16, 1000, 5
-#: Of a 95 % interval, on either side.
-_TAIL = 0.025
+_ALONE, _BATCH = 8, 16
 
 
 def evaluate_stream(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, Any], tick: Tick) -> None:
     """Measure on the test split; write `evaluation.json` and `scores.npy` [clips, windows].
 
     `needs["teacher"]`, where given, is the evaluation of the model that this one is compared with. Windows of one clip
-    are alike, so intervals come from resampling whole clips.
+    are alike, so intervals and tests are over clips.
     """
     manifest = draft(parameters, 1.0)
     session = open_session(manifest, needs["model"], runtime="onnxruntime", threads=1)
@@ -61,8 +59,7 @@ def evaluate_stream(out: Path, needs: Mapping[str, Path], parameters: Mapping[st
             judged.ravel().astype(np.int64),
             parameters["labels"],
         ),
-        "accuracy_ci": _interval(right),
-        "teacher_disagreement_ci": _interval(answers != judged),
+        **by_clip(right, judged == clips.classes, answers != judged),
         "score_difference": {
             "mean": float(np.abs(scores - judge).mean()),
             "p99": float(np.quantile(np.abs(scores - judge), 0.99)),
@@ -114,21 +111,3 @@ def _latency(
         measured[f"batch_{size}"] = percentiles(bare, 200)
         measured[f"batch_{size}_whole"] = percentiles(whole, 200)
     return measured
-
-
-def _interval(events: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the share of events [clips, windows], by resampling clips.
-
-    Without an event in any clip every resample is the same. Then the far end is Clopper and Pearson's for the share of
-    clips with an event, which is no less than that of windows; and the other way round where all are events.
-    """
-    share = events.mean(axis=1)
-    most = metrics.clopper_pearson_upper(0, len(share), _TAIL)
-    if not events.any():
-        return 0.0, most
-    if events.all():
-        return 1.0 - most, 1.0
-    chance = np.random.default_rng(_SEED)
-    drawn = share[chance.integers(0, len(share), (_DRAWS, len(share)))].mean(axis=1)
-    low, high = np.quantile(drawn, (_TAIL, 1 - _TAIL))
-    return float(low), float(high)
