@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,25 +9,6 @@ from hypothesis import strategies as st
 from serving.transport.http1 import MAX_HEAD, MAX_HEADERS, Http1Server
 from tests.support.http1_kit import App, Peer, get, post
 from tests.support.transport import turns
-
-
-@pytest.fixture
-async def app() -> App:
-    return App()
-
-
-@pytest.fixture
-async def server(app: App) -> AsyncIterator[Http1Server]:
-    server = Http1Server(app, max_connections=3)
-    yield server
-    await server.drain(0)
-    await turns()
-
-
-@pytest.fixture
-async def peer(server: Http1Server) -> Peer:
-    return Peer(server)
-
 
 # ---------------------------------------------------------------- bytes that are no request
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from serving.transport import http1
@@ -19,29 +17,6 @@ def _upgrading(body: bytes, path: str, *, chunked: bool = False) -> bytes:
         return post(body, path, *_H2C)
     lines = [f"POST {path} HTTP/1.1", "host: h", "transfer-encoding: chunked", *_H2C, "", ""]
     return "\r\n".join(lines).encode() + b"%x\r\n%b\r\n0\r\nx-trailer: y\r\n\r\n" % (len(body), body)
-
-
-@pytest.fixture
-async def app() -> App:
-    return App()
-
-
-@pytest.fixture
-async def server(app: App) -> AsyncIterator[Http1Server]:
-    server = Http1Server(app, max_connections=3)
-    yield server
-    await server.drain(0)
-    await turns()
-
-
-@pytest.fixture
-async def peer(server: Http1Server) -> Peer:
-    return Peer(server)
-
-
-@pytest.fixture
-async def clock() -> LoopClock:
-    return LoopClock()
 
 
 async def test_an_upgrade_is_answered_as_any_other_request_and_nothing_is_read_behind_it(peer: Peer, app: App) -> None:

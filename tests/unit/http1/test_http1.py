@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given
@@ -14,30 +13,6 @@ from serving.transport.exchanges import Exchange, Head
 from serving.transport.http1 import MAX_PIPELINED, Http1Server
 from tests.support.http1_kit import App, Peer, get, post
 from tests.support.transport import LoopClock, turns
-
-
-@pytest.fixture
-async def app() -> App:
-    return App()
-
-
-@pytest.fixture
-async def server(app: App) -> AsyncIterator[Http1Server]:
-    server = Http1Server(app, max_connections=3)
-    yield server
-    await server.drain(0)
-    await turns()
-
-
-@pytest.fixture
-async def peer(server: Http1Server) -> Peer:
-    return Peer(server)
-
-
-@pytest.fixture
-async def clock() -> LoopClock:
-    return LoopClock()
-
 
 # ---------------------------------------------------------------- requests and answers
 
