@@ -146,8 +146,9 @@ class DataPlane:
         work = _Work(model, config, view, trace, deadline_ns, view.table.baseline)
         try:
             plane = self._route(work, version, caller)
-            trace.rows = validate(request, plane.manifest.signature, model)
-            plane.batcher.refuse_if_too_large(trace.rows)
+            rows = validate(request, plane.manifest.signature, model)
+            plane.batcher.refuse_if_too_large(rows)
+            trace.rows = rows  # not those of a refused one: headroom is measured against them
             if work.live and model in self._reserves:
                 self._keep_reserve(work)
             work.client_inputs = {item.name: item.data for item in request.inputs}
