@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -15,6 +16,8 @@ from urllib.parse import urlsplit
 #: Idle connections older than this (seconds) are not reused: the server may be closing them just then,
 #: and a request lost that way would look like a failure of the server.
 MAX_IDLE_S = 2.0
+#: No longer is waited for what a server asks for in Retry-After, seconds.
+MAX_RETRY_AFTER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,38 @@ class HttpTransport:
         if request.body or request.method != "GET":
             lines.append(f"Content-Length: {len(request.body)}")
         return "\r\n".join((*lines, "", "")).encode("latin-1") + request.body
+
+
+class PatientTransport:
+    """Does what a server asks of a client that it has no room for: waits as long as `Retry-After` says (RFC 9110,
+    section 10.2.3) and sends again.
+
+    Only a 429 or a 503 that has the header is sent again: the server did not take that request up, so that nothing is
+    done twice. The time waited is part of the latency that a load generator measures.
+
+    Args:
+        inner: how requests leave; closed with this one.
+        attempts: how often one request is sent at most.
+    """
+
+    def __init__(
+        self, inner: Transport, *, attempts: int = 4, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        self._inner, self._attempts, self._sleep = inner, attempts, sleep
+        self.sent_again = 0
+
+    async def send(self, request: Request) -> Response:
+        for _ in range(1, self._attempts):
+            response = await self._inner.send(request)
+            wait_s = response.headers.get("retry-after", "")
+            if response.status not in (429, 503) or not wait_s.isdecimal():
+                return response
+            self.sent_again += 1
+            await self._sleep(min(int(wait_s), MAX_RETRY_AFTER_S))
+        return await self._inner.send(request)
+
+    async def close(self) -> None:
+        await self._inner.close()
 
 
 class _Connection:

@@ -36,7 +36,7 @@ from deployments.quickstart.timeline import Plan, Timeline
 from loadtests.openloop import OpenLoop, Recorder
 from loadtests.payloads import feedback_request, infer_requests, read_rows
 from loadtests.percentiles import Histogram
-from loadtests.transport import HttpTransport, TransportError
+from loadtests.transport import HttpTransport, PatientTransport, TransportError
 from serving.client import AdminClient
 from serving.clock import SystemClock
 from serving.commands.render import verdict_table
@@ -141,13 +141,16 @@ async def tell(console: Console, quickstart: Quickstart, plan: Plan, rate: float
         story = Story(plan, AdminThread(client), narrator, clock=SystemClock())
         labels = Labels(quickstart.http_url, plan.model, story.timeline)
         story.give_label = labels.give
-        load = OpenLoop(quickstart.http_url, requests, rate, on_response=story.on_response)
+        mails = PatientTransport(HttpTransport(quickstart.http_url))
+        load = OpenLoop(mails, requests, rate, on_response=story.on_response)
         worker = asyncio.create_task(labels.run())
         try:
             timeline = await story.tell(load)
         finally:
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
+            await mails.close()
+    timeline.sent_again = mails.sent_again
     if timeline.labels_failed:
         timeline.missing.append(f"{timeline.labels_failed} labels were refused")
     return timeline, load.recorder
@@ -169,6 +172,7 @@ def show_timeline(console: Console, timeline: Timeline, recorder: Recorder, plan
         ("requests routed to the candidate", str(timeline.routed_to_candidate)),
         ("suspect answers served", f"{timeline.suspect_answers}, of which wrong {timeline.wrong_suspect_answers}"),
         ("client failures", str(timeline.client_failures)),
+        ("refused for want of room and sent again", str(timeline.sent_again)),
         ("true labels given", str(timeline.labels_sent)),
         ("answers", ", ".join(f"{name} {count}" for name, count in timeline.answers.items())),
     ]

@@ -43,6 +43,7 @@ class Timeline:
     suspect_answers: int = 0
     wrong_suspect_answers: int = 0
     client_failures: int = 0
+    sent_again: int = 0  # refused by a full queue, and answered when they came again
     unsent: int = 0
     labels_sent: int = 0
     labels_failed: int = 0

@@ -17,7 +17,7 @@ from loadtests.fake import VirtualTime
 from loadtests.openloop import ClosedLoop, OpenLoop, Outcome, Recorder
 from loadtests.payloads import Row, feedback_request, infer_requests, read_rows
 from loadtests.percentiles import Histogram
-from loadtests.transport import Request, Response, TransportError, parse_head
+from loadtests.transport import MAX_RETRY_AFTER_S, PatientTransport, Request, Response, TransportError, parse_head
 
 REQUEST = Request("/v2/models/m/infer")
 
@@ -271,3 +271,32 @@ def test_the_head_of_an_answer_is_parsed_and_garbage_refused() -> None:
     assert parse_head(head) == (503, {"retry-after": "1", "x-canarium-variant": "teacher"})
     with pytest.raises(ValueError, match="status line"):
         parse_head(b"SSH-2.0-OpenSSH\r\n\r\n")
+
+
+class Scripted:
+    """Gives these answers, one after the other."""
+
+    def __init__(self, *answers: Response) -> None:
+        self.answers, self.closed = list(answers), False
+
+    async def send(self, request: Request) -> Response:
+        return self.answers.pop(0)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+async def test_a_patient_client_sends_again_what_the_server_had_no_room_for() -> None:
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    full, busy = Response(429, {"retry-after": "2"}), Response(503, {"retry-after": "3600"})
+    inner = Scripted(full, busy, Response(200), *[full] * 4, Response(500, {"retry-after": "1"}), Response(429))
+    client = PatientTransport(inner, attempts=4, sleep=sleep)
+    assert [(await client.send(Request("/"))).status for _ in range(4)] == [200, 429, 500, 429]
+    assert waited == [2, MAX_RETRY_AFTER_S, 2, 2, 2]
+    assert (client.sent_again, inner.answers) == (5, [])
+    await client.close()
+    assert inner.closed
