@@ -132,6 +132,13 @@ class DataPlane:
             return [plane] if plane is not None else []
         return self.planes.all()[model]
 
+    def pins_candidate(self, model: str, version: str) -> bool:
+        """Whether `version` is a candidate's now: to pin it is a choice like that of the override header."""
+        view = self._routing.view(model) if model in self._config.models else None
+        return view is not None and any(
+            str(entry.version) == version for name, entry in view.table.variants.items() if name != view.table.baseline
+        )
+
     # ------------------------------------------------------------ inference
 
     async def infer(self, model: str, version: str, request: InferRequest, caller: Caller) -> Reply:

@@ -81,7 +81,7 @@ MEANINGS = {
     "models.M.routing.noise_percent": "percent of the baseline's answers that it gives once more while a candidate has "
     "traffic or copies of it, if it is the teacher: by how much it differs from itself",
     "models.M.routing.override.header": "header (or gRPC metadata) by which a request names its variant",
-    "models.M.routing.override.role": "least role that may use it in mode `tokens`",
+    "models.M.routing.override.role": "least role that may use it, or [pin](#http) a candidate's version, in mode `tokens`",
     "models.M.routing.fallback.on": "which failures of a candidate the baseline answers for; a lost worker, a full queue and a kill always",
     "models.M.routing.fallback.budget_ms": "part of a request's time kept for the baseline, at most half of it",
     "models.M.routing.queue.max_rows": "rows that wait for one variant in one gateway (429)",
