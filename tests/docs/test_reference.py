@@ -44,4 +44,5 @@ def test_every_status_and_reason_is_in_the_readme() -> None:
     text = code(readme())
     assert [status for status in HTTP_STATUS.values() if f"{status}" not in readme()] == []
     reasons = {reason_header(reason, cause) for reason in Reason for cause in Cause if cause is not Cause.NONE}
+    reasons.add(reason_header(Reason.KILLED, Cause.NONE, monitor_lost=True))
     assert [reason for reason in sorted(reasons) if reason not in text] == []
