@@ -167,6 +167,10 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+#: The pattern of a number of days; what other patterns are for is said in words.
+_DAYS = r"^[1-9][0-9]*d$"
+
+
 def _type(annotation: Any, metadata: list[Any]) -> str:
     arguments = get_args(annotation)
     if get_origin(annotation) is Literal:
@@ -184,7 +188,7 @@ def _type(annotation: Any, metadata: list[Any]) -> str:
         for key, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
         if hasattr(rule, key)
     ]
-    if any(hasattr(rule, "pattern") or "pattern" in getattr(rule, "__dict__", {}) for rule in metadata):
+    if any(getattr(rule, "pattern", None) == _DAYS for rule in metadata):
         bounds.append("such as `30d`")
     word = {int: "integer", float: "number", str: "text"}[annotation]
     return ", ".join([word, *bounds])
