@@ -78,8 +78,8 @@ MEANINGS = {
     "models.M.routing.weights": "percent of live traffic of each candidate, for a model never seen before",
     "models.M.routing.shadow": "percent of requests copied to each variant, likewise",
     "models.M.routing.reference_percent": "percent of candidates' answers that the teacher scores again, likewise",
-    "models.M.routing.noise_percent": "percent of the baseline's answers that it gives once more while a candidate has "
-    "traffic or copies of it, if it is the teacher: by how much it differs from itself",
+    "models.M.routing.noise_percent": "if the baseline is the teacher: percent of its answers that it is asked for a second "
+    "time while a candidate has traffic or copies, to see how often it disagrees with itself",
     "models.M.routing.override.header": "header (or gRPC metadata) by which a request names its variant",
     "models.M.routing.override.role": "least role that may use it, or [pin](#http) a candidate's version, in mode `tokens`",
     "models.M.routing.fallback.on": "which failures of a candidate the baseline answers for; a lost worker, a full queue and a kill always",
