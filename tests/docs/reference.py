@@ -45,7 +45,7 @@ MEANINGS = {
     "registry.dir": "the model registry",
     "auth.mode": "`tokens` asks every caller for a bearer token",
     "auth.tokens_file": "lines of `name:role:sha256[:expiry]`, changed with `canarium token` and followed within seconds",
-    "auth.data_plane": "in mode `tokens`: whether inference needs a token as well, or only the admin API, overrides and feedback",
+    "auth.data_plane": "in mode `tokens`: whether inference needs a token as well, or only the admin API, feedback and choosing the variant",
     "governance.mode": "`enforce`: only artifacts that are approved are served; `warn`: others are served, and said; see [Governance](#governance)",
     "governance.policy": "what must be measured and who must approve: `low`, `limited`, `high`, or a policy file",
     "governance.trusted_keys[].name": "the person whose approvals this key signs",
