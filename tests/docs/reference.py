@@ -230,8 +230,13 @@ def metrics_table() -> str:
     for family in MonitorCollector(watch, actuator, {}).collect():
         name = family.name + ("_total" if family.type == "counter" else "")
         labels = ", ".join(f"`{label}`" for label in family._labelnames) or "–"  # type: ignore[attr-defined]
-        rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+        rows.append(f"| `{name}` | {family.type} | {labels} | {_cell(family.documentation)} |")
     return "\n".join(["| metric | kind | labels | meaning |", "|---|---|---|---|", *rows])
+
+
+def _cell(text: str) -> str:
+    """Text that stays in one column of a table."""
+    return text.replace("|", "\\|")
 
 
 def rollout_diagram() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import click
@@ -23,6 +24,16 @@ def test_tables_are_those_of_the_code(name: str) -> None:
     found = between(name).search(readme())
     assert found, f"README.md has no <!-- {name} --> … <!-- /{name} -->"
     assert TABLES[name]() in found[0], "README.md is out of date: run python tests/docs/reference.py"
+
+
+def test_every_row_of_a_table_has_the_columns_of_its_head() -> None:
+    odd, columns = [], 0
+    for line in readme().splitlines():
+        found = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        if found and columns and found != columns:
+            odd.append(line)
+        columns = found and (columns or found)
+    assert odd == []
 
 
 def commands(group: click.Group = canarium, path: str = "canarium") -> Iterator[str]:
