@@ -49,7 +49,7 @@ examples: $(STAMP) ## build the further examples: anomaly detection and voice (a
 	$(BIN)/canarium build deployments/examples/voice/recipe.yaml --registry $(STATE)/registry
 
 .PHONY: sentiment
-sentiment: $(STAMP) ## fetch, build and test the third example, customer feedback (minutes, 90 MB)
+sentiment: $(STAMP) ## fetch, build and test the third example, customer feedback (half an hour, 86 MB)
 	$(BIN)/python -c 'import torchao' 2>/dev/null || $(BIN)/python -m pip install --quiet -e '.[torchao]'
 	test -f deployments/examples/sentiment/models/minilm.safetensors || $(BIN)/python deployments/examples/sentiment/prepare.py
 	$(BIN)/canarium build deployments/examples/sentiment/recipe.yaml --registry $(STATE)/registry

@@ -95,7 +95,7 @@ def by_model(totals: dict[Key, Totals], model: str) -> dict[str, Totals]:
 
 
 def slo_verdict(status: SloStatus, at_ns: int) -> Verdict:
-    """An objective's burn as a verdict (guard `latency_slo` or `availability_slo`); it alerts, never acts."""
+    """An objective's burn as a verdict (guard `latency_slo` or `availability_slo`): an alert that rolls nobody back."""
     goal = f"{status.objective * 100:g} %"
     if status.threshold_ms is not None:
         goal += f" under {status.threshold_ms:g} ms"

@@ -132,6 +132,13 @@ class DataPlane:
             return [plane] if plane is not None else []
         return self.planes.all()[model]
 
+    def pins_candidate(self, model: str, version: str) -> bool:
+        """Whether `version` is a candidate's now: to pin it is a choice like that of the override header."""
+        view = self._routing.view(model) if model in self._config.models else None
+        return view is not None and any(
+            str(entry.version) == version for name, entry in view.table.variants.items() if name != view.table.baseline
+        )
+
     # ------------------------------------------------------------ inference
 
     async def infer(self, model: str, version: str, request: InferRequest, caller: Caller) -> Reply:
@@ -203,7 +210,8 @@ class DataPlane:
                 raise bad_request(f"header {header}: unknown variant {shown(name)} of {model}, expected one of {known}")
             work.variant = name
             if view.killed and name != table.baseline:
-                raise RequestError(ErrorKind.UNAVAILABLE, f"{name} is killed: only {table.baseline} answers", 30)
+                why = "the monitor is silent" if view.monitor_lost else f"{name} is killed"
+                raise RequestError(ErrorKind.UNAVAILABLE, f"{why}: only {table.baseline} answers", 30)
             plane = self.planes.get(model, name)
             if plane is None:
                 raise RequestError(ErrorKind.UNAVAILABLE, f"{name} is being opened, try again", 1)
@@ -288,7 +296,7 @@ class DataPlane:
             InferResponse(work.model, str(entry.version), request.id, chosen),
             binary,
             entry.name,
-            reason_header(work.reason, work.cause),
+            reason_header(work.reason, work.cause, work.view.monitor_lost),
             table.epoch,
             trace.request_id,
         )

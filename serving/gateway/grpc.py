@@ -184,8 +184,8 @@ class GrpcGateway:
         arrived_ns = self._clock.monotonic_ns()
         decoded = oip_grpc.decode_request(request)
         sticky_header, override_header, role = self._models.get(request.model_name, (b"", b"", "viewer"))
-        override = exchange.text(override_header)
-        if override:
+        override, version = exchange.text(override_header), request.model_version
+        if override or (version and self._plane.pins_candidate(request.model_name, version)):
             self._authorize(exchange, role)
         slices = self._plane.slices.get(request.model_name)
         waits_s = timeout_s(exchange.headers.get(b"grpc-timeout", b""))
@@ -199,7 +199,7 @@ class GrpcGateway:
             max(1, int(waits_s * 1000)) if waits_s is not None else None,
             slices.of_headers(exchange.text) if slices is not None else 0,
         )
-        reply = await self._plane.infer(request.model_name, request.model_version, decoded, caller)
+        reply = await self._plane.infer(request.model_name, version, decoded, caller)
         return oip_grpc.encode_response(
             reply.response,
             {

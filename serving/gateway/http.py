@@ -9,7 +9,7 @@ import orjson
 
 from serving.clock import Clock
 from serving.config import Config
-from serving.control.auth import Action, Auth, Principal
+from serving.control.auth import MONITOR, Action, Auth, Principal
 from serving.errors import ErrorKind, RequestError, bad_request
 from serving.gateway import coding, describe
 from serving.gateway.budget import Held, InflightBudget
@@ -247,7 +247,9 @@ class HttpGateway:
         if b"content-encoding" in headers:
             body = await self._unpacked(exchange, body)
         request = self._decode(model, version, headers, body)
-        reply = await self._plane.infer(model, version, request, self._caller(model, exchange, request, arrived_ns))
+        reply = await self._plane.infer(
+            model, version, request, self._caller(model, version, exchange, request, arrived_ns)
+        )
         if reply.binary_outputs:
             pieces, json_length = oip_binary.encode_response(reply.response, reply.binary_outputs)
             fields = _OCTETS % json_length
@@ -289,12 +291,16 @@ class HttpGateway:
             return oip_binary.decode_raw(raw, variants[0].manifest.signature)
         return oip_binary.decode_request(raw, json_length)
 
-    def _caller(self, model: str, exchange: HttpExchange, request: InferRequest, arrived_ns: int) -> Caller:
+    def _caller(
+        self, model: str, version: str, exchange: HttpExchange, request: InferRequest, arrived_ns: int
+    ) -> Caller:
         headers = exchange.head.headers
         override_header, role = self._override[model]
         override = headers.get(override_header, b"").decode("latin-1")
-        if override and not self._open:
-            self._identify(exchange.head).require(role)
+        if not self._open and (override or (version and self._plane.pins_candidate(model, version))):
+            who = self._identify(exchange.head)
+            if override or who.role != MONITOR:
+                who.require(role)
         timeout = headers.get(b"x-canarium-timeout-ms")
         return Caller(
             arrived_ns,

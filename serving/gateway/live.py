@@ -14,11 +14,12 @@ _NOTHING = frozenset[str]()
 
 
 class View(NamedTuple):
-    """Routing of one model at one instant."""
+    """Routing of one model at one instant. `killed`: only the baseline answers; `monitor_lost`: only for that."""
 
     table: RouteTable
     killed: bool
     vetoed: frozenset[str]
+    monitor_lost: bool = False
 
     def allows(self, variant: str) -> bool:
         """Whether `variant` may answer routed traffic now (the re-check after a batch)."""
@@ -79,11 +80,8 @@ class LiveRouting:
         snapshot = self.snapshot
         if snapshot is None or (table := snapshot.tables.get(model)) is None:
             return None
-        killed = (
-            model in self._lost
-            or self._on(model, "*", snapshot.kills.get(model))
-            or self._on("*", "*", snapshot.kills.get("*"))
-        )
+        lost = model in self._lost
+        killed = self._on(model, "*", snapshot.kills.get(model)) or self._on("*", "*", snapshot.kills.get("*"))
         vetoed = _NOTHING
         if table.candidates or table.shadow:
             vetoed = frozenset(
@@ -91,7 +89,7 @@ class LiveRouting:
                 for name in (*table.candidates, *table.shadow)
                 if self._on(model, name, snapshot.vetoes.get(f"{model}/{name}"))
             )
-        return View(table, killed, vetoed)
+        return View(table, killed or lost, vetoed, lost and not killed)
 
     def tick(self) -> None:
         """Apply the dead-man's switch: a monitor silent for too long puts its models on the baseline."""

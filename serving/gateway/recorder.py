@@ -257,7 +257,9 @@ class Recorder:
         return xxhash.xxh3_64_intdigest(self._unit_secret + unit) if unit else 0
 
 
-def reason_header(reason: Reason, cause: Cause) -> str:
-    """The value of `x-canarium-reason`: a word, for a fallback with its cause."""
+def reason_header(reason: Reason, cause: Cause, monitor_lost: bool = False) -> str:
+    """The value of `x-canarium-reason`: a word, for a fallback with its cause; what a silent monitor did is no kill."""
+    if monitor_lost and reason is Reason.KILLED:
+        return "monitor_lost"
     word = contract.REASON_WORDS[reason]
     return f"{word}:{CAUSE_WORDS[cause]}" if reason is Reason.FALLBACK else word

@@ -45,7 +45,7 @@ MEANINGS = {
     "registry.dir": "the model registry",
     "auth.mode": "`tokens` asks every caller for a bearer token",
     "auth.tokens_file": "lines of `name:role:sha256[:expiry]`, changed with `canarium token` and followed within seconds",
-    "auth.data_plane": "in mode `tokens`: whether inference needs a token as well, or only the admin API, overrides and feedback",
+    "auth.data_plane": "in mode `tokens`: whether inference needs a token as well, or only the admin API, feedback and choosing the variant",
     "governance.mode": "`enforce`: only artifacts that are approved are served; `warn`: others are served, and said; see [Governance](#governance)",
     "governance.policy": "what must be measured and who must approve: `low`, `limited`, `high`, or a policy file",
     "governance.trusted_keys[].name": "the person whose approvals this key signs",
@@ -78,10 +78,10 @@ MEANINGS = {
     "models.M.routing.weights": "percent of live traffic of each candidate, for a model never seen before",
     "models.M.routing.shadow": "percent of requests copied to each variant, likewise",
     "models.M.routing.reference_percent": "percent of candidates' answers that the teacher scores again, likewise",
-    "models.M.routing.noise_percent": "percent of the baseline's answers that it gives once more while a candidate has "
-    "traffic or copies of it, if it is the teacher: by how much it differs from itself",
+    "models.M.routing.noise_percent": "if the baseline is the teacher: percent of its answers that it is asked for a second "
+    "time while a candidate has traffic or copies, to see how often it disagrees with itself",
     "models.M.routing.override.header": "header (or gRPC metadata) by which a request names its variant",
-    "models.M.routing.override.role": "least role that may use it in mode `tokens`",
+    "models.M.routing.override.role": "least role that may use it, or [pin](#http) a candidate's version, in mode `tokens`",
     "models.M.routing.fallback.on": "which failures of a candidate the baseline answers for; a lost worker, a full queue and a kill always",
     "models.M.routing.fallback.budget_ms": "part of a request's time kept for the baseline, at most half of it",
     "models.M.routing.queue.max_rows": "rows that wait for one variant in one gateway (429)",
@@ -167,6 +167,10 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+#: The pattern of a number of days; what other patterns are for is said in words.
+_DAYS = r"^[1-9][0-9]*d$"
+
+
 def _type(annotation: Any, metadata: list[Any]) -> str:
     arguments = get_args(annotation)
     if get_origin(annotation) is Literal:
@@ -184,7 +188,7 @@ def _type(annotation: Any, metadata: list[Any]) -> str:
         for key, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
         if hasattr(rule, key)
     ]
-    if any(hasattr(rule, "pattern") or "pattern" in getattr(rule, "__dict__", {}) for rule in metadata):
+    if any(getattr(rule, "pattern", None) == _DAYS for rule in metadata):
         bounds.append("such as `30d`")
     word = {int: "integer", float: "number", str: "text"}[annotation]
     return ", ".join([word, *bounds])
@@ -226,8 +230,13 @@ def metrics_table() -> str:
     for family in MonitorCollector(watch, actuator, {}).collect():
         name = family.name + ("_total" if family.type == "counter" else "")
         labels = ", ".join(f"`{label}`" for label in family._labelnames) or "–"  # type: ignore[attr-defined]
-        rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+        rows.append(f"| `{name}` | {family.type} | {labels} | {_cell(family.documentation)} |")
     return "\n".join(["| metric | kind | labels | meaning |", "|---|---|---|---|", *rows])
+
+
+def _cell(text: str) -> str:
+    """Text that stays in one column of a table."""
+    return text.replace("|", "\\|")
 
 
 def rollout_diagram() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import click
@@ -25,6 +26,16 @@ def test_tables_are_those_of_the_code(name: str) -> None:
     assert TABLES[name]() in found[0], "README.md is out of date: run python tests/docs/reference.py"
 
 
+def test_every_row_of_a_table_has_the_columns_of_its_head() -> None:
+    odd, columns = [], 0
+    for line in readme().splitlines():
+        found = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        if found and columns and found != columns:
+            odd.append(line)
+        columns = found and (columns or found)
+    assert odd == []
+
+
 def commands(group: click.Group = canarium, path: str = "canarium") -> Iterator[str]:
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
@@ -44,4 +55,5 @@ def test_every_status_and_reason_is_in_the_readme() -> None:
     text = code(readme())
     assert [status for status in HTTP_STATUS.values() if f"{status}" not in readme()] == []
     reasons = {reason_header(reason, cause) for reason in Reason for cause in Cause if cause is not Cause.NONE}
+    reasons.add(reason_header(Reason.KILLED, Cause.NONE, monitor_lost=True))
     assert [reason for reason in sorted(reasons) if reason not in text] == []

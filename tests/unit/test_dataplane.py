@@ -394,6 +394,22 @@ async def test_a_pinned_answer_that_comes_after_a_kill_is_refused(start: Start) 
     assert caught.value.kind is ErrorKind.UNAVAILABLE
 
 
+async def test_a_silent_monitor_is_named_and_is_no_kill(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = start(candidate="")
+    await gateway.publish({"candidate": 100})
+    real = gateway.clock.monotonic_ns
+    monkeypatch.setattr(gateway.clock, "monotonic_ns", lambda: real() + 61_000_000_000)
+    gateway.plane.enforce()
+    reply = await gateway.ask("ham")
+    assert (reply.variant, reply.reason) == ("teacher", "monitor_lost")
+    with pytest.raises(RequestError, match="the monitor is silent: only teacher answers"):
+        await gateway.ask("ham", version="2")
+    gateway.word.latch_on(slot_key("tiny"))  # what needs a re-arm is named before what passes by itself
+    assert (await gateway.ask("ham")).reason == "killed"
+    with pytest.raises(RequestError, match="candidate is killed"):
+        await gateway.ask("ham", version="2")
+
+
 async def test_a_heartbeat_of_an_earlier_boot_does_not_count(start: Start) -> None:
     gateway = start(candidate="")
     await gateway.publish({"candidate": 100})

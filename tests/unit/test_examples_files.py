@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import importlib.util
 import re
+import wave
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ import pytest
 from serving.build.imported.recipe import ImportedRecipe
 from serving.build.kinds import load_recipe
 from serving.build.text.data import near_key
+from serving.commands import tensors
 from serving.config import load_config
 
 EXAMPLES = Path(__file__).parents[2] / "deployments" / "examples"
@@ -59,6 +61,23 @@ def test_the_voice_model_and_its_licence_are_there() -> None:
     with np.load(EXAMPLES / "voice" / "data" / "speech.npz") as data:
         clips = {split: data[f"{split}-classes"].shape for split in ("calibration", "test")}
     assert clips == {"calibration": (12, 80), "test": (40, 80)}
+
+
+def test_the_voice_documents_files_are_what_its_commands_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = re.search(r"<<'END'\n(.*?)^END$", (EXAMPLES / "voice" / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert found is not None
+    (tmp_path / "deployments").symlink_to(EXAMPLES.parent)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(found[1], "README.md", "exec"), {})
+    recipe = load_recipe(EXAMPLES / "voice" / "recipe.yaml")
+    assert isinstance(recipe, ImportedRecipe)
+    wanted = [tensors.Given(spec.name, spec.datatype, tuple(spec.shape)) for spec in recipe.inputs]
+    values = tensors.fit(tensors.read("@windows.npz"), wanted, {"stateN": "state"})
+    asked = list(tensors.steps(values, wanted))
+    assert {step["input"].shape for step in asked} == {(1, 576)}
+    with wave.open("speech.wav") as sound:
+        assert (sound.getframerate(), sound.getnchannels(), sound.getsampwidth()) == (16_000, 1, 2)
+        assert sound.getnframes() == len(asked) * 512
 
 
 def _prepare(name: str = "iot") -> ModuleType:

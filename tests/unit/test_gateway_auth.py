@@ -6,11 +6,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from tritonclient.grpc import service_pb2 as pb
 
+from serving.config import Config
 from serving.control.auth import VISITOR, Auth, Principal
 from serving.control.tokens import Token, hashed
 from serving.gateway.budget import InflightBudget
+from serving.gateway.grpc import SERVICE, GrpcGateway
 from serving.gateway.http import HttpGateway
 from tests.support.gateway import InProcessGateway, published
 from tests.support.http_exchange import Answer, Client
@@ -24,14 +28,31 @@ class Gate:
 
     def __init__(self, gateway: InProcessGateway, visitor: Principal | None) -> None:
         auth_config = gateway.config.auth.model_copy(update={"mode": "tokens", "tokens_file": "tokens"})
-        config = gateway.config.model_copy(update={"auth": auth_config})
-        auth = Auth(
-            [Token(role, role, hashed(role)) for role in ("viewer", "tester", "labeller")], gateway.clock, visitor
-        )
-        self._client = Client(HttpGateway(config, gateway.plane, auth, gateway.clock, InflightBudget(256 << 20)))
+        config: Config = gateway.config.model_copy(update={"auth": auth_config})
+        roles = ("viewer", "tester", "labeller", "monitor")
+        auth = Auth([Token(role, role, hashed(role)) for role in roles], gateway.clock, visitor)
+        budget = InflightBudget(256 << 20)
+        self._client = Client(HttpGateway(config, gateway.plane, auth, gateway.clock, budget))
+        self._grpc = GrpcGateway(config, gateway.plane, auth, gateway.clock, budget)
 
     async def infer(self, token: str | None = None, **headers: str) -> Answer:
         return await self._post("/v2/models/tiny/infer", BODY, token, headers)
+
+    async def pin(self, version: int, token: str | None = None, **headers: str) -> int:
+        return (await self._post(f"/v2/models/tiny/versions/{version}/infer", BODY, token, headers)).status
+
+    async def pin_grpc(self, version: str, token: str | None = None) -> int:
+        """Status of a gRPC call that names a version."""
+        message = pb.ModelInferRequest(model_name="tiny", model_version=version)
+        message.inputs.add(name="text", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"spam")
+        raw = message.SerializeToString()
+        headers = {b":path": f"/{SERVICE}/ModelInfer".encode(), b"content-type": b"application/grpc"}
+        call = self._grpc.begin(
+            headers | ({b"authorization": f"Bearer {token}".encode()} if token else {}), "127.0.0.1"
+        )
+        reply = call.refusal or await call.respond(b"\0" + len(raw).to_bytes(4) + raw)
+        call.end()
+        return reply.status
 
     async def feedback(self, token: str | None = None) -> int:
         return (await self._post("/v2/models/tiny/feedback", {"id": "r", "label": "spam"}, token, {})).status
@@ -73,6 +94,34 @@ async def test_the_variant_is_chosen_by_its_role_alone(gateway: InProcessGateway
     assert (await gate.infer("viewer", **CHOOSE)).status == 403
     chosen = await gate.infer("tester", **CHOOSE)
     assert (chosen.status, chosen.headers["x-canarium-variant"]) == (200, "candidate")
+
+
+@pytest.mark.parametrize("visitor", [None, VISITOR], ids=["tokens", "open"])
+async def test_a_candidate_is_pinned_by_the_same_role_and_by_the_monitor(
+    gateway: InProcessGateway, visitor: Principal | None
+) -> None:
+    gate = Gate(gateway, visitor)
+    tokens = (None, "viewer", "tester", "monitor")
+    assert [await gate.pin(2, token) for token in tokens] == [401, 403, 200, 200]
+    assert await gate.pin(2, "monitor", **CHOOSE) == 403  # the header is not the monitor's
+    # No way for the monitor over gRPC. 16: UNAUTHENTICATED, 7: PERMISSION_DENIED.
+    assert [await gate.pin_grpc("2", token) for token in tokens] == [16, 7, 0, 7]
+    assert [await gate.pin_grpc("", token) for token in tokens[:3]] == [0 if visitor else 16, 0, 0]
+
+
+@pytest.mark.parametrize("visitor", [None, VISITOR], ids=["tokens", "open"])
+async def test_the_baseline_is_pinned_by_whoever_may_infer(
+    gateway: InProcessGateway, visitor: Principal | None
+) -> None:
+    gate = Gate(gateway, visitor)
+    assert [await gate.pin(1, token) for token in (None, "viewer", "monitor")] == [200 if visitor else 401, 200, 200]
+    assert [await gate.pin_grpc("1", token) for token in (None, "viewer")] == [0 if visitor else 16, 0]
+    assert (await gate.pin(9, "viewer"), await gate.pin_grpc("9", "viewer")) == (404, 5)
+    table = gateway.snapshot.tables["tiny"]
+    promoted = msgspec.structs.replace(table, baseline="candidate", epoch=table.epoch + 1)
+    gateway.snapshot = msgspec.structs.replace(gateway.snapshot, rev=9, tables={"tiny": promoted})
+    await gateway.plane.apply(gateway.snapshot)
+    assert (await gate.pin(2, "viewer"), await gate.pin(1, "viewer")) == (200, 403)
 
 
 @pytest.mark.parametrize("visitor", [None, VISITOR], ids=["tokens", "open"])
