@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from serving.errors import ErrorKind, RequestError
 
+#: Bytes of a request that brings no tensors.
+SMALL_BODY = 65_536
+
+
+def over(what: str, limit: int) -> RequestError:
+    """The refusal of a body of more than `limit` bytes."""
+    size = f"{limit >> 20} MiB" if limit >> 20 else f"{limit >> 10} KiB"
+    return RequestError(ErrorKind.TOO_LARGE, f"{what} is over the limit of {size}")
+
 
 class InflightBudget:
     """`limit` bytes for all requests together."""

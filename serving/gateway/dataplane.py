@@ -11,7 +11,7 @@ import asyncio
 import math
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -31,8 +31,8 @@ from serving.gateway.recorder import UNKNOWN, Recorder, Trace, reason_header
 from serving.gateway.scoring import Answered, Scorer
 from serving.gateway.slices import Slices
 from serving.gateway.variants import Answer, Fault, VariantPlane
-from serving.protocol.types import InferRequest, InferResponse, shown, tensor
-from serving.protocol.validate import select_outputs, validate
+from serving.protocol.types import Admission, InferRequest, InferResponse, TensorHead, shown, tensor
+from serving.protocol.validate import check_heads, select_outputs, validate
 from serving.runtimes.answers import Summary
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{16})([0-9a-f]{16})-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -140,6 +140,29 @@ class DataPlane:
         )
 
     # ------------------------------------------------------------ inference
+
+    def admission(self, model: str) -> Admission:
+        """What refuses inputs that no variant of a model takes; may be asked on another thread.
+
+        Raises:
+            RequestError: there is no such model, or none that could be asked.
+        """
+        planes = self.planes.of(model)
+        if not planes:
+            self._view(model)
+
+        def ask(heads: Sequence[TensorHead]) -> None:
+            refusals: list[RequestError] = []
+            for plane in planes:
+                try:
+                    plane.batcher.refuse_if_too_large(check_heads(heads, plane.manifest.signature, model))
+                    return
+                except RequestError as error:
+                    refusals.append(error)
+            if refusals:
+                raise refusals[0]
+
+        return ask
 
     async def infer(self, model: str, version: str, request: InferRequest, caller: Caller) -> Reply:
         """Answer one request. Raises `RequestError` with the kind that the client is told."""

@@ -22,14 +22,12 @@ import numpy as np
 
 from serving.contract import Cause
 from serving.errors import CanariumError
+from serving.protocol.tensors import MAX_DIMENSION, MAX_DIMENSIONS, MAX_TENSORS
 
 Buffer = bytes | bytearray | memoryview
 
 VERSION = 1
 MAX_FRAME = 256 << 20
-MAX_TENSORS = 256
-MAX_AXES = 32
-MAX_DIM = (1 << 31) - 1
 MAX_MESSAGE = 500
 
 HEADER = struct.Struct("<IBBHQ")
@@ -82,7 +80,7 @@ def encode(
     """Buffers of a RUN or OK frame, for `transport.writelines`; numeric arrays are not copied.
 
     Raises:
-        FrameError: an unsupported dtype, too many tensors or axes, or a frame over `max_frame` bytes.
+        FrameError: an unsupported dtype, too many tensors or axes, too long an axis, or a frame over `max_frame` bytes.
     """
     if len(tensors) > MAX_TENSORS:
         raise FrameError(f"{len(tensors)} tensors do not fit a frame, at most {MAX_TENSORS} do")
@@ -92,8 +90,10 @@ def encode(
         label = name.encode()
         code, data = _data(name, array)
         size = data.nbytes if isinstance(data, memoryview) else len(data)
-        if not 0 < len(label) < 256 or array.ndim > MAX_AXES:
-            raise FrameError(f"tensor {name[:40]!r}: names take 1 to 255 bytes and at most {MAX_AXES} axes")
+        if not 0 < len(label) < 256 or array.ndim > MAX_DIMENSIONS:
+            raise FrameError(f"tensor {name[:40]!r}: names take 1 to 255 bytes and at most {MAX_DIMENSIONS} axes")
+        if max(array.shape, default=0) > MAX_DIMENSION:
+            raise FrameError(f"tensor {name[:40]!r}: shape {list(array.shape)} is out of range")
         total += _TENSOR.size + 8 * array.ndim + _up(len(label)) + _up(size)
         if total > max_frame:
             raise FrameError(f"tensor {name!r} makes the frame larger than {max_frame} bytes")
@@ -167,7 +167,7 @@ def _tensors(view: memoryview, count: int) -> dict[str, np.ndarray]:
             raise FrameError(f"tensor {index} of {count}: the frame ends in its head")
         name_length, code, axes, _, size = _TENSOR.unpack_from(view, at)
         at += _TENSOR.size
-        if axes > MAX_AXES or at + 8 * axes + _up(name_length) + _up(size) > end:
+        if axes > MAX_DIMENSIONS or at + 8 * axes + _up(name_length) + _up(size) > end:
             raise FrameError(f"tensor {index} of {count}: {axes} axes and {size} bytes overrun the frame")
         shape = struct.unpack_from(f"<{axes}Q", view, at)
         at += 8 * axes
@@ -183,7 +183,7 @@ def _tensors(view: memoryview, count: int) -> dict[str, np.ndarray]:
 
 
 def _array(name: str, code: int, shape: tuple[int, ...], data: memoryview) -> np.ndarray:
-    if any(axis > MAX_DIM for axis in shape):
+    if any(axis > MAX_DIMENSION for axis in shape):
         raise FrameError(f"tensor {name!r}: shape {list(shape)} is out of range")
     elements = math.prod(shape)
     if code == _BYTES_CODE:
@@ -195,12 +195,14 @@ def _array(name: str, code: int, shape: tuple[int, ...], data: memoryview) -> np
         raise FrameError(
             f"tensor {name!r}: shape {list(shape)} of {dtype} takes {elements * dtype.itemsize} bytes, got {len(data)}"
         )
-    return np.frombuffer(data, dtype).reshape(shape) if elements else np.zeros(shape, dtype)
+    return np.frombuffer(data, dtype).reshape(shape) if elements else _empty(name, shape, dtype)
 
 
 def _bytes_array(name: str, elements: int, shape: tuple[int, ...], data: memoryview) -> np.ndarray:
     if elements * 4 > len(data):
         raise FrameError(f"tensor {name!r}: {elements} BYTES elements do not fit {len(data)} bytes")
+    if not elements and not data:
+        return _empty(name, shape, np.dtype(object))
     items = np.empty(elements, object)
     at = 0
     for index in range(elements):
@@ -215,6 +217,13 @@ def _bytes_array(name: str, elements: int, shape: tuple[int, ...], data: memoryv
     if at != len(data):
         raise FrameError(f"tensor {name!r}: {len(data) - at} bytes follow its last element")
     return items.reshape(shape)
+
+
+def _empty(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    try:
+        return np.zeros(shape, dtype)
+    except ValueError:  # an axis of 0 beside others too long for numpy
+        raise FrameError(f"tensor {name!r}: shape {list(shape)} is out of range") from None
 
 
 def _data(name: str, array: np.ndarray) -> tuple[int, Buffer]:

@@ -14,7 +14,7 @@ from serving.config import Config
 from serving.control.auth import Auth
 from serving.errors import ErrorKind, RequestError
 from serving.gateway import coding, describe
-from serving.gateway.budget import Held, InflightBudget
+from serving.gateway.budget import SMALL_BODY, Held, InflightBudget, over
 from serving.gateway.caller import Caller, RequestIds, timeout_of
 from serving.gateway.dataplane import DataPlane
 from serving.protocol import oip_grpc
@@ -35,12 +35,13 @@ _Handler = Callable[[Any, "GrpcExchange"], Awaitable[Any]]
 class GrpcExchange:
     """One call: what is to answer it, the bytes that it holds, or why it is refused (`refusal`)."""
 
-    __slots__ = ("_gateway", "_held", "_method", "headers", "peer", "refusal", "request_id")
+    __slots__ = ("_gateway", "_held", "_limit", "_method", "headers", "peer", "refusal", "request_id")
 
     def __init__(self, gateway: GrpcGateway, headers: Headers, peer: str, held: Held) -> None:
         self._gateway = gateway
         self._held = held
         self._method: tuple[Any, _Handler] | None = None
+        self._limit = 0
         self.headers = headers
         self.peer = peer
         self.refusal: GrpcReply | None = None
@@ -50,16 +51,20 @@ class GrpcExchange:
         """A value of the call's metadata, empty if it has none."""
         return self.headers.get(name, b"").decode("latin-1")
 
-    def route(self, message: Any, handler: _Handler) -> None:
-        """Say who answers, and of what class the message is."""
-        self._method = (message, handler)
+    @property
+    def size(self) -> int:
+        """Bytes of its message, as it came and unpacked."""
+        return self._held.bytes
+
+    def route(self, message: Any, handler: _Handler, limit: int) -> None:
+        """Say who answers, of what class the message is, and how many bytes it may have, packed or unpacked."""
+        self._method, self._limit = (message, handler), limit
 
     def receive(self, count: int) -> bool:
-        limit = self._gateway.max_message
         try:
             self._held.add(count)
-            if self._held.bytes > limit + 5:
-                raise RequestError(ErrorKind.TOO_LARGE, f"the message is over the limit of {limit >> 20} MiB")
+            if self._held.bytes > self._limit + 5:
+                raise over("the message", self._limit)
         except RequestError as error:
             self.refusal = _refusal(error)
             return False
@@ -71,7 +76,10 @@ class GrpcExchange:
             message, handler = self._method
             try:
                 given = _message(body)
-                request = message.FromString(await self._unpacked(given) if body[0] else given)
+                if body[0]:
+                    given = await self._unpacked(given)
+                oip_grpc.check_members(given)
+                request = message.FromString(given)
                 del given  # not held while it is answered
             except DecodeError:
                 raise RequestError(
@@ -90,7 +98,7 @@ class GrpcExchange:
 
     async def _unpacked(self, packed: bytes) -> bytes:
         """A message that came packed. Raises `RequestError`."""
-        unpacked = await coding.unpacked(packed, self.text(b"grpc-encoding"), self._gateway.max_message)
+        unpacked = await coding.unpacked(packed, self.text(b"grpc-encoding"), self._limit)
         self._held.add(len(unpacked))
         return unpacked
 
@@ -108,7 +116,7 @@ class GrpcGateway:
         ids: RequestIds | None = None,
     ) -> None:
         self.ids = ids or RequestIds()
-        self.max_message = config.server.max_body_mib << 20
+        max_message = config.server.max_body_mib << 20
         self._plane = plane
         self._auth = auth
         self._open = config.auth.mode == "none"
@@ -130,11 +138,11 @@ class GrpcGateway:
             "ModelMetadata": (pb.ModelMetadataRequest, self._model_metadata),
             "ModelConfig": (pb.ModelConfigRequest, self._model_config),
             "ModelStatistics": (pb.ModelStatisticsRequest, self._model_statistics),
-            "ModelInfer": (pb.ModelInferRequest, self._model_infer),
             "RepositoryIndex": (pb.RepositoryIndexRequest, self._repository_index),
         }
-        self._methods = {f"/{SERVICE}/{name}".encode(): method for name, method in methods.items()}
-        self._methods[b"/grpc.health.v1.Health/Check"] = (pb.ServerReadyRequest, self._health)
+        self._methods = {f"/{SERVICE}/{name}".encode(): (*method, SMALL_BODY) for name, method in methods.items()}
+        self._methods[b"/grpc.health.v1.Health/Check"] = (pb.ServerReadyRequest, self._health, SMALL_BODY)
+        self._methods[f"/{SERVICE}/ModelInfer".encode()] = (pb.ModelInferRequest, self._model_infer, max_message)
 
     def begin(self, headers: Headers, peer: str) -> GrpcExchange:
         """Find out who answers; a call that is refused does not get its message read."""
@@ -182,7 +190,8 @@ class GrpcGateway:
 
     async def _model_infer(self, request: Any, exchange: GrpcExchange) -> Any:
         arrived_ns = self._clock.monotonic_ns()
-        decoded = oip_grpc.decode_request(request)
+        admission = self._plane.admission(request.model_name)
+        decoded = await coding.decoded(exchange.size, 0, oip_grpc.decode_request, request, admission)
         sticky_header, override_header, role = self._models.get(request.model_name, (b"", b"", "viewer"))
         override, version = exchange.text(override_header), request.model_version
         if override or (version and self._plane.pins_candidate(request.model_name, version)):

@@ -12,7 +12,7 @@ from serving.config import Config
 from serving.control.auth import MONITOR, Action, Auth, Principal
 from serving.errors import ErrorKind, RequestError, bad_request
 from serving.gateway import coding, describe
-from serving.gateway.budget import Held, InflightBudget
+from serving.gateway.budget import SMALL_BODY, Held, InflightBudget, over
 from serving.gateway.caller import Caller, RequestIds, timeout_of
 from serving.gateway.dataplane import DataPlane, Reply
 from serving.protocol import compress, oip_binary, oip_json
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 _JSON = b"content-type: application/json\r\n"
 _OCTETS = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
-#: Bytes of bodies of feedback and index requests; KPIs of one feedback.
-SMALL_BODY, KPIS_MAX = 65_536, 16
+#: KPIs of one feedback.
+KPIS_MAX = 16
 #: Prepared header lines are kept for this many combinations of variant, reason and epoch.
 FIELDS_KEPT = 1024
 
@@ -86,8 +86,7 @@ class HttpExchange:
         self._held.release()
 
     def _too_large(self) -> RequestError:
-        size = f"{self.limit >> 20} MiB" if self.limit >> 20 else f"{self.limit >> 10} KiB"
-        return RequestError(ErrorKind.TOO_LARGE, f"the body is over the limit of {size}")
+        return over("the body", self.limit)
 
 
 class HttpGateway:
@@ -246,7 +245,7 @@ class HttpGateway:
         arrived_ns = self._clock.monotonic_ns()
         if b"content-encoding" in headers:
             body = await self._unpacked(exchange, body)
-        request = self._decode(model, version, headers, body)
+        request = await self._decode(model, version, headers, body)
         reply = await self._plane.infer(
             model, version, request, self._caller(model, version, exchange, request, arrived_ns)
         )
@@ -280,16 +279,18 @@ class HttpGateway:
         exchange.hold(len(unpacked))
         return unpacked
 
-    def _decode(self, model: str, version: str, headers: dict[bytes, bytes], raw: bytes) -> InferRequest:
+    async def _decode(self, model: str, version: str, headers: dict[bytes, bytes], raw: bytes) -> InferRequest:
         json_length = oip_binary.header_length(headers.get(b"inference-header-content-length"))
         if json_length is None:
-            return oip_json.decode_request(raw)
+            admission = self._plane.admission(model)
+            return await coding.decoded(len(raw), len(raw), oip_json.decode_request, raw, admission)
         if json_length == 0:
             variants = self._plane.select(model, version)
             if not variants:
                 raise RequestError(ErrorKind.UNAVAILABLE, f"model {model} is being opened, try again", 1)
             return oip_binary.decode_raw(raw, variants[0].manifest.signature)
-        return oip_binary.decode_request(raw, json_length)
+        admission = self._plane.admission(model)
+        return await coding.decoded(len(raw), json_length, oip_binary.decode_request, raw, json_length, admission)
 
     def _caller(
         self, model: str, version: str, exchange: HttpExchange, request: InferRequest, arrived_ns: int

@@ -41,6 +41,8 @@ SEGMENT_S, SEGMENT_BYTES = 3600.0, 4 << 20
 WAKE_S = 0.2
 #: After so many rows, some 0.2 ms, it lets go of the interpreter for so long.
 YIELD_ROWS, YIELD_S = 8, 0.0005
+#: After a failure to write a model's rows it tries none for so long: each try on a full disk would leave a file.
+REST_S = 5.0
 
 
 class _Sampled(NamedTuple):
@@ -100,7 +102,7 @@ class PayloadLog:
         self._told: Counter[tuple[str, str]] = Counter()
         self._segments: dict[str, _Segment] = {}
         self._finished: dict[str, deque[tuple[Path, int]]] = {name: deque() for name in self._shares}
-        self._troubled = False
+        self._resting: dict[str, int] = {}  # models whose rows could not be written, and until when (monotonic ns)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._write_all, name="payloads", daemon=True)
         if self._shares:
@@ -163,9 +165,10 @@ class PayloadLog:
             segment.close()
 
     def _drain(self) -> None:
+        """Write what is queued now; what comes meanwhile is for the next time, or there might be no end to it."""
         lines: dict[tuple[str, str], list[bytes]] = {}
-        while self._queue:
-            if not len(self._queue) % YIELD_ROWS:
+        for number in range(len(self._queue)):
+            if not number % YIELD_ROWS:
                 self._ending.wait(YIELD_S)  # the event loop goes first
             row = self._queue.popleft()
             self._taken += row.size
@@ -175,24 +178,24 @@ class PayloadLog:
                 self._unwritten[row.model, row.variant] += 1
                 log.exception("payloads: a row of %s has no features", row.model)
         for (model, variant), rows in lines.items():
+            if self._clock.monotonic_ns() < self._resting.get(model, 0):
+                self._unwritten[model, variant] += len(rows)
+                continue
             try:
                 self._segment(model).append(b"".join(rows))
-                self._troubled = False
+                self._resting.pop(model, None)
             except OSError as error:
                 self._unwritten[model, variant] += len(rows)
-                if not self._troubled:
+                if model not in self._resting:
                     log.warning("payloads of %s: %s", model, error)
-                self._troubled = True
-                if (broken := self._segments.pop(model, None)) is not None:
-                    broken.close()
+                self._resting[model] = self._clock.monotonic_ns() + int(REST_S * 1e9)
+                self._give_up(model)
 
     def _segment(self, model: str) -> _Segment:
         now_ms = self._clock.wall_ns() // 1_000_000
         segment = self._segments.get(model)
         if segment is not None and (segment.size >= SEGMENT_BYTES or now_ms - segment.began_ms >= SEGMENT_S * 1000):
-            segment.close()
-            self._finished[model].append((segment.path, segment.size))
-            self._keep_within(model)
+            self._finish(model, segment)
             segment = None
         if segment is None:
             folder = self._root / model
@@ -200,10 +203,25 @@ class PayloadLog:
             segment = self._segments[model] = _Segment(folder / f"{now_ms:013d}-{self._gateway}.jsonl", now_ms)
         return segment
 
-    def _keep_within(self, model: str) -> None:
+    def _give_up(self, model: str) -> None:
+        """Keep a file that could not be written to only if there are rows in it."""
+        broken = self._segments.pop(model, None)
+        if broken is None:
+            return
+        if broken.size:
+            self._finish(model, broken)
+            return
+        broken.close()
+        with contextlib.suppress(OSError):
+            broken.path.unlink()
+
+    def _finish(self, model: str, segment: _Segment) -> None:
+        segment.close()
         own = self._finished[model]
+        own.append((segment.path, segment.size))
         while own and sum(size for _, size in own) > self._limits[model]:
-            own.popleft()[0].unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                own.popleft()[0].unlink()
 
 
 def _features(row: _Sampled) -> dict[str, Any]:

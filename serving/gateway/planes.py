@@ -119,6 +119,10 @@ class Planes:
         """An open variant by name."""
         return self._open.get(model, {}).get(name)
 
+    def of(self, model: str) -> list[VariantPlane]:
+        """Open variants of a model, in the order in which they were opened."""
+        return list(self._open.get(model, {}).values())
+
     def all(self) -> dict[str, list[VariantPlane]]:
         """Open variants of each model, baseline first."""
         listed: dict[str, list[VariantPlane]] = {}

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 INLINE_BELOW_NS = 2_000_000
 #: sun_path holds 108 bytes, the closing zero included.
 MAX_SOCKET_PATH = 107
+#: Where a frame says its kind.
+_KIND = 4
 
 _Reply = Callable[[list[Buffer]], None]
 
@@ -264,8 +266,12 @@ class _Connection(asyncio.BufferedProtocol):
                 try:
                     self._worker._handle(decode(raw, self._worker._max_frame), self.send, self.gone)
                 except FrameError as error:
-                    self._drop(f"malformed frame: {error}", _request_id(raw))
-                    return
+                    if raw[_KIND] != FrameKind.RUN:
+                        self._drop(f"malformed frame: {error}", _request_id(raw))
+                        return
+                    # Where it ends is known: one batch fails, and not all that are under way on this connection.
+                    log.error("a batch cannot be read: %s", error)
+                    self.send([encode_error(_request_id(raw), Cause.ERROR, f"malformed frame: {error}")])
         except FrameError as error:
             self._drop(f"malformed frame: {error}")
 

@@ -15,7 +15,7 @@ import orjson
 from serving.errors import bad_request
 from serving.protocol.oip_json import load_object, request_from, response_document
 from serving.protocol.tensors import Buffer, from_binary, to_binary
-from serving.protocol.types import DTYPES, InferRequest, InferResponse, SignatureLike, Tensor, shown
+from serving.protocol.types import DTYPES, Admission, InferRequest, InferResponse, SignatureLike, Tensor, shown
 
 HEADER = "inference-header-content-length"
 
@@ -30,10 +30,13 @@ def header_length(value: str | bytes | None) -> int | None:
     return int(text)
 
 
-def decode_request(body: Buffer, json_length: int) -> InferRequest:
+def decode_request(body: Buffer, json_length: int, admission: Admission | None = None) -> InferRequest:
     """Decode a JSON object of `json_length` bytes and the binary tensors behind it.
 
     Arrays of fixed-size types share the memory of `body` (read-only if it is) unless it is misaligned for them.
+
+    Args:
+        admission: asked before many elements are decoded.
 
     Raises:
         RequestError: bad request; the message starts with the place of the fault.
@@ -41,7 +44,7 @@ def decode_request(body: Buffer, json_length: int) -> InferRequest:
     view = memoryview(body)
     if json_length > len(view):
         raise bad_request(f"Inference-Header-Content-Length: {json_length} is over the body's {len(view)} bytes")
-    return request_from(load_object(view[:json_length]), view[json_length:])
+    return request_from(load_object(view[:json_length]), view[json_length:], admission)
 
 
 def decode_raw(body: Buffer, signature: SignatureLike) -> InferRequest:

@@ -17,8 +17,28 @@ from tritonclient.grpc import service_pb2 as pb
 
 from serving.errors import bad_request
 from serving.protocol.describe import Description, Index, ModelConfiguration, ModelMetadata, ServerMetadata, Statistics
-from serving.protocol.tensors import check_datatype, check_shape, from_binary, position, shaped, to_binary
-from serving.protocol.types import DTYPES, Array, InferRequest, InferResponse, OutputRequest, Tensor, shown
+from serving.protocol.tensors import (
+    MAX_TENSORS,
+    ask_if_many,
+    check_count,
+    check_datatype,
+    check_dimensions,
+    from_binary,
+    position,
+    shaped,
+    to_binary,
+)
+from serving.protocol.types import (
+    DTYPES,
+    Admission,
+    Array,
+    InferRequest,
+    InferResponse,
+    OutputRequest,
+    Tensor,
+    TensorHead,
+    shown,
+)
 
 #: Datatype -> the member of InferTensorContents that carries it. FP16 has none.
 _CONTENTS: dict[str, str] = {
@@ -36,6 +56,9 @@ _CONTENTS: dict[str, str] = {
     "BYTES": "bytes_contents",
 }
 
+#: Members of one message, as each input, output, parameter and raw tensor is one; bytes from which they are counted.
+_MAX_MEMBERS, _COUNTED_FROM = 4 * MAX_TENSORS + 8, 4096
+
 _MESSAGES: dict[type, Any] = {
     ServerMetadata: pb.ServerMetadataResponse,
     ModelMetadata: pb.ModelMetadataResponse,
@@ -44,10 +67,36 @@ _MESSAGES: dict[type, Any] = {
 }
 
 
-def decode_request(message: Any) -> InferRequest:
+def check_members(raw: bytes) -> None:
+    """Refuse a message of more members than a request can have, before each of them becomes an object.
+
+    What is not a message is left to its parser.
+    """
+    if len(raw) < _COUNTED_FROM:
+        return
+    at = count = 0
+    while at < len(raw):
+        count += 1
+        if count > _MAX_MEMBERS:
+            raise bad_request(f"the message has more than {_MAX_MEMBERS} inputs, outputs, parameters and raw tensors")
+        kind = raw[at] & 7
+        at, _ = _varint(raw, at)
+        if kind == 0:
+            at, _ = _varint(raw, at)
+        elif kind == 2:
+            at, value = _varint(raw, at)
+            at += value
+        else:
+            at += {1: 8, 5: 4}.get(kind, 0)
+
+
+def decode_request(message: Any, admission: Admission | None = None) -> InferRequest:
     """Decode a `ModelInferRequest`, whose tensors are all in `raw_input_contents` or all in `contents`.
 
     Model name and version are left to the caller. Arrays from raw contents share their memory and are read-only.
+
+    Args:
+        admission: asked before many elements are decoded.
 
     Raises:
         RequestError: bad request; the message starts with the place of the fault.
@@ -60,15 +109,19 @@ def decode_request(message: Any) -> InferRequest:
         raise bad_request(
             f"raw_input_contents: expected one for each of the {len(message.inputs)} inputs, got {len(raws)}"
         )
-    tensors: list[Tensor] = []
+    check_count(len(message.inputs), "inputs")
+    heads: list[TensorHead] = []
     names: set[str] = set()
     for index, entry in enumerate(message.inputs):
         place = f"inputs[{index}]"
         name = _name(entry.name, place, names)
         if entry.parameters:
             _parameters(entry.parameters, f"{place}.parameters")
-        datatype = check_datatype(entry.datatype, place)
-        shape = check_shape(list(entry.shape), place)
+        heads.append(TensorHead(name, check_datatype(entry.datatype, place), check_dimensions(entry.shape, place)))
+    ask_if_many(heads, admission)
+    tensors: list[Tensor] = []
+    for index, (entry, (name, datatype, shape)) in enumerate(zip(message.inputs, heads, strict=True)):
+        place = f"inputs[{index}]"
         if not raws:
             data = _from_contents(entry.contents, datatype, shape, f"{place}.contents")
         elif entry.HasField("contents"):
@@ -101,6 +154,7 @@ def message(description: Description) -> Any:
 def _outputs(entries: Any) -> list[OutputRequest] | None:
     if not entries:
         return None
+    check_count(len(entries), "outputs")
     requested: list[OutputRequest] = []
     names: set[str] = set()
     for index, entry in enumerate(entries):
@@ -126,7 +180,18 @@ def _name(name: str, place: str, taken: set[str]) -> str:
     return name
 
 
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    """Where a variable-length integer ends, past the end of all bytes if it does not, and its value."""
+    value = 0
+    for shift, byte in enumerate(raw[at : at + 10]):
+        value |= (byte & 0x7F) << 7 * shift
+        if byte < 0x80:
+            return at + shift + 1, value
+    return len(raw), 0
+
+
 def _parameters(entries: Any, place: str) -> dict[str, Any]:
+    check_count(len(entries), place)
     parameters: dict[str, Any] = {}
     for key, parameter in entries.items():
         choice = parameter.WhichOneof("parameter_choice")

@@ -12,17 +12,38 @@ from typing import Any
 import orjson
 
 from serving.errors import RequestError, bad_request
-from serving.protocol.tensors import Buffer, check_datatype, check_shape, from_binary, from_json, json_type
-from serving.protocol.types import Array, InferRequest, InferResponse, OutputRequest, Tensor, shown
+from serving.protocol.tensors import (
+    Buffer,
+    ask_if_many,
+    check_count,
+    check_datatype,
+    check_shape,
+    from_binary,
+    from_json,
+    json_type,
+)
+from serving.protocol.types import (
+    Admission,
+    Array,
+    InferRequest,
+    InferResponse,
+    OutputRequest,
+    Tensor,
+    TensorHead,
+    shown,
+)
 
 
-def decode_request(body: Buffer) -> InferRequest:
+def decode_request(body: Buffer, admission: Admission | None = None) -> InferRequest:
     """Decode a body that is one JSON object.
+
+    Args:
+        admission: asked before many elements are decoded.
 
     Raises:
         RequestError: bad request; the message starts with the place of the fault (`inputs[0].data: …`).
     """
-    return request_from(load_object(body), None)
+    return request_from(load_object(body), None, admission)
 
 
 def encode_response(response: InferResponse) -> bytes:
@@ -50,7 +71,7 @@ def load_object(body: Buffer) -> dict[str, Any]:
     return document
 
 
-def request_from(document: dict[str, Any], tail: memoryview | None) -> InferRequest:
+def request_from(document: dict[str, Any], tail: memoryview | None, admission: Admission | None = None) -> InferRequest:
     """Build a request from its JSON object and, if there is one, the binary data behind it."""
     request_id = document.get("id", "")
     if type(request_id) is not str:
@@ -59,7 +80,7 @@ def request_from(document: dict[str, Any], tail: memoryview | None) -> InferRequ
     binary_default = _flag(parameters, "binary_data_output", False, "parameters")
     return InferRequest(
         request_id,
-        _inputs(document.get("inputs"), tail),
+        _inputs(document.get("inputs"), tail, admission),
         _outputs(document.get("outputs"), binary_default),
         parameters,
         binary_default,
@@ -84,19 +105,25 @@ def response_document(response: InferResponse, binary_sizes: Mapping[str, int]) 
     return document
 
 
-def _inputs(entries: Any, tail: memoryview | None) -> list[Tensor]:
+def _inputs(entries: Any, tail: memoryview | None, admission: Admission | None) -> list[Tensor]:
     if type(entries) is not list or not entries:
         got = "no elements" if entries == [] else "nothing" if entries is None else json_type(entries)
         raise bad_request(f"inputs: expected a non-empty array, got {got}")
-    tensors: list[Tensor] = []
+    check_count(len(entries), "inputs")
+    heads: list[TensorHead] = []
     names: set[str] = set()
-    offset = 0
     for index, entry in enumerate(entries):
         place = f"inputs[{index}]"
         name = _name(entry, place, names)
+        heads.append(
+            TensorHead(name, check_datatype(entry.get("datatype"), place), check_shape(entry.get("shape"), place))
+        )
+    ask_if_many(heads, admission)
+    tensors: list[Tensor] = []
+    offset = 0
+    for index, (entry, (name, datatype, shape)) in enumerate(zip(entries, heads, strict=True)):
+        place = f"inputs[{index}]"
         parameters = _parameters(entry, f"{place}.parameters")
-        datatype = check_datatype(entry.get("datatype"), place)
-        shape = check_shape(entry.get("shape"), place)
         size = parameters.get("binary_data_size") if parameters else None
         if size is None:
             if "data" not in entry:
@@ -136,6 +163,7 @@ def _outputs(entries: Any, binary_default: bool) -> list[OutputRequest] | None:
         return None
     if type(entries) is not list:
         raise bad_request(f"outputs: expected an array, got {json_type(entries)}")
+    check_count(len(entries), "outputs")
     requested: list[OutputRequest] = []
     names: set[str] = set()
     for index, entry in enumerate(entries):

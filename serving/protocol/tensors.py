@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from serving.errors import bad_request
-from serving.protocol.types import DTYPES, FLOATS, Array, shown
+from serving.protocol.types import DTYPES, FLOATS, Admission, Array, TensorHead, shown
 
 Buffer = bytes | bytearray | memoryview
 
-MAX_DIMENSIONS = 32
+#: Inputs or outputs of one request, dimensions of a tensor, and the size of one.
+MAX_TENSORS, MAX_DIMENSIONS, MAX_DIMENSION = 256, 32, (1 << 31) - 1
+#: Elements from which it is asked whether anybody takes them before they are decoded.
+MANY_ELEMENTS = 16_384
 _JSON_NAMES = {dict: "object", list: "array", str: "string", int: "integer", float: "number", bool: "boolean"}
 _LENGTH = struct.Struct("<I")
 
@@ -41,12 +45,31 @@ def check_shape(shape: Any, place: str) -> tuple[int, ...]:
     """The shape as a tuple if it is a list of at most 32 non-negative integers."""
     if type(shape) is not list:
         raise bad_request(f"{place}.shape: expected an array of integers, got {json_type(shape)}")
+    return check_dimensions(shape, place)
+
+
+def check_dimensions(shape: Sequence[Any], place: str) -> tuple[int, ...]:
+    """The shape as a tuple if it has at most 32 dimensions, each a non-negative integer that a frame can carry."""
     if len(shape) > MAX_DIMENSIONS:
         raise bad_request(f"{place}.shape: {len(shape)} dimensions are over the limit of {MAX_DIMENSIONS}")
     for dimension in shape:
         if type(dimension) is not int or dimension < 0:
             raise bad_request(f"{place}.shape: expected non-negative integers, got {shown(dimension)}")
+        if dimension > MAX_DIMENSION:
+            raise bad_request(f"{place}.shape: {dimension} is over the limit of {MAX_DIMENSION}")
     return tuple(shape)
+
+
+def check_count(count: int, place: str) -> None:
+    """Refuse more tensors than a request may name."""
+    if count > MAX_TENSORS:
+        raise bad_request(f"{place}: {count} are over the limit of {MAX_TENSORS}")
+
+
+def ask_if_many(heads: Sequence[TensorHead], admission: Admission | None) -> None:
+    """Ask whether the inputs are wanted if their elements are so many that decoding them costs more than the answer."""
+    if admission is not None and sum(math.prod(head.shape) for head in heads) > MANY_ELEMENTS:
+        admission(heads)
 
 
 def from_json(data: Any, datatype: str, shape: tuple[int, ...], place: str) -> Array:

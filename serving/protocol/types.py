@@ -5,8 +5,8 @@ The names of the data types are those of the Open Inference Protocol v2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -45,6 +45,14 @@ class Tensor(msgspec.Struct):
     datatype: str
     shape: tuple[int, ...]
     data: Array
+
+
+class TensorHead(NamedTuple):
+    """What a request says of an input before its elements."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
 
 
 class OutputRequest(msgspec.Struct, frozen=True):
@@ -86,6 +94,10 @@ class TensorSpecLike(Protocol):
     def datatype(self) -> str: ...
     @property
     def shape(self) -> Sequence[int]: ...
+
+
+#: Looks at what a request says of its inputs before any element of theirs is decoded. Raises `RequestError`.
+Admission = Callable[[Sequence[TensorHead]], None]
 
 
 class SignatureLike(Protocol):

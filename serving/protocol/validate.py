@@ -8,7 +8,7 @@ import numpy as np
 
 from serving.errors import RequestError, bad_request
 from serving.protocol.tensors import all_finite, position
-from serving.protocol.types import FLOATS, InferRequest, SignatureLike, Tensor, TensorSpecLike, shown
+from serving.protocol.types import FLOATS, InferRequest, SignatureLike, Tensor, TensorHead, TensorSpecLike, shown
 
 
 def validate(request: InferRequest, signature: SignatureLike, model: str, *, allow_nonfinite: bool = False) -> int:
@@ -26,7 +26,28 @@ def validate(request: InferRequest, signature: SignatureLike, model: str, *, all
     Raises:
         RequestError: bad request; the message names the input, what was expected and what came.
     """
-    tensors = {tensor.name: tensor for tensor in request.inputs}
+    rows = check_heads(request.inputs, signature, model)
+    if not allow_nonfinite:
+        for given in request.inputs:
+            if given.datatype in FLOATS and not all_finite(given.data):
+                raise _nonfinite(given)
+    if request.outputs is not None:
+        known = [spec.name for spec in signature.outputs]
+        for output in request.outputs:
+            if output.name not in known:
+                raise bad_request(
+                    f"output {shown(output.name)} is unknown: model {shown(model)} gives {', '.join(known)}"
+                )
+    return rows
+
+
+def check_heads(inputs: Sequence[Tensor] | Sequence[TensorHead], signature: SignatureLike, model: str) -> int:
+    """Check all of a request's inputs but their elements, as `validate` does.
+
+    Returns:
+        Rows.
+    """
+    tensors = {tensor.name: tensor for tensor in inputs}
     rows, counted = 1, ""
     for spec in signature.inputs:
         tensor = tensors.pop(spec.name, None)
@@ -48,19 +69,10 @@ def validate(request: InferRequest, signature: SignatureLike, model: str, *, all
                 raise bad_request(
                     f"input {shown(spec.name)}: expected at least one row, got shape {list(tensor.shape)}"
                 )
-        if not allow_nonfinite and tensor.datatype in FLOATS and not all_finite(tensor.data):
-            raise _nonfinite(tensor)
     if tensors:
         raise bad_request(
             f"input {shown(next(iter(tensors)))} is unknown: model {shown(model)} takes {_all(signature)}"
         )
-    if request.outputs is not None:
-        known = [spec.name for spec in signature.outputs]
-        for output in request.outputs:
-            if output.name not in known:
-                raise bad_request(
-                    f"output {shown(output.name)} is unknown: model {shown(model)} gives {', '.join(known)}"
-                )
     return rows
 
 

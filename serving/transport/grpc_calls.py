@@ -39,7 +39,7 @@ class GrpcCall(Protocol):
         ...
 
     def end(self) -> None:
-        """The call is over, however it went; may be called again."""
+        """Nothing of the call is needed any more but its answer, if there is one; may be called again."""
         ...
 
 

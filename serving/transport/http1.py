@@ -253,6 +253,8 @@ class Http1Connection(asyncio.Protocol):
     # ------------------------------------------------------------ httptools' callbacks
 
     def on_message_begin(self) -> None:
+        if self._closing:
+            return  # what comes behind a request that is refused is not waited for
         self._reading = True
         self._target = b""
         self._method = ""

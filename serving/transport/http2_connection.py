@@ -43,8 +43,9 @@ from serving.transport.frames import (
     frame,
     unpadded,
 )
-from serving.transport.grpc_calls import OK_HEADERS, OK_TRAILERS, GrpcCall, GrpcReply, refusal_headers
+from serving.transport.grpc_calls import OK_HEADERS, OK_TRAILERS, GrpcReply, refusal_headers
 from serving.transport.hpack import MAX_BLOCK, HeaderDecoder, HeaderError
+from serving.transport.outbox import LARGEST_WINDOW, Outbox, Stream
 from serving.transport.pieces import keep
 
 if TYPE_CHECKING:
@@ -63,23 +64,6 @@ PATIENCE_S = 30.0
 #: Bytes that a peer takes in that time if it reads at all.
 TAKEN_LEAST = 16_384
 _DEADLINE_EXCEEDED = 4
-_LARGEST_WINDOW = (1 << 31) - 1
-
-
-class _Stream:
-    """One call."""
-
-    __slots__ = ("call", "complete", "message", "outgoing", "received", "send_window", "since", "task")
-
-    def __init__(self, call: GrpcCall, send_window: int, now: float) -> None:
-        self.call = call
-        self.message: list[bytes] = []  # DATA as it came, the 5 bytes before the message included
-        self.received = 0  # bytes since the last WINDOW_UPDATE
-        self.complete = False  # the client has said all
-        self.since = now  # how long we wait for the peer; infinite while we do not
-        self.send_window = send_window
-        self.outgoing = memoryview(b"")  # DATA that waits for the peer's window
-        self.task: asyncio.Task[None] | None = None
 
 
 class Http2Connection(asyncio.Protocol):
@@ -99,13 +83,11 @@ class Http2Connection(asyncio.Protocol):
         self._unsent = 0  # bytes that it had not taken then, and what was written since
         self._heard = server.now  # since when it is listened to; infinite while it is not
         self._started = False  # the client's preface has come
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, Stream] = {}
         self._last_stream = 0
         self._block: tuple[int, bool, bytearray] | None = None  # HEADERS that wait for CONTINUATION
         self._received = 0
-        self._send_window = 65_535
-        self._peer_window = 65_535  # of each new stream
-        self._peer_frame = 16_384
+        self._outbox = Outbox()
         self._resets = 0
         self._leaving = False
 
@@ -158,7 +140,7 @@ class Http2Connection(asyncio.Protocol):
                 if end > have:
                     missing = end - at
                     break
-                self._frame(kind, flags, stream & _LARGEST_WINDOW, data[at + 9 : end])
+                self._frame(kind, flags, stream & LARGEST_WINDOW, data[at + 9 : end])
                 at, missing = end, 9
             if at < have:
                 self._parts, self._missing = [data[at:]], missing - (have - at)
@@ -257,7 +239,7 @@ class Http2Connection(asyncio.Protocol):
             self._write(frame(RST_STREAM, 0, number, U32.pack(REFUSED_STREAM)))
             return
         call = self._app.begin(headers, self._peer)
-        stream = self._streams[number] = _Stream(call, self._peer_window, self._server.now)
+        stream = self._streams[number] = Stream(call, self._server.now)
         if call.refusal is not None:
             self._reply(number, stream, call.refusal)
         elif ended:
@@ -299,19 +281,15 @@ class Http2Connection(asyncio.Protocol):
     def _window_update(self, number: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise PeerError(FRAME_SIZE_ERROR, "WINDOW_UPDATE has 4 bytes")
-        more = U32.unpack(payload)[0] & _LARGEST_WINDOW
+        more = U32.unpack(payload)[0] & LARGEST_WINDOW
         if not number:
-            self._send_window += more
-            if not more or self._send_window > _LARGEST_WINDOW:
-                raise PeerError(FLOW_CONTROL_ERROR, "an impossible window")
-            for waiting in [key for key, stream in self._streams.items() if stream.outgoing]:
-                self._flush(waiting, self._streams[waiting])
+            self._outbox.enlarge(more)
+            self._flush_ready()
             return
         stream = self._streams.get(number)
         if stream is None:
             return
-        stream.send_window += more
-        if not more or stream.send_window > _LARGEST_WINDOW:
+        if not self._outbox.enlarge_of(stream, more):
             self._write(frame(RST_STREAM, 0, number, U32.pack(FLOW_CONTROL_ERROR)))
             self._abandon(number)
         elif stream.outgoing:
@@ -322,31 +300,20 @@ class Http2Connection(asyncio.Protocol):
             raise PeerError(FRAME_SIZE_ERROR, "malformed SETTINGS")
         if flags & ACK:
             return
-        for setting, value in SETTING.iter_unpack(payload):
-            if setting == INITIAL_WINDOW_ID:
-                if value > _LARGEST_WINDOW:
-                    raise PeerError(FLOW_CONTROL_ERROR, "an impossible initial window")
-                change, self._peer_window = value - self._peer_window, value
-                for stream in self._streams.values():
-                    stream.send_window += change
-            elif setting == MAX_FRAME_ID:
-                if not 16_384 <= value < 1 << 24:
-                    raise PeerError(PROTOCOL_ERROR, "an impossible frame size")
-                self._peer_frame = value
+        self._outbox.settings(payload, self._streams)
         self._write(frame(SETTINGS, ACK, 0, b""))
-        for waiting in [key for key, stream in self._streams.items() if stream.outgoing]:
-            self._flush(waiting, self._streams[waiting])
+        self._flush_ready()
 
     # ------------------------------------------------------------ calls
 
-    def _ended(self, number: int, stream: _Stream) -> None:
+    def _ended(self, number: int, stream: Stream) -> None:
         """The client has said all: answer it."""
         if not stream.complete:
             stream.complete = True
             stream.since = math.inf
             stream.task = self._loop.create_task(self._answer(number, stream))
 
-    async def _answer(self, number: int, stream: _Stream) -> None:
+    async def _answer(self, number: int, stream: Stream) -> None:
         parts = stream.message
         message = parts[0] if len(parts) == 1 else b"".join(parts)
         stream.message = []
@@ -363,8 +330,9 @@ class Http2Connection(asyncio.Protocol):
         self._resets = max(0, self._resets - 1)
         self._reply(number, stream, reply)
 
-    def _reply(self, number: int, stream: _Stream, reply: GrpcReply) -> None:
+    def _reply(self, number: int, stream: Stream, reply: GrpcReply) -> None:
         """Send an answer and be done with the stream; what does not fit the peer's window waits for it."""
+        stream.call.end()  # now, not when the peer has taken the answer: others need what its message held
         if reply.status:
             out = frame(HEADERS, END_HEADERS | END_STREAM, number, refusal_headers(reply))
             if not stream.complete:  # the client need not go on sending (RFC 9113, section 8.1)
@@ -375,8 +343,9 @@ class Http2Connection(asyncio.Protocol):
         body = b"\0" + U32.pack(len(reply.payload)) + reply.payload
         size = len(body)
         head = frame(HEADERS, END_HEADERS, number, OK_HEADERS)
-        if size <= self._send_window and size <= stream.send_window and size <= self._peer_frame:
-            self._send_window -= size
+        box = self._outbox
+        if size <= box.window and size <= box.initial + stream.given and size <= box.frame_size:
+            box.window -= size
             trailers = frame(HEADERS, END_HEADERS | END_STREAM, number, OK_TRAILERS)
             self._write(b"".join((head, frame(DATA, 0, number, body), trailers)))
             self._finish(number, stream)
@@ -384,18 +353,11 @@ class Http2Connection(asyncio.Protocol):
         self._write(head)
         stream.outgoing = memoryview(body)
         self._flush(number, stream)
+        box.wait(stream, self._server.now)
 
-    def _flush(self, number: int, stream: _Stream) -> None:
-        out = []
-        while stream.outgoing:
-            size = min(len(stream.outgoing), self._send_window, stream.send_window, self._peer_frame)
-            if size <= 0:
-                break
-            out.append(frame(DATA, 0, number, bytes(stream.outgoing[:size])))
-            stream.outgoing = stream.outgoing[size:]
-            self._send_window -= size
-            stream.send_window -= size
-        stream.since = self._server.now
+    def _flush(self, number: int, stream: Stream) -> None:
+        """Send what the peer's windows let through of an answer."""
+        out = self._outbox.take(number, stream)
         done = not stream.outgoing
         if done:
             out.append(frame(HEADERS, END_HEADERS | END_STREAM, number, OK_TRAILERS))
@@ -404,19 +366,25 @@ class Http2Connection(asyncio.Protocol):
         if done:
             self._finish(number, stream)
 
-    def _finish(self, number: int, stream: _Stream) -> None:
+    def _flush_ready(self) -> None:
+        while (ready := self._outbox.next()) is not None:
+            self._flush(*ready)
+
+    def _finish(self, number: int, stream: Stream) -> None:
         self._streams.pop(number, None)
-        stream.call.end()
+        self._outbox.forget(number)
         self._leave_if_done()
 
     def _drop(self, number: int, code: int) -> None:
         """Give a call up that is not the client's to answer for."""
         self._write(frame(RST_STREAM, 0, number, U32.pack(code)))
+        self._outbox.forget(number)
         self._cancel(self._streams.pop(number))
         self._leave_if_done()
 
     def _abandon(self, number: int) -> None:
         """The client wants no answer to this call, or broke its rules; work thrown away is bounded."""
+        self._outbox.forget(number)
         self._cancel(self._streams.pop(number))
         self._resets += 1
         if self._resets > MAX_RESETS:
@@ -424,7 +392,7 @@ class Http2Connection(asyncio.Protocol):
         self._leave_if_done()
 
     @staticmethod
-    def _cancel(stream: _Stream) -> None:
+    def _cancel(stream: Stream) -> None:
         if stream.task is not None:
             stream.task.cancel()
         stream.call.end()
@@ -438,17 +406,20 @@ class Http2Connection(asyncio.Protocol):
                 self.abort()
                 return
             self._await_peer()  # it reads, if slowly
-        heard = self._heard < late  # what was not read is not late
-        if self._begun < late and heard:
+        self._outbox.sweep()
+        if not self._heard < late:
+            return  # what was not read is not late
+        if self._begun < late:
             self.abort()
             return
         for number, stream in [(number, stream) for number, stream in self._streams.items() if stream.since < late]:
-            if stream.outgoing:
-                if heard:
-                    self._drop(number, CANCEL)
-            else:
+            if not stream.outgoing:
                 words = f"the message was not complete after {PATIENCE_S:g} s"
                 self._reply(number, stream, GrpcReply(_DEADLINE_EXCEEDED, message=words))
+            elif self._outbox.taken(number, stream) < TAKEN_LEAST:
+                self._drop(number, CANCEL)
+            else:
+                self._outbox.wait(stream, self._server.now)  # it reads, if slowly
 
     def _await_peer(self) -> None:
         """Give the peer time to take what it is sent."""

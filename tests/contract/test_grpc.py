@@ -144,8 +144,10 @@ def wanting(name: str, **members: Any) -> Any:
             typed("INT16", (1, 2), int_contents=[1, -40_000]),
             "inputs[0].contents.int_contents: -40000 at [0, 1] is out of range for INT16 (-32768..32767)",
         ),
-        (typed("FP32", (2**62, 2**62)), "inputs[0].contents.fp32_contents: shape [4611686018427387904"),
-        (typed("FP32", (0, 2**62, 2**62)), "inputs[0].contents: shape [0, 4611686018427387904"),
+        (typed("FP32", (2**31 - 1, 2**31 - 1)), "inputs[0].contents.fp32_contents: shape [2147483647, 2147483647"),
+        (typed("FP32", (1, 0, 2**31)), "inputs[0].shape: 2147483648 is over the limit of 2147483647"),
+        (typed("FP32", (1,) * 33), "inputs[0].shape: 33 dimensions are over the limit of 32"),
+        (typed("FP32", (0, *[2**31 - 1] * 3)), "inputs[0].contents: shape [0, 2147483647"),
         (wanting("y"), "outputs[1].name: 'y' occurs twice"),
         (wanting(""), "outputs[1].name: expected a non-empty string"),
         (wanting("z", **REGION), "outputs[1].parameters.shared_memory_region: shared memory is not supported"),
@@ -196,3 +198,38 @@ def test_classes_are_understood_by_the_client() -> None:
 
 def test_a_case_without_outputs_is_one_that_wants_all() -> None:
     assert oip_grpc.decode_request(grpc_request(Case({"x": ("FP32", NUMBERS)}))).outputs is None
+
+
+@pytest.mark.parametrize("empty", [b"\x2a\x00", b"\x3a\x00", b"\x32\x00", b"\x08\x00", b"\x0d" + bytes(4), b"\x0b"])
+def test_a_message_of_too_many_members_is_refused_before_it_is_read(empty: bytes) -> None:
+    with pytest.raises(RequestError, match="has more than 1032 inputs, outputs, parameters and raw tensors"):
+        oip_grpc.check_members(empty * 5000)
+
+
+@pytest.mark.parametrize("rest", [b"", b"\xff" * 5000, b"\x07", b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\x7f"])
+def test_what_is_no_message_is_left_to_its_parser(rest: bytes) -> None:
+    oip_grpc.check_members(b"\x3a\x88\x27" + bytes(5000) + rest)
+
+
+def test_every_request_that_fits_the_limits_has_few_enough_members() -> None:
+    message = pb.ModelInferRequest(model_name="m", model_version="1", id="x")
+    for at in range(256):
+        message.inputs.add(name=str(at), datatype="INT8", shape=[1])
+        message.outputs.add(name=str(at))
+        message.raw_input_contents.append(bytes(100))
+        message.parameters[str(at)].int64_param = at
+    oip_grpc.check_members(message.SerializeToString())
+
+
+@pytest.mark.parametrize("member", ["inputs", "outputs", "parameters"])
+def test_more_tensors_or_parameters_than_the_limit_are_refused(member: str) -> None:
+    message = pb.ModelInferRequest(model_name="m")
+    for at in range(1 if member != "inputs" else 257):
+        message.inputs.add(name=str(at), datatype="INT8", shape=[0])
+    for at in range(257 if member != "inputs" else 0):
+        if member == "outputs":
+            message.outputs.add(name=str(at))
+        else:
+            message.parameters[str(at)].int64_param = at
+    with pytest.raises(RequestError, match=f"{member}: 257 are over the limit of 256"):
+        oip_grpc.decode_request(message)

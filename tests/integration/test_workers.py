@@ -24,7 +24,7 @@ from serving.clock import SystemClock
 from serving.contract import Cause
 from serving.errors import StartError
 from serving.gateway.batcher import Batcher
-from serving.gateway.frames import HEADER, FrameKind, decode, encode, encode_text
+from serving.gateway.frames import HEADER, FrameKind, FrameReader, decode, encode, encode_text
 from serving.gateway.worker_server import WorkerServer
 from serving.gateway.workers import HandleWorker, LocalWorker, SocketPool, SocketWorker, Worker, WorkerFailure
 
@@ -219,15 +219,29 @@ def test_a_failing_session_answers_one_line_and_goes_on(fleet: Fleet) -> None:
     uvloop.run(main())
 
 
+def test_a_batch_that_cannot_be_read_fails_and_those_beside_it_do_not(fleet: Fleet) -> None:
+    fleet.start()
+    good = b"".join(encode(FrameKind.RUN, 6, {"x": np.ones(3)}))
+    bad = bytearray(good)
+    bad[8], bad[17] = 5, 99  # the request id, the dtype code
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.settimeout(10)
+        raw.connect(fleet.path())
+        raw.sendall(bytes(bad) + good)
+        reader, frames = FrameReader(), []
+        while len(frames) < 2:
+            frames += [decode(frame) for frame in reader.received(raw.recv_into(reader.get_buffer()))]
+    failed, answered = sorted(frames, key=lambda frame: frame.request_id)
+    assert (failed.kind, failed.request_id) == (FrameKind.ERROR, 5)
+    assert "unknown dtype code 99" in failed.text
+    assert answered.tensors["x"].tolist() == [2, 2, 2]
+
+
 def test_a_malformed_frame_costs_its_sender_the_connection_and_nobody_else(fleet: Fleet) -> None:
     fleet.start()
-    good = b"".join(encode(FrameKind.RUN, 5, {"x": np.ones(3)}))
-    bad_tensor = bytearray(good)
-    bad_tensor[17] = 99  # the dtype code
     for sent, number, reason in (
         (b"GET / HTTP/1.1\r\n\r\n", 0, "frame version"),
         (HEADER.pack(1 << 31, FrameKind.RUN, 1, 1, 5), 0, "expected 16 to"),
-        (bytes(bad_tensor), 5, "unknown dtype code 99"),
         (encode_text(FrameKind.PONG, 5), 5, "takes RUN, PING and DESCRIBE, not PONG"),
     ):
         with socket.socket(socket.AF_UNIX) as raw:

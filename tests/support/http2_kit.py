@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections import defaultdict
 
 import h2.config
 import h2.connection
 import h2.events
+import hpack
 
 from serving.transport.grpc_calls import GrpcReply
 from serving.transport.hpack import Headers
 from serving.transport.http2 import Http2Server
 from tests.support.transport import FakeTransport, turns
 
-HEADERS = [
+_FIELDS = [
     (":method", "POST"),
     (":scheme", "http"),
     (":path", "/s/Echo"),
@@ -24,12 +26,26 @@ HEADERS = [
 ]
 
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+PROTOCOL_ERROR, FLOW_CONTROL, STREAM_CLOSED, FRAME_SIZE, COMPRESSION, CALM = 1, 3, 5, 6, 9, 11
+UPDATE = struct.Struct(">I").pack
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
+
+
+def block(path: str = "/s/Echo", **more: str) -> bytes:
+    return hpack.Encoder().encode(headers(path, **more))
+
+
 def message(payload: bytes) -> bytes:
     return b"\0" + len(payload).to_bytes(4) + payload
 
 
 def headers(path: str = "/s/Echo", **more: str) -> list[tuple[str, str]]:
-    return [(name, path if name == ":path" else value) for name, value in HEADERS] + list(more.items())
+    return [(name, path if name == ":path" else value) for name, value in _FIELDS] + list(more.items())
 
 
 class Call:

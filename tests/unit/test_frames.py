@@ -84,11 +84,27 @@ def test_errors_and_texts() -> None:
         ({"": np.zeros(2)}, "names take 1 to 255 bytes"),
         ({f"t{i}": np.zeros(1) for i in range(300)}, "300 tensors"),
         ({"x": np.zeros(2000, np.uint8)}, "larger than 1024 bytes"),
+        ({"x": np.zeros((1, 3, 0, 3_000_000_000), np.float32)}, r"shape \[1, 3, 0, 3000000000\] is out of range"),
     ],
 )
 def test_what_cannot_be_framed_says_why(tensors: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(FrameError, match=message):
         encode(FrameKind.RUN, 1, tensors, max_frame=1024)
+
+
+@given(
+    st.lists(st.one_of(st.integers(0, 3), st.sampled_from([(1 << 31) - 1, 1 << 31, 1 << 40])), max_size=33),
+    st.sampled_from(["?", "u1", "<f4", "<f8", "O"]),
+)
+def test_what_can_be_framed_can_be_read(shape: list[int], dtype: str) -> None:
+    try:
+        array = np.full([0, *shape], b"", dtype) if dtype == "O" else np.zeros([0, *shape], dtype)
+    except ValueError:
+        return  # no such array
+    with contextlib.suppress(FrameError):
+        assert decode(run_frame(x=array)).tensors["x"].shape == array.shape
+        return
+    assert array.ndim > 32 or max(array.shape) >= 1 << 31
 
 
 def tampered(offset: int, layout: str, value: Any) -> bytearray:

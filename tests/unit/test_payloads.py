@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from monitoring.drift.rows import compact, read_rows
 from monitoring.payloads import FINISHED_MS, prune, segments
-from serving.clock import SystemClock
+from serving.clock import FakeClock, SystemClock
 from serving.config_monitoring import PayloadsConfig
 from serving.contract import AGG_OFFSET, C_PAYLOADS, C_PAYLOADS_DROPPED, CELLS
 from serving.gateway import payloads
@@ -99,6 +101,66 @@ async def test_what_cannot_be_written_is_counted_and_fails_no_request(tmp_path: 
     assert (await gateway.ask("spam")).variant == "teacher"
     await gateway.plane.close()
     assert cell(gateway, C_PAYLOADS_DROPPED) == 1
+
+
+def offering(folder: Path, monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> tuple[PayloadLog, Callable[[], None]]:
+    """A log that is drained by hand, and what hands it a row."""
+    monkeypatch.setattr(payloads, "WAKE_S", 3600.0)
+    monkeypatch.setattr(payloads, "_features", lambda row: {"text": row.text})
+    log = PayloadLog(folder, "g", {"tiny": PayloadsConfig(percent=100)}, Mock(), clock)
+    pipeline = Mock(first_row=lambda inputs, session_inputs: ("some words", {}))
+    return log, lambda: log.offer("tiny", "teacher", pipeline, {}, {}, Mock())
+
+
+def test_rows_are_written_while_others_keep_coming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, offer = offering(tmp_path, monkeypatch, FakeClock())
+    came = 0
+
+    def features(row: object) -> dict[str, object]:
+        nonlocal came
+        came += 1
+        if came < 1000:
+            offer()  # as many come as are taken
+        return {"at": came}
+
+    monkeypatch.setattr(payloads, "_features", features)
+    for _ in range(3):
+        offer()
+    log._drain()
+    assert len(rows(tmp_path)) == came == 3
+    log._drain()
+    assert len(rows(tmp_path)) == came == 6
+    came = 1000
+    log.close()
+
+
+def test_a_full_disk_is_not_filled_with_empty_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    log, offer = offering(tmp_path, monkeypatch, clock)
+    real, tried = payloads._Segment.append, []
+
+    def full(segment: payloads._Segment, data: bytes) -> None:
+        tried.append(segment.path)
+        raise OSError(28, "No space left on device")
+
+    def drains(count: int, seconds: float) -> None:
+        for _ in range(count):
+            offer()
+            log._drain()
+            clock.advance(seconds)
+
+    drains(1, 1.0)
+    monkeypatch.setattr(payloads._Segment, "append", full)
+    drains(3, payloads.REST_S + 1)
+    assert len(tried) == 3
+    assert len(list(tmp_path.glob("tiny/*"))) == len(rows(tmp_path)) == 1  # the one from before
+    drains(20, 0.2)
+    assert len(tried) == 4
+    monkeypatch.setattr(payloads._Segment, "append", real)
+    clock.advance(payloads.REST_S)
+    drains(2, 1.0)
+    assert len(rows(tmp_path)) == 3
+    log.close()
 
 
 # ---------------------------------------------------------------- files

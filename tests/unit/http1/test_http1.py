@@ -197,6 +197,17 @@ async def test_pipelined_requests_are_answered_in_order_one_at_a_time(peer: Peer
     assert [answer.body for answer in peer.answers()] == [b"", b"fourth"]
 
 
+async def test_what_follows_a_refused_request_costs_those_before_it_no_answer(
+    peer: Peer, app: App, clock: LoopClock
+) -> None:
+    peer.feed(get("/wait") + post(b"abc", "/no") + get("/more"))
+    await clock.advance(40)
+    assert not peer.closed
+    app.begun[0].gate.set()
+    await turns()
+    assert [answer.status for answer in peer.answers()] == [200, 404]
+
+
 async def test_pipelining_is_bounded_by_not_reading_on(peer: Peer, app: App) -> None:
     peer.feed(get("/wait"))
     for _ in range(MAX_PIPELINED - 1):

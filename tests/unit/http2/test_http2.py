@@ -4,55 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator
 
 import h2.settings
-import hpack
 import pytest
 
-from serving.transport.http2 import SWEEP_S, Http2Server
-from serving.transport.http2_connection import MAX_RESETS, MAX_STREAMS, PATIENCE_S, TAKEN_LEAST
-from tests.support.http2_kit import App, Peer, headers, message
+from serving.transport.http2 import Http2Server
+from serving.transport.http2_connection import MAX_RESETS, MAX_STREAMS
+from tests.support.http2_kit import (
+    CALM,
+    CONTINUATION,
+    DATA,
+    GOAWAY,
+    HEADERS,
+    PING,
+    PREFACE,
+    PRIORITY,
+    RST_STREAM,
+    SETTINGS,
+    UPDATE,
+    App,
+    Peer,
+    block,
+    frame,
+    message,
+)
 from tests.support.transport import LoopClock, turns
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
-PROTOCOL_ERROR, FLOW_CONTROL, STREAM_CLOSED, FRAME_SIZE, COMPRESSION, CALM = 1, 3, 5, 6, 9, 11
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
-
-
-def block(path: str = "/s/Echo", **more: str) -> bytes:
-    return hpack.Encoder().encode(headers(path, **more))
-
-
-UPDATE = struct.Struct(">I").pack
-
-
-@pytest.fixture
-async def app() -> App:
-    return App()
-
-
-@pytest.fixture
-async def server(app: App) -> AsyncIterator[Http2Server]:
-    server = Http2Server(app, max_connections=3)
-    yield server
-    await server.drain(0)
-    await turns()
-
-
-@pytest.fixture
-async def peer(server: Http2Server) -> Peer:
-    return Peer(server)
-
-
-@pytest.fixture
-async def clock() -> LoopClock:
-    return LoopClock()
-
 
 # ---------------------------------------------------------------- calls
 
@@ -304,127 +280,6 @@ async def test_streams_over_the_limit_are_refused_and_may_be_tried_again(peer: P
     peer.feed(frame(HEADERS, 5, 2 * MAX_STREAMS + 1, block()))
     assert peer.take() == frame(RST_STREAM, 0, 2 * MAX_STREAMS + 1, UPDATE(7))
     assert len(app.begun) == MAX_STREAMS
-
-
-# ---------------------------------------------------------------- patience
-
-
-async def test_a_connection_that_does_not_introduce_itself_is_closed(server: Http2Server, clock: LoopClock) -> None:
-    peer = Peer(server, hello=False)
-    peer.feed(PREFACE[:10])
-    await clock.advance(PATIENCE_S - 2)
-    assert not peer.closed
-    await clock.advance(2 + SWEEP_S)
-    assert peer.closed
-
-
-async def test_a_connection_without_calls_stays(peer: Peer, clock: LoopClock) -> None:
-    for _ in range(10):
-        await clock.advance(60)
-    assert peer.status(await peer.call(b"x")) == 0
-
-
-async def test_a_message_that_does_not_come_to_its_end_is_given_back(peer: Peer, app: App, clock: LoopClock) -> None:
-    stream = peer.open()
-    await peer.send(stream, bytes(10_000), end=False)
-    await clock.advance(PATIENCE_S + 2 * SWEEP_S)
-    peer.read()
-    assert peer.status(stream) == 4
-    assert app.held == 0
-    assert not peer.closed
-
-
-@pytest.mark.parametrize("half", [frame(DATA, 0, 1, bytes(100))[:50], frame(HEADERS, 0, 1, block())])
-async def test_half_a_frame_or_header_block_is_not_kept_for_ever(peer: Peer, clock: LoopClock, half: bytes) -> None:
-    peer.feed(half)
-    await clock.advance(PATIENCE_S + 2 * SWEEP_S)
-    assert peer.aborted
-
-
-async def test_the_application_may_take_its_time(peer: Peer, app: App, clock: LoopClock) -> None:
-    stream = await peer.call(b"x", "/s/Wait")
-    for _ in range(10):
-        await clock.advance(60)
-    app.begun[0].gate.set()
-    await turns()
-    peer.read()
-    assert peer.status(stream) == 0
-
-
-async def test_an_answer_that_nobody_takes_is_dropped_and_one_that_is_taken_slowly_is_not(
-    peer: Peer, app: App, clock: LoopClock
-) -> None:
-    peer.acknowledge = False
-    stream = await peer.call(bytes(100_000))
-    peer.h2.increment_flow_control_window(1 << 20)
-    for _ in range(4):
-        await clock.advance(PATIENCE_S - 5)
-        peer.h2.increment_flow_control_window(100, stream)
-        peer.flush()
-        peer.read()
-    assert len(peer.data[stream]) == 65_535 + 400
-    await clock.advance(PATIENCE_S + 2 * SWEEP_S)
-    peer.read()
-    assert peer.resets == {stream: 8}
-    assert app.held == 0
-
-
-async def test_a_peer_that_reads_nothing_is_closed(peer: Peer, app: App, clock: LoopClock) -> None:
-    peer.stuck = True
-    await peer.call(b"x")
-    assert not peer.reading  # take nothing more from it
-    await clock.advance(PATIENCE_S + 2 * SWEEP_S)
-    assert peer.aborted
-    assert app.held == 0
-
-
-async def test_a_peer_that_reads_slowly_is_waited_for_and_one_that_all_but_stops_is_not(
-    peer: Peer, app: App, clock: LoopClock
-) -> None:
-    later = await peer.call(bytes(8 * TAKEN_LEAST), "/s/Wait")
-    peer.stuck = True
-    waits = await peer.call(bytes(100_000))  # longer than its window
-    for _ in range(3):
-        peer.unread -= TAKEN_LEAST
-        await clock.advance(PATIENCE_S + 2 * SWEEP_S)
-        assert not peer.closed
-    app.begun[0].gate.set()  # what is added meanwhile does not hide that it reads
-    peer.unread -= TAKEN_LEAST
-    await clock.advance(PATIENCE_S + 2 * SWEEP_S)
-    assert not peer.closed
-    peer.read()
-    assert not {waits, later} & peer.resets.keys()  # that they wait for windows that it gave is not known yet
-    peer.unread -= TAKEN_LEAST - 1
-    await clock.advance(PATIENCE_S + 2 * SWEEP_S)
-    assert peer.aborted
-    assert app.held == 0
-
-
-async def test_what_came_while_a_peer_was_not_listened_to_is_not_late(peer: Peer, clock: LoopClock) -> None:
-    peer.stuck = True
-    peer.acknowledge = False
-    stream = await peer.call(bytes(100_000))
-    whole = frame(PING, 0, 0, bytes(8))
-    peer.feed(whole[:12])
-    peer.unread -= TAKEN_LEAST
-    await clock.advance(PATIENCE_S + 2 * SWEEP_S)
-    peer.free()
-    await clock.advance(PATIENCE_S - 2 * SWEEP_S)
-    peer.feed(whole[12:])
-    peer.h2.increment_flow_control_window(1 << 20)
-    peer.h2.increment_flow_control_window(1 << 20, stream)
-    peer.flush()
-    peer.read()
-    assert peer.status(stream) == 0
-
-
-async def test_a_peer_that_is_told_off_and_does_not_read_that_is_closed(peer: Peer, clock: LoopClock) -> None:
-    peer.stuck = True
-    peer.close = lambda: None  # type: ignore[method-assign]  # it has not been sent yet
-    peer.feed(frame(PUSH_PROMISE, 4, 1, bytes(8)))
-    del peer.close  # type: ignore[attr-defined]
-    await clock.advance(PATIENCE_S + 2 * SWEEP_S)
-    assert peer.aborted
 
 
 # ---------------------------------------------------------------- the end

@@ -3,52 +3,45 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator
 
+import h2.settings
 import hpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.transport.http2 import Http2Server
-from tests.support.http2_kit import App, Peer, headers, message
-from tests.support.transport import turns
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
-PROTOCOL_ERROR, FLOW_CONTROL, STREAM_CLOSED, FRAME_SIZE, COMPRESSION, CALM = 1, 3, 5, 6, 9, 11
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
-
-
-def block(path: str = "/s/Echo", **more: str) -> bytes:
-    return hpack.Encoder().encode(headers(path, **more))
-
-
-@pytest.fixture
-async def app() -> App:
-    return App()
-
-
-@pytest.fixture
-async def server(app: App) -> AsyncIterator[Http2Server]:
-    server = Http2Server(app, max_connections=3)
-    yield server
-    await server.drain(0)
-    await turns()
-
-
-@pytest.fixture
-async def peer(server: Http2Server) -> Peer:
-    return Peer(server)
-
+from serving.transport.grpc_calls import OK_TRAILERS
+from serving.transport.http2 import SWEEP_S, Http2Server
+from serving.transport.http2_connection import MAX_STREAMS
+from serving.transport.outbox import MAX_SETTINGS, Outbox
+from tests.support.http2_kit import (
+    CALM,
+    COMPRESSION,
+    CONTINUATION,
+    DATA,
+    FLOW_CONTROL,
+    FRAME_SIZE,
+    GOAWAY,
+    HEADERS,
+    PING,
+    PREFACE,
+    PROTOCOL_ERROR,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    STREAM_CLOSED,
+    UPDATE,
+    WINDOW_UPDATE,
+    App,
+    Peer,
+    block,
+    frame,
+    headers,
+    message,
+)
+from tests.support.transport import LoopClock, turns
 
 # ---------------------------------------------------------------- peers that break the rules
-
-
-UPDATE = struct.Struct(">I").pack
 
 
 @pytest.mark.parametrize(
@@ -128,6 +121,77 @@ async def test_late_frames_of_a_stream_that_is_answered_are_ignored(peer: Peer) 
     peer.read()
     assert peer.goaway is None
     assert peer.status(await peer.call(b"x")) == 0
+
+
+def opened(server: Http2Server, path: str, window: int = 65_535) -> Peer:
+    """A peer with as many calls as it may have at once."""
+    peer = Peer(server, hello=False)
+    encoder = hpack.Encoder()
+    peer.feed(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, window)))
+    for number in range(1, 2 * MAX_STREAMS, 2):
+        peer.feed(frame(HEADERS, 4, number, encoder.encode(headers(path))) + frame(DATA, 1, number, message(b"x")))
+    return peer
+
+
+@pytest.mark.parametrize("flood", [frame(SETTINGS, 0, 0) * 1000, frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 1) * 33)])
+async def test_a_peer_that_changes_its_settings_over_and_over_is_told_off(
+    server: Http2Server, app: App, flood: bytes
+) -> None:
+    peer = opened(server, "/s/Wait")
+    peer.feed(flood)
+    assert peer.take().endswith(frame(GOAWAY, 0, 0, UPDATE(2 * MAX_STREAMS - 1) + UPDATE(CALM)))
+    assert peer.closed
+    await turns()
+    assert all(call.ended for call in app.begun)
+
+
+async def test_settings_now_and_then_are_taken_for_ever(peer: Peer, clock: LoopClock) -> None:
+    for _ in range(5):
+        peer.feed(frame(SETTINGS, 0, 0) * (MAX_SETTINGS - 1))
+        await clock.advance(2 * SWEEP_S)
+    assert peer.status(await peer.call(b"x")) == 0
+
+
+async def test_small_control_frames_do_not_cost_a_look_at_every_answer_that_waits(
+    server: Http2Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = opened(server, "/s/Echo", window=0)
+    await turns(3 * MAX_STREAMS)
+    looked: list[int] = []
+    real = Outbox.take
+    monkeypatch.setattr(Outbox, "take", lambda box, number, stream: looked.append(number) or real(box, number, stream))
+    peer.take()
+    peer.feed(frame(WINDOW_UPDATE, 0, 0, UPDATE(1)) * 1000 + frame(SETTINGS, 0, 0) * 10)
+    assert looked == []
+    peer.feed(frame(WINDOW_UPDATE, 0, 5, UPDATE(2)) + frame(WINDOW_UPDATE, 0, 3, UPDATE(100)))
+    assert looked == [5, 3]
+    said = frame(DATA, 0, 5, b"\0\0") + frame(DATA, 0, 3, message(b"x")) + frame(HEADERS, 5, 3, OK_TRAILERS)
+    assert peer.take().endswith(said)
+
+
+async def test_a_window_for_all_goes_to_the_answers_in_the_order_in_which_they_began_to_wait(peer: Peer) -> None:
+    peer.acknowledge = False
+    peer.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1 << 20})
+    peer.flush()
+    streams = [await peer.call(bytes(60_000)) for _ in range(3)]
+    sizes = []
+    for _ in range(3):
+        sizes.append([len(peer.data[stream]) for stream in streams])
+        peer.h2.increment_flow_control_window(57_240)
+        peer.flush()
+        peer.read()
+    assert sizes == [[60_005, 5_530, 0], [60_005, 60_005, 2_765], [60_005, 60_005, 60_005]]
+
+
+async def test_settings_that_make_a_streams_window_impossible_end_the_connection(peer: Peer) -> None:
+    stream = await peer.call(b"x", "/s/Wait")
+    peer.feed(frame(WINDOW_UPDATE, 0, stream, UPDATE((1 << 31) - 1 - 65_535)))
+    peer.feed(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 65_535)))
+    peer.read()
+    assert not peer.closed
+    peer.feed(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 65_536)))
+    peer.read()
+    assert peer.goaway == FLOW_CONTROL
 
 
 @pytest.mark.parametrize("data", [b"GET /v2 HTTP/1.1\r\nhost: h\r\n\r\n", b"\x16\x03\x01\x02", b"PRI * HTTP/1"])
