@@ -21,7 +21,7 @@ from monitoring.state import VERSION, Committed
 from monitoring.verdicts import Verdict
 from monitoring.windows import VariantState, Window
 from serving.clock import Clock
-from serving.contract import C_CAPACITY, C_PAYLOADS, C_ROWS, C_WORKERS, Flag, Kind, Snapshot
+from serving.contract import C_CAPACITY, C_PAYLOADS, C_ROWS, C_WORKERS, Flag, Kind, Latch, Snapshot
 
 log = logging.getLogger("canarium.monitor")
 
@@ -266,8 +266,10 @@ class Watch:
         }
 
     def answering(self, model: str) -> set[str]:
-        """The variants of a model that answer requests or copies of them; the baseline always does."""
+        """The variants of a model that answer requests or copies of them: always the baseline, alone while killed."""
         guards = self.models[model].guards
+        if self.snapshot is not None and any(self.snapshot.kills.get(name, Latch()).on for name in (model, "*")):
+            return {guards.baseline}
         return {guards.baseline, *(name for name, candidate in guards.candidates.items() if candidate.live)}
 
     def sampled(self) -> dict[Key, int]:

@@ -225,10 +225,10 @@ class SpoolWriter:
     def observe_request(
         self, series: int, status_cell: int, rows: int, stages_ns: tuple[int, int, int, int] | None
     ) -> None:
-        """Count one request: its status (offset from `C_STATUS`), its rows, and of an answered one the nanoseconds of
-        preprocessing, queue, inference and postprocessing."""
+        """Count one request: its status (a cell from `C_STATUS` or `C_PINNED` on), its rows, and of an answered one the
+        nanoseconds of preprocessing, queue, inference and postprocessing."""
         cells, base = self._cells, AGG_OFFSET // 8 + series * CELLS
-        cells[base + C_STATUS + status_cell] += 1
+        cells[base + status_cell] += 1
         cells[base + C_ROWS] += rows
         if stages_ns is not None:
             preprocess, queue, infer, postprocess = stages_ns

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from monitoring.config import MonitorConfig, MonitorModel, MonitorVariant
 from monitoring.watch import EARLY_S, Watch
 from serving.clock import FakeClock
-from serving.contract import C_CAPACITY, C_ROWS, Cause, Flag, Kind, Reason, RouteTable, Snapshot, VariantEntry
+from serving.contract import C_CAPACITY, C_ROWS, Cause, Flag, Kind, Latch, Reason, RouteTable, Snapshot, VariantEntry
 from serving.gateway.spool import SpoolWriter
 
 
@@ -108,6 +110,19 @@ def test_headroom_is_what_the_baseline_can_do_over_what_is_asked_of_the_model(tm
     for _ in range(70):  # nobody asks any more
         bench.second()
     assert bench.watch.headroom() == {"m": None}
+
+
+def test_after_a_kill_only_the_baseline_answers_anybody(tmp_path: Path) -> None:
+    """The candidate keeps its weight in the table; golden rows asked of it would be refused, every one."""
+    bench = Bench(tmp_path)
+    live = _snapshot(2, 2, 5000)
+    bench.watch.apply(live)
+    assert bench.watch.answering("m") == {"teacher", "nan"}
+    for whose in ("m", "*"):
+        bench.watch.apply(msgspec.structs.replace(live, kills={whose: Latch(1, 0)}))
+        assert bench.watch.answering("m") == {"teacher"}
+    bench.watch.apply(msgspec.structs.replace(live, kills={"m": Latch(1, 1)}))
+    assert bench.watch.answering("m") == {"teacher", "nan"}
 
 
 def test_only_pairs_with_the_teacher_are_charted(tmp_path: Path) -> None:
