@@ -249,7 +249,8 @@ PAGE = 4096
     H_START_WALL_NS,
     H_BEAT_MONO_NS,
     H_CLOSED,
-) = range(13)
+    H_BOOT,  # `clock.boot_id`; 0: unknown
+) = range(14)
 META_OFFSET = PAGE
 META_BYTES = 16 * PAGE
 AGG_OFFSET = META_OFFSET + META_BYTES
