@@ -95,7 +95,7 @@ class Ingest:
         self.bad_files = 0
         self._state = state or IngestState()
         self._kept = dict(self._state.files)  # files of the last commit that are not open
-        self._listed: set[str] = set()
+        self._listed: set[str] | None = None  # as of the last look; None before the first
         self._folded = {(item.model, item.variant): _totals(item) for item in self._state.folded}
 
     # ------------------------------------------------------------ reading
@@ -106,8 +106,8 @@ class Ingest:
             names = sorted(entry.name for entry in os.scandir(self._directory) if entry.name.endswith(SPOOL_SUFFIX))
         except OSError:
             return
-        self._listed = set(names)
-        self._bad = {name: seen for name, seen in self._bad.items() if name in self._listed}
+        self._listed = listed = set(names)
+        self._bad = {name: seen for name, seen in self._bad.items() if name in listed}
         for name in names:
             nonce = name.removesuffix(SPOOL_SUFFIX)
             if nonce not in self._files and nonce not in self._state.folded_files and len(self._files) < FILES_MAX:
@@ -231,7 +231,7 @@ class Ingest:
     def _lost(self, nonce: str) -> bool:
         """Whether a file of the last commit is not there any more, or is there and cannot be read."""
         name = f"{nonce}{SPOOL_SUFFIX}"
-        return name not in self._listed or name in self._bad
+        return self._listed is not None and (name not in self._listed or name in self._bad)
 
     def _retire(self, file: SpoolFile) -> None:
         try:
