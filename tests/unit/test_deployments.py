@@ -85,11 +85,20 @@ def test_a_latency_threshold_selects_its_bucket() -> None:
     assert 'le="1.0"' in whole[0]["expr"]
 
 
-@pytest.mark.parametrize(("window", "limits"), [("30d", ["0.72", "0.3"]), ("7d", ["0.168", "0.07"])])
+@pytest.mark.parametrize(("window", "limits"), [("30d", ["0.5", "0.3"]), ("7d", ["0.168", "0.07"])])
 def test_burn_rates_follow_objective_and_window(window: str, limits: list[str]) -> None:
     found = rules({"name": "availability", "objective": 0.95, "window": window})["canarium-slo-m-availability"]
     page = next(rule for rule in found if rule.get("alert") and rule["labels"]["severity"] == "page")
     assert re.findall(r"> ([0-9.]+) and on", page["expr"]) == limits
+
+
+def test_alerts_say_what_they_mean_of_their_own_window() -> None:
+    """A ticket at a rate under 1 would be sent while the objective is kept; at 1 it is another share of the budget."""
+    found = rules({"name": "availability", "objective": 0.999, "window": "7d"})["canarium-slo-m-availability"]
+    alerts = {rule["labels"]["speed"]: rule for rule in found if rule.get("alert") == "CanariumErrorBudgetBurn"}
+    assert "2% of the budget in 1h or 5% of the budget in 6h" in alerts["fast"]["annotations"]["description"]
+    assert "14% of the budget in 1d or 43% of the budget in 3d" in alerts["slow"]["annotations"]["description"]
+    assert re.findall(r"> ([0-9.]+) and on", alerts["slow"]["expr"]) == ["0.001", "0.001"]
 
 
 def test_a_model_without_objectives_has_no_rules() -> None:
