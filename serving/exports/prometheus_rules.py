@@ -105,7 +105,8 @@ ALERTS = (
     ),
     Alert(
         "CanariumMonitorGone",
-        f"absent({HEARTBEAT}) or (up == 0 and on (instance) max_over_time({HEARTBEAT}[1h]))",
+        # By the job, which a target keeps for as long as it is gone.
+        f'absent({HEARTBEAT}) or up{{job=~".*canarium.*"}} == 0',
         "30s",
         "page",
         "a monitor cannot be scraped{{ with $labels.instance }} ({{ . }}){{ end }}",
@@ -114,10 +115,12 @@ ALERTS = (
     ),
     Alert(
         "CanariumEventLoss",
-        "sum(rate(canarium_events_dropped_total[5m])) / (sum(rate(canarium_events_written_total[5m])) > 0) > 0.01",
+        # Of each monitor by itself, as it judges by itself whether it is degraded.
+        "sum by (instance) (rate(canarium_events_dropped_total[5m]))"
+        " / (sum by (instance) (rate(canarium_events_written_total[5m])) > 0) > 0.01",
         "2m",
         "ticket",
-        "{{ $value | humanizePercentage }} of the request events are lost",
+        "{{ $value | humanizePercentage }} of the request events are lost to the monitor {{ $labels.instance }}",
         "Statistical guards are degraded and ramps are frozen while more than 1 % is lost; SLOs are not affected.",
     ),
 )

@@ -138,6 +138,23 @@ def test_panels_fill_rows_and_do_not_overlap() -> None:
     assert len(taken) == 24 * (1 + max(y for _, y in taken))
 
 
+def test_what_may_be_negative_is_not_cut_off() -> None:
+    free = {
+        panel["title"]
+        for panel in dashboard()["panels"]
+        if "min" not in panel.get("fieldConfig", {}).get("defaults", {"min": 0})
+    }
+    assert free == {"Evidence and threshold", "Signal to quantization noise", "Error budget remaining"}
+
+
+def test_of_several_monitors_the_worst_is_shown() -> None:
+    """One that is silent behind one that is not; the lower end of the one that knows least."""
+    asked = {panel["title"]: [target["expr"] for target in panel.get("targets", [])] for panel in dashboard()["panels"]}
+    assert asked["Monitor heartbeat"] == ["time() - min(canarium_monitor_heartbeat_timestamp_seconds)"]
+    ends = [expr for found in asked.values() for expr in found if re.search("_(lower|upper){", expr)]
+    assert {(expr.split()[0], "_lower{" in expr) for expr in ends} == {("min", True), ("max", False)}
+
+
 def test_prometheus_parses_every_query_of_the_dashboard(tmp_path: Path) -> None:
     records = [
         {"record": f"query:{index}", "expr": grafana.concrete(expr, "moderation", "5m")}
