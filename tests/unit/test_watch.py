@@ -125,6 +125,36 @@ def test_after_a_kill_only_the_baseline_answers_anybody(tmp_path: Path) -> None:
     assert bench.watch.answering("m") == {"teacher", "nan"}
 
 
+def test_a_clock_that_is_set_back_blanks_no_chart(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    for wall_s in (3600, 0):
+        wall_ns = bench.clock.wall_ns() + wall_s * 10**9
+        bench.spool.record(
+            Kind.REQUEST, Flag.LIVE, series=bench.ids["teacher"], answered=bench.ids["teacher"], status=200, rows=1,
+            epoch=1, wall_ns=wall_ns, mono_ns=bench.clock.monotonic_ns(),
+        )  # fmt: skip
+        bench.watch.step()
+    bench.clock.advance(1)
+    chart = bench.watch.series("m", 2)
+    assert chart is not None
+    assert chart["variants"]["teacher"]["rps"] == [0, 1]
+
+
+def test_golden_rows_are_not_charted(tmp_path: Path) -> None:
+    """They are pinned; nor is a prediction's traffic made of them."""
+    bench = Bench(tmp_path)
+    for reason in (Reason.PINNED, Reason.OVERRIDE, Reason.BASELINE):
+        bench.spool.record(
+            Kind.REQUEST, 0, reason, series=bench.ids["teacher"], answered=bench.ids["teacher"], status=200, rows=1,
+            epoch=1, wall_ns=bench.clock.wall_ns(), mono_ns=bench.clock.monotonic_ns(),
+        )  # fmt: skip
+    bench.watch.step()
+    bench.clock.advance(1)
+    chart = bench.watch.series("m", 2)
+    assert chart is not None
+    assert chart["variants"]["teacher"]["rps"] == [0, 1]
+
+
 def test_only_pairs_with_the_teacher_are_charted(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     for answered in ("teacher", "nan"):
