@@ -184,7 +184,7 @@ class Ingest:
 
     def flow(self) -> Flow:
         """What became of all records ever written."""
-        here = [file.position for file in (*self._files.values(), *self._kept.values())]
+        here = [file.position for file in self._files.values()] + [kept.position for kept in self._kept.values()]
         state = self._state
         return Flow(
             written=state.written + sum(position.accepted for position in here),

@@ -138,9 +138,9 @@ class DataPlane:
         """Answer one request. Raises `RequestError` with the kind that the client is told."""
         try:
             view = self._view(model)
-        except RequestError as error:
+        except RequestError as refusal:
             if not (version or caller.override):
-                self.refused(model, error.http_status)
+                self.refused(model, refusal.http_status)
             raise
         config = self._config.models[model]
         trace = _trace(request, caller)
