@@ -26,6 +26,7 @@ from serving.contract import (
     C_PAIRS,
     C_PAYLOADS,
     C_PAYLOADS_DROPPED,
+    C_PINNED,
     C_POSTPROCESS_NS,
     C_PREPROCESS_NS,
     C_QUEUE_NS,
@@ -47,6 +48,7 @@ from serving.contract import (
 )
 
 CODES = {**{str(code): C_STATUS + at for at, code in enumerate(STATUS_CODES)}, "other": C_STATUS + len(STATUS_CODES)}
+PINNED = {code: C_PINNED - C_STATUS + cell for code, cell in CODES.items()}
 CAUSES = {CAUSE_WORDS[cause]: C_FALLBACK + cause for cause in Cause if cause is not Cause.NONE}
 SHADOW = {"ok": C_SHADOW_OK, "error": C_SHADOW_ERROR, "shed": C_SHADOW_SHED, "timeout": C_SHADOW_TIMEOUT}
 REFERENCE = {"ok": C_REFERENCE_OK, "error": C_REFERENCE_ERROR, "shed": C_REFERENCE_SHED}
@@ -59,7 +61,10 @@ STAGES = {
 
 #: (name, help, label, cell of each label value): counters straight from the aggregates.
 LABELLED = (
-    ("canarium_requests", "Requests by the variant they were routed to and by HTTP status.", "code", CODES),
+    ("canarium_requests", "Requests by the variant they were routed to and by HTTP status, but pinned ones.", "code",
+     CODES),
+    ("canarium_pinned_requests", "Pinned and overridden requests, golden rows among them, by HTTP status.", "code",
+     PINNED),
     ("canarium_fallbacks", "Requests that the baseline answered in a candidate's place.", "cause", CAUSES),
     ("canarium_shadow", "Shadow copies by what became of them.", "result", SHADOW),
     ("canarium_reference", "Teacher re-scorings by what became of them.", "result", REFERENCE),
@@ -122,7 +127,7 @@ def distributions(totals: dict[Key, Totals]) -> Iterator[Metric]:
     batch = HistogramMetricFamily("canarium_batch_rows", "Rows of the batches that workers were given.", labels=MV)
     stage = SummaryMetricFamily(
         "canarium_request_stage_duration_seconds",
-        "Time that answered requests spent in each stage.",
+        "Time that answered requests spent in each stage, but pinned ones.",
         labels=(*MV, "stage"),
     )
     for key, item in totals.items():

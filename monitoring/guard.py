@@ -98,9 +98,8 @@ class ModelGuards:
             since = table.since.get(variant, -1) if candidate.weight else -1
             veto = snapshot.vetoes.get(f"{self.name}/{variant}", Latch()).cleared
             candidate.arm((since, veto, kills[0], kills[1]), table.epoch, table.variants[variant].artifact)
-        for name, candidate in self.candidates.items():
-            if name not in table.variants:
-                candidate.weight = candidate.shadow = 0.0
+        for name in self.candidates.keys() - table.variants.keys():
+            del self.candidates[name]  # taken out of the configuration: what it did would be told for ever
         live = max(1, sum(candidate.live for candidate in self.candidates.values()))
         for candidate in self.candidates.values():
             candidate.allot(self._model.guards.false_rollback / live)

@@ -2,8 +2,9 @@
 
 Totals are the counters of live files plus those of finished ones, which are drained, folded into
 the totals and removed. `written = consumed + dropped + pending` holds at every moment. The whole
-state (positions and folded totals) is one value, committed together with the statistics that were
-made from it; a file is removed only after the commit that folded it.
+state (positions and totals) is one value, committed together with the statistics that were made from
+it; a file is removed only after the commit that folded it. What a commit holds of a file is never
+taken back, whether the file is older after a loss of power, unreadable or gone.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from monitoring.spoolfile import GAUGES, Cells, Position, Records, SpoolFile
-from serving.clock import Clock
-from serving.contract import C_LATENCY, CELLS, LATENCY_CELLS, SPOOL_SUFFIX
+from monitoring.spoolfile import GAUGES, Cells, Kept, Records, SpoolFile
+from serving.clock import Clock, boot_id, suspended_ns
+from serving.contract import C_LATENCY, CELLS, LATENCY_CELLS, SPOOL_SUFFIX, SpoolMeta
 
 log = logging.getLogger("canarium.monitor")
 
@@ -72,7 +73,7 @@ class FoldedSeries(msgspec.Struct):
 class IngestState(msgspec.Struct):
     """What is stored between runs."""
 
-    positions: dict[str, Position] = {}
+    files: dict[str, Kept] = {}
     folded: list[FoldedSeries] = []
     folded_files: list[str] = []
     written: int = 0
@@ -87,11 +88,14 @@ class Ingest:
     def __init__(self, spool_dir: str | Path, clock: Clock, state: IngestState | None = None) -> None:
         self._directory = Path(spool_dir)
         self._clock = clock
+        self._boot = boot_id()
         self._files: dict[str, SpoolFile] = {}
         self._header_errors = 0  # of files that are folded
         self._bad: dict[str, tuple[int, int]] = {}
         self.bad_files = 0
         self._state = state or IngestState()
+        self._kept = dict(self._state.files)  # files of the last commit that are not open
+        self._listed: set[str] | None = None  # as of the last look; None before the first
         self._folded = {(item.model, item.variant): _totals(item) for item in self._state.folded}
 
     # ------------------------------------------------------------ reading
@@ -102,7 +106,8 @@ class Ingest:
             names = sorted(entry.name for entry in os.scandir(self._directory) if entry.name.endswith(SPOOL_SUFFIX))
         except OSError:
             return
-        self._bad = {name: seen for name, seen in self._bad.items() if name in set(names)}
+        self._listed = listed = set(names)
+        self._bad = {name: seen for name, seen in self._bad.items() if name in listed}
         for name in names:
             nonce = name.removesuffix(SPOOL_SUFFIX)
             if nonce not in self._files and nonce not in self._state.folded_files and len(self._files) < FILES_MAX:
@@ -114,7 +119,8 @@ class Ingest:
             if self._bad.get(path.name) == (status.st_size, status.st_mtime_ns):
                 return
             self._bad[path.name] = (status.st_size, status.st_mtime_ns)
-            self._files[nonce] = SpoolFile(path, self._state.positions.get(nonce))
+            self._files[nonce] = SpoolFile(path, self._kept.get(nonce))
+            self._kept.pop(nonce, None)
             del self._bad[path.name]
         except (OSError, ValueError) as error:
             self.bad_files += 1
@@ -133,12 +139,14 @@ class Ingest:
 
     def settle(self) -> bool:
         """Fold finished files whose records are all read. True if any was: commit, then `remove_folded`."""
-        known = len(self._files)
+        known = len(self._files) + len(self._kept)
+        for nonce in [nonce for nonce, kept in self._kept.items() if self._lost(nonce) and self._dead(kept)]:
+            self._fold(nonce, self._kept.pop(nonce))
         for file in [file for file in self._files.values() if file.pending <= 0 and self._finished(file)]:
             file.poll(0)
             if file.pending <= 0 and not file.in_doubt:
-                self._fold(file)
-        return len(self._files) < known
+                self._retire(file)
+        return len(self._files) + len(self._kept) < known
 
     @property
     def folded_files(self) -> list[str]:
@@ -169,19 +177,21 @@ class Ingest:
                 file.refresh_cells()
             except OSError as error:
                 log.warning("%s: %s", file.path, error)
-            _add_file(sums, file, gauges=True)
+            _add(sums, file.meta, file.cells, gauges=True)
+        for kept in self._kept.values():
+            _add(sums, kept.meta, np.array(kept.cells, dtype=np.uint64), gauges=False)
         return sums
 
     def flow(self) -> Flow:
         """What became of all records ever written."""
-        here = [file.position for file in self._files.values()]
+        here = [file.position for file in self._files.values()] + [kept.position for kept in self._kept.values()]
         state = self._state
         return Flow(
             written=state.written + sum(position.accepted for position in here),
             consumed=state.consumed + sum(position.consumed for position in here),
             lost=state.lost + sum(position.lost for position in here),
             corrupt=state.corrupt + sum(position.corrupt for position in here),
-            pending=sum(position.accepted - position.next + 1 for position in here),
+            pending=sum(position.pending for position in here),
         )
 
     @property
@@ -197,7 +207,7 @@ class Ingest:
     def state(self) -> IngestState:
         """The state to commit."""
         state = self._state
-        state.positions = {nonce: msgspec.structs.replace(file.position) for nonce, file in self._files.items()}
+        state.files = {**self._kept, **{nonce: file.kept() for nonce, file in self._files.items()}}
         state.folded = [
             FoldedSeries(model, variant, item.cells.tolist(), sorted(item.latency.items()))
             for (model, variant), item in self._folded.items()
@@ -207,28 +217,41 @@ class Ingest:
     # ------------------------------------------------------------ finished files
 
     def _finished(self, file: SpoolFile) -> bool:
-        if file.closed or file.gone:
+        return file.closed or file.gone or self._dead(file)
+
+    def _dead(self, file: SpoolFile | Kept) -> bool:
+        """Whether the process that wrote it is no more."""
+        if file.boot and self._boot and file.boot != self._boot:
             return True
         silent_ns = self._clock.monotonic_ns() - file.beat_mono_ns
         if silent_ns < 0:
             return True  # a beat from the future is one from before a reboot
-        return silent_ns > SILENT_NS and not _runs(file.pid, file.start_wall_ns)
+        return silent_ns > SILENT_NS and not _runs(file.pid, file.start_mono_ns)
 
-    def _fold(self, file: SpoolFile) -> None:
+    def _lost(self, nonce: str) -> bool:
+        """Whether a file of the last commit is not there any more, or is there and cannot be read."""
+        name = f"{nonce}{SPOOL_SUFFIX}"
+        return self._listed is not None and (name not in self._listed or name in self._bad)
+
+    def _retire(self, file: SpoolFile) -> None:
         try:
             file.refresh_cells()
         except OSError as error:
             log.warning("%s: %s", file.path, error)
-        _add_file(self._folded, file, gauges=False)
-        position, state = file.position, self._state
-        state.written += position.accepted
-        state.consumed += position.consumed
-        state.lost += position.lost
-        state.corrupt += position.corrupt
-        state.folded_files.append(file.nonce)
+        self._fold(file.nonce, file.kept())
         self._header_errors += file.header_errors
         del self._files[file.nonce]
         file.close()
+
+    def _fold(self, nonce: str, kept: Kept) -> None:
+        if kept.cells:
+            _add(self._folded, kept.meta, np.array(kept.cells, dtype=np.uint64), gauges=False)
+        position, state = kept.position, self._state
+        state.written += position.accepted
+        state.consumed += position.consumed
+        state.lost += position.lost + position.pending
+        state.corrupt += position.corrupt
+        state.folded_files.append(nonce)
 
 
 def _totals(item: FoldedSeries) -> Totals:
@@ -237,11 +260,11 @@ def _totals(item: FoldedSeries) -> Totals:
     return Totals(cells, dict(item.latency))
 
 
-def _add_file(sums: dict[Key, Totals], file: SpoolFile, gauges: bool) -> None:
-    for index, (model, variant) in enumerate(file.meta.series):
+def _add(sums: dict[Key, Totals], meta: SpoolMeta, blocks: Cells, gauges: bool) -> None:
+    for index, (model, variant) in enumerate(meta.series):
         item = sums.setdefault((model, variant), Totals(np.zeros(CELLS, dtype=np.uint64), {}))
-        cells = file.cells[index].copy()
-        bounds = [*file.meta.latency_buckets_ms.get(model, []), float("inf")]
+        cells = blocks[index].copy()
+        bounds = [*meta.latency_buckets_ms.get(model, []), float("inf")]
         for bound, count in zip(bounds, cells[C_LATENCY : C_LATENCY + LATENCY_CELLS].tolist(), strict=False):
             item.latency[bound] = item.latency.get(bound, 0) + count
         cells[C_LATENCY : C_LATENCY + LATENCY_CELLS] = 0
@@ -250,13 +273,15 @@ def _add_file(sums: dict[Key, Totals], file: SpoolFile, gauges: bool) -> None:
         item.cells += cells
 
 
-def _runs(pid: int, start_wall_ns: int) -> bool:
-    """Whether the process that started at that time still runs (its pid may have been given away)."""
+def _runs(pid: int, start_mono_ns: int) -> bool:
+    """Whether the process that had begun by then still runs (its pid may have been given away).
+
+    By no wall clock, which may be set meanwhile. Processes' ages go on while the machine sleeps and the monotonic clock
+    does not: when it slept is not known, so all of it is allowed for.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
-        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
-    except (OSError, StopIteration):
+    except OSError:
         return False
-    ticks = int(stat.rsplit(b")", 1)[1].split()[19])
-    started_s = int(boot.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
-    return started_s < start_wall_ns / 1e9 + 2.0
+    started_s = int(stat.rsplit(b")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return started_s < (start_mono_ns + suspended_ns()) / 1e9 + 2.0

@@ -71,8 +71,9 @@ def count(target: SloTarget, items: Iterable[Totals], *, whole: bool) -> tuple[i
     """(events, bad events) ever.
 
     Latency: live answers over the threshold. Availability of the whole model: what clients got,
-    refusals for want of capacity included, client errors not. Availability of one variant: live
-    requests routed to it by who was to blame, also those that the baseline answered in its place.
+    refusals for want of capacity included, client errors and pinned requests (golden rows are such) not.
+    Availability of one variant: live requests routed to it by who was to blame, also those that the
+    baseline answered in its place.
     """
     total = bad = 0
     for item in items:

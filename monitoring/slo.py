@@ -21,7 +21,7 @@ from bisect import bisect_right
 import msgspec
 
 HOUR, DAY = 3600.0, 86_400.0
-#: (burn rate, long window, short window, severity) for a budget over 30 days; `alerts` scales it to others.
+#: (burn rate, long window, short window, severity) for a budget over 30 days; `limit` scales it to others.
 POLICIES: tuple[tuple[float, float, float, str], ...] = (
     (14.4, HOUR, 300.0, "page"),
     (6.0, 6 * HOUR, 1800.0, "page"),
@@ -32,6 +32,8 @@ POLICIES: tuple[tuple[float, float, float, str], ...] = (
 WINDOWS: dict[str, float] = {
     "5m": 300.0, "30m": 1800.0, "1h": HOUR, "2h": 2 * HOUR, "6h": 6 * HOUR, "1d": DAY, "3d": 3 * DAY,
 }  # fmt: skip
+#: A window in which so large a share is bad alerts, however large the budget: a total failure must always be told.
+BAD_SHARE = 0.5
 #: Events a long window must hold before an alert can fire.
 MIN_EVENTS = 100
 #: (step, span) in seconds of each resolution kept: about 1,330 samples in all.
@@ -134,16 +136,25 @@ def objective_ratio(history: History, window_s: float) -> float | None:
     return 1.0 - bad / total if total else None
 
 
-def alerts(history: History, objective: float, window_s: float = 30 * DAY) -> list[Alert]:
-    """The policies that fire now, the most urgent first.
+def limit(factor_30d: float, objective: float, window_s: float) -> float:
+    """The burn rate over which a policy fires, for another objective and window.
 
-    Args:
-        window_s: the objective's window. The factors are scaled with it, so that an alert always
-            means that the same share of the window's budget is gone.
+    Scaled with the window, so that an alert means that the same share of its budget is gone. But never under 1, at
+    which the objective is still kept; nor so high that hardly any failure could reach it, for a budget that is large.
+
+    >>> [round(limit(factor, 0.999, 7 * DAY), 2) for factor, *_ in POLICIES]
+    [3.36, 1.4, 1.0, 1.0]
+    >>> [round(limit(factor, 0.8, 30 * DAY), 2) for factor, *_ in POLICIES]
+    [2.5, 2.5, 2.5, 1.0]
     """
+    return max(1.0, min(factor_30d * window_s / (30 * DAY), BAD_SHARE / (1.0 - objective)))
+
+
+def alerts(history: History, objective: float, window_s: float = 30 * DAY) -> list[Alert]:
+    """The policies that fire now, the most urgent first; `window_s` is the objective's."""
     firing = []
     for factor_30d, long_s, short_s, severity in POLICIES:
-        factor = factor_30d * window_s / (30 * DAY)
+        factor = limit(factor_30d, objective, window_s)
         total, _ = history.over(long_s)
         long_burn = burn_rate(history, objective, long_s)
         short_burn = burn_rate(history, objective, short_s)

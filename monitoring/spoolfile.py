@@ -14,11 +14,17 @@ from serving.contract import (
     AGG_BYTES,
     AGG_OFFSET,
     C_CAPACITY,
+    C_DURATION_NS,
+    C_INFER_NS,
+    C_POSTPROCESS_NS,
+    C_PREPROCESS_NS,
+    C_QUEUE_NS,
     C_QUEUE_ROWS,
     C_WORKERS,
     CELLS,
     CRC_START,
     H_BEAT_MONO_NS,
+    H_BOOT,
     H_CAPACITY,
     H_CLOSED,
     H_MAGIC,
@@ -27,7 +33,7 @@ from serving.contract import (
     H_META_LENGTH,
     H_PID,
     H_RECORD_SIZE,
-    H_START_WALL_NS,
+    H_START_MONO_NS,
     H_VERSION,
     H_WRITTEN,
     META_BYTES,
@@ -45,12 +51,15 @@ from serving.contract import (
 Records = npt.NDArray[np.void]
 Cells = npt.NDArray[np.uint64]
 
-#: Cells that say what is, not how much there was.
+#: Cells that say what is, not how much there was; and those that sum up nanoseconds.
 GAUGES = (C_QUEUE_ROWS, C_WORKERS, C_CAPACITY)
+SUMS_NS = (C_PREPROCESS_NS, C_QUEUE_NS, C_INFER_NS, C_POSTPROCESS_NS, C_DURATION_NS)
 #: Polls for which a newest record that does not show the seq of the header is waited for.
 PATIENCE = 3
 MAX_CAPACITY = 1 << 24
-_JUMP = 1 << 50  # no counter grows so much between two looks: a flipped bit
+#: No counter grows so much between two looks, which may be days apart: a flipped bit.
+_JUMP: Cells = np.full(CELLS, 1 << 50, dtype=np.uint64)
+_JUMP[list(SUMS_NS)] = 1 << 62
 
 
 class Position(msgspec.Struct):
@@ -62,19 +71,42 @@ class Position(msgspec.Struct):
     lost: int = 0  # overwritten before they were read
     corrupt: int = 0  # present, but not what was written
 
+    @property
+    def pending(self) -> int:
+        """Records written and not yet looked at."""
+        return self.accepted - self.next + 1
+
+
+class Kept(msgspec.Struct):
+    """One file as of a commit: how far it was read, what its counters were, and who writes it.
+
+    The commit is on the disk before what a gateway wrote meanwhile: a file that lived through a loss of power may be
+    older than this, or have lost its header, or its name.
+    """
+
+    position: Position
+    meta: SpoolMeta
+    cells: list[list[int]]  # of each series
+    pid: int
+    boot: int
+    start_mono_ns: int
+    beat_mono_ns: int
+
 
 class SpoolFile:
-    """Reads one file from `position` on.
+    """Reads one file, from where an earlier process stopped (`kept`) or from its beginning.
 
     Raises `OSError` or `ValueError` from the constructor if it is no readable spool.
     """
 
-    def __init__(self, path: Path, position: Position | None = None) -> None:
+    def __init__(self, path: Path, kept: Kept | None = None) -> None:
         self.path = path
         self.nonce = path.stem
-        self.position = position or Position()
-        self.meta = SpoolMeta("", self.nonce, [], {}, {})
+        self.position = msgspec.structs.replace(kept.position) if kept is not None else Position()
+        self.meta = kept.meta if kept is not None else SpoolMeta("", self.nonce, [], {}, {})
         self.cells: Cells = np.zeros((SERIES_MAX, CELLS), dtype=np.uint64)
+        if kept is not None and kept.cells:
+            self.cells[: len(kept.cells)] = kept.cells
         self.header_errors = 0
         self._generation = -1
         self._doubted = (0, 0)  # (written, polls) of a header that its newest record does not confirm
@@ -87,7 +119,8 @@ class SpoolFile:
             if not 0 < self.capacity <= MAX_CAPACITY:
                 raise ValueError(f"{path}: impossible capacity {self.capacity}")
             self.pid = int(header[H_PID])
-            self.start_wall_ns = int(header[H_START_WALL_NS])
+            self.boot = int(header[H_BOOT])
+            self.start_mono_ns = int(header[H_START_MONO_NS])
             self.beat_mono_ns = int(header[H_BEAT_MONO_NS])
         except BaseException:
             os.close(self._file)
@@ -98,10 +131,17 @@ class SpoolFile:
     def close(self) -> None:
         os.close(self._file)
 
+    def kept(self) -> Kept:
+        """What a commit keeps of this file."""
+        meta = msgspec.structs.replace(self.meta, labels={})
+        cells = self.cells[: len(meta.series)].tolist()
+        position = msgspec.structs.replace(self.position)
+        return Kept(position, meta, cells, self.pid, self.boot, self.start_mono_ns, self.beat_mono_ns)
+
     @property
     def pending(self) -> int:
         """Records written and not yet looked at."""
-        return self.position.accepted - self.position.next + 1
+        return self.position.pending
 
     def poll(self, limit: int) -> Records:
         """The next intact records, at most `limit` looked at; empty when there are none.
@@ -125,11 +165,11 @@ class SpoolFile:
         return records[intact]
 
     def refresh_cells(self) -> Cells:
-        """The aggregate block (SERIES_MAX x CELLS), counters never lower than before."""
+        """The aggregate block (SERIES_MAX x CELLS), counters never lower than before, nor than in the last commit."""
         data = os.pread(self._file, AGG_BYTES, AGG_OFFSET).ljust(AGG_BYTES, b"\0")
         fresh = np.frombuffer(data, dtype="<u8").reshape(SERIES_MAX, CELLS)
         sound = (fresh >= self.cells) & (fresh - self.cells < _JUMP)
-        sound[:, GAUGES] = fresh[:, GAUGES] < _JUMP
+        sound[:, GAUGES] = fresh[:, GAUGES] < _JUMP[list(GAUGES)]
         self.cells = np.where(sound, fresh, self.cells)
         self._refresh_meta()
         return self.cells
@@ -198,9 +238,11 @@ class SpoolFile:
             if zlib.crc32(payload) != header[H_META_CRC]:
                 continue
             try:
-                self.meta = msgspec.json.decode(payload, type=SpoolMeta)
+                meta = msgspec.json.decode(payload, type=SpoolMeta)
             except msgspec.MsgspecError:
                 return
+            if len(meta.series) >= len(self.meta.series):  # an older one would leave counters without a name
+                self.meta = meta
             self._generation = generation
             return
 

@@ -12,7 +12,7 @@ import msgspec
 log = logging.getLogger("canarium.monitor")
 
 FILE = "state.msgpack"
-VERSION = 13
+VERSION = 14
 
 
 class Committed(msgspec.Struct):

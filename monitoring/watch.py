@@ -21,7 +21,7 @@ from monitoring.state import VERSION, Committed
 from monitoring.verdicts import Verdict
 from monitoring.windows import VariantState, Window
 from serving.clock import Clock
-from serving.contract import C_CAPACITY, C_PAYLOADS, C_ROWS, C_WORKERS, Flag, Kind, Snapshot
+from serving.contract import C_CAPACITY, C_PAYLOADS, C_ROWS, C_WORKERS, Flag, Kind, Latch, Reason, Snapshot
 
 log = logging.getLogger("canarium.monitor")
 
@@ -187,8 +187,9 @@ class Watch:
         records = chunk.records
         seconds = (records["wall_ns"] // 1_000_000_000).astype(np.int64)
         served = (records["kind"] == Kind.REQUEST) & (records["flags"] & Flag.CLIENT_FAULT == 0)
+        served &= ~np.isin(records["reason"], (Reason.PINNED, Reason.OVERRIDE))  # golden rows are no traffic
         paired = ((records["kind"] == Kind.REFERENCE) | (records["kind"] == Kind.SHADOW)) & (records["status"] == 200)
-        by = records["answered"]
+        by, now_s = records["answered"], self.clock.wall_ns() // 1_000_000_000
         for series in np.unique(records["series"]).tolist():
             model, variant = names[series] if series < len(names) else (None, "")
             if model is None:
@@ -197,6 +198,7 @@ class Watch:
             teachers = [at for at, name in enumerate(names) if name == (model, model.guards.teacher)]
             requests, pairs = mine & served, mine & paired & np.isin(by, teachers)
             window = model.window(variant)
+            window.rewind(now_s)
             if requests.any():
                 durations = records["total_us"][requests].astype(np.float64)
                 window.requests(seconds[requests], durations, errors[requests])
@@ -266,8 +268,10 @@ class Watch:
         }
 
     def answering(self, model: str) -> set[str]:
-        """The variants of a model that answer requests or copies of them; the baseline always does."""
+        """The variants of a model that answer requests or copies of them: always the baseline, alone while killed."""
         guards = self.models[model].guards
+        if self.snapshot is not None and any(self.snapshot.kills.get(name, Latch()).on for name in (model, "*")):
+            return {guards.baseline}
         return {guards.baseline, *(name for name, candidate in guards.candidates.items() if candidate.live)}
 
     def sampled(self) -> dict[Key, int]:

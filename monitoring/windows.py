@@ -96,6 +96,17 @@ class Window:
             return _close(second, open_)
         return self._rows.get(second, (second, 0, 0, 0.0, 0.0, 0, 0))
 
+    def rewind(self, now_s: int) -> None:
+        """Drop what is from the future: the clock was set back, and what comes now would be late for as long.
+
+        By the clock, not by how late a record is: after a pause the spools are read one after the other.
+        """
+        if self._newest <= now_s + OPEN_S:
+            return
+        self._rows = {second: row for second, row in self._rows.items() if second <= now_s}
+        self._open = {second: row for second, row in self._open.items() if second <= now_s}
+        self._newest = max((*self._rows, *self._open), default=0)
+
     def _row(self, second: int) -> _Open | None:
         """The open second, or None if it is closed already."""
         if second > self._newest:

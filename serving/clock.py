@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Protocol
 
 
@@ -23,6 +24,19 @@ class SystemClock:
 
     monotonic_ns = staticmethod(time.monotonic_ns)
     wall_ns = staticmethod(time.time_ns)
+
+
+def boot_id() -> int:
+    """Which boot of the machine this is, a number; CLOCK_MONOTONIC begins anew with each. 0 if it cannot be known."""
+    try:
+        return int(Path("/proc/sys/kernel/random/boot_id").read_text()[:8], 16)
+    except (OSError, ValueError):
+        return 0
+
+
+def suspended_ns() -> int:
+    """For how long the machine has slept in this boot, nanoseconds; CLOCK_MONOTONIC stood still meanwhile."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
 
 
 class FakeClock:

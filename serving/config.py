@@ -23,10 +23,13 @@ from serving.config_monitoring import (
     SliceConfig,
 )
 from serving.config_section import Percent, Section
+from serving.contract import SERIES_MAX
 from serving.errors import ConfigError
 from serving.governance.settings import CardConfig, GovernanceConfig, SystemCardConfig
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+#: Days that the monitor's history of an objective goes back.
+WINDOW_DAYS_MAX = 30
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
@@ -201,12 +204,19 @@ class SloConfig(Section):
     window: Annotated[str, Field(pattern=r"^[1-9][0-9]*d$")] = "30d"
 
     @model_validator(mode="after")
-    def _latency_needs_threshold(self) -> SloConfig:
+    def _sound(self) -> SloConfig:
         if self.name == "latency" and self.threshold_ms is None:
             raise ValueError("threshold_ms is required for a latency SLO")
         if self.name == "availability" and self.threshold_ms is not None:
             raise ValueError("threshold_ms has no meaning for an availability SLO")
+        if self.window_days > WINDOW_DAYS_MAX:
+            raise ValueError(f"window: {self.window} is over {WINDOW_DAYS_MAX}d: the monitor looks no further back")
         return self
+
+    @property
+    def window_days(self) -> int:
+        """The window as a number."""
+        return int(self.window.removesuffix("d"))
 
 
 class ModelConfig(Section):
@@ -315,6 +325,12 @@ class Config(Section):
         for name in self.models:
             if not NAME.fullmatch(name):
                 raise ValueError(f"models.{name}: use lower-case letters, digits and '-', at most 40")
+        variants = sum(len(model.variants) for model in self.models.values())
+        if variants > SERIES_MAX:
+            raise ValueError(
+                f"models: {variants} variants of all models together, a gateway counts {SERIES_MAX} at most; "
+                "take some out or serve some models by another deployment"
+            )
         return self
 
 

@@ -249,7 +249,8 @@ PAGE = 4096
     H_START_WALL_NS,
     H_BEAT_MONO_NS,
     H_CLOSED,
-) = range(13)
+    H_BOOT,  # `clock.boot_id`; 0: unknown
+) = range(14)
 META_OFFSET = PAGE
 META_BYTES = 16 * PAGE
 AGG_OFFSET = META_OFFSET + META_BYTES
@@ -279,7 +280,7 @@ class SpoolMeta(msgspec.Struct, frozen=True):
 
 # Cells of one series' aggregate block (u64, only ever growing unless marked gauge).
 STATUS_CODES: tuple[int, ...] = (200, 400, 401, 403, 404, 413, 429, 499, 500, 503, 504)
-C_STATUS = 0  # + index in STATUS_CODES, last one +len = any other status
+C_STATUS = 0  # + index in STATUS_CODES, last one +len = any other status; without those of C_PINNED
 C_FALLBACK = 16  # + Cause: requests routed here that the baseline answered
 C_SHADOW_OK, C_SHADOW_ERROR, C_SHADOW_SHED, C_SHADOW_TIMEOUT = 24, 25, 26, 27
 C_REFERENCE_OK, C_REFERENCE_ERROR, C_REFERENCE_SHED = 28, 29, 30
@@ -298,6 +299,7 @@ C_LATENCY = 64  # + bucket index (first bucket whose bound >= duration; last = +
 LATENCY_CELLS = 32
 C_BATCH_SIZE = 96  # + bucket index of BATCH_SIZE_BOUNDS
 BATCH_SIZE_BOUNDS: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+C_PINNED = 104  # + as for C_STATUS: pinned and overridden requests, golden rows among them
 
 DEFAULT_LATENCY_BUCKETS_MS: tuple[float, ...] = (
     0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 2000, 5000,

@@ -82,10 +82,7 @@ def _model(model: ModelConfig, registry: Registry) -> MonitorModel:
             )
             for name, manifest in manifests.items()
         },
-        slo=[
-            SloTarget(slo.name, slo.objective, slo.threshold_ms, float(slo.window.removesuffix("d")) * DAY_S)
-            for slo in model.slo
-        ],
+        slo=[SloTarget(slo.name, slo.objective, slo.threshold_ms, slo.window_days * DAY_S) for slo in model.slo],
         guards=msgspec.convert(model.guards.model_dump(), GuardSettings),
         labels=list(manifests[model.baseline].postprocess.labels),
         slices=tuple(sorted(model.slices)),

@@ -98,11 +98,11 @@ def _variables() -> list[dict[str, Any]]:
 
 
 def _panel(panel: Panel, grid: dict[str, int]) -> dict[str, Any]:
-    defaults: dict[str, Any] = {"unit": panel.unit, "min": 0}
+    defaults: dict[str, Any] = {"unit": panel.unit}
+    if panel.minimum is not None:
+        defaults["min"] = panel.minimum
     if panel.maximum is not None:
         defaults["max"] = panel.maximum
-    if panel.title == "Evidence and threshold":
-        del defaults["min"]  # evidence for the candidate is negative
     if panel.kind == "stat":
         options: dict[str, Any] = {
             "colorMode": "background" if panel.states else "value",

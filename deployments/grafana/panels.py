@@ -27,6 +27,7 @@ class Panel:
     kind: str = "timeseries"
     width: int = 8
     stacked: bool = False
+    minimum: float | None = 0
     maximum: float | None = None
     #: Values of a stat and what they are called and coloured.
     states: tuple[tuple[int, str, str], ...] = ()
@@ -41,10 +42,11 @@ def by_variant(function: str) -> str:
 
 
 def with_interval(metric: str) -> tuple[Query, ...]:
-    """A metric and the two ends of its interval, which are metrics of their own."""
+    """A metric and the two ends of its interval, which are metrics of their own; of several monitors the widest."""
     ends = {"": "", "_lower": " lower", "_upper": " upper"}
     return tuple(
-        Query(f"max by (variant) ({metric}{end}{{{M}}})", f"{{{{variant}}}}{name}") for end, name in ends.items()
+        Query(f"{'min' if end == '_lower' else 'max'} by (variant) ({metric}{end}{{{M}}})", f"{{{{variant}}}}{name}")
+        for end, name in ends.items()
     )
 
 
@@ -70,11 +72,11 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             ),
             Panel(
                 "Monitor heartbeat",
-                (Query("time() - max(canarium_monitor_heartbeat_timestamp_seconds)", ""),),
+                (Query("time() - min(canarium_monitor_heartbeat_timestamp_seconds)", ""),),
                 unit="s",
                 kind="stat",
                 width=4,
-                description="Ramps freeze after 10 s of silence.",
+                description="Of the monitor that is silent longest. Ramps freeze after 10 s of silence.",
             ),
             Panel(
                 "Actuation time, p99",
@@ -271,6 +273,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Signal to quantization noise",
                 (Query(f"min by (variant) (canarium_activation_sqnr_decibels{{{M}}})", "{{variant}}"),),
                 unit="dB",
+                minimum=None,  # more noise than signal
                 width=12,
             ),
         ),
@@ -317,6 +320,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 ),
                 width=12,
                 dashed=".* threshold",
+                minimum=None,  # evidence for the candidate is negative
                 description="Natural logarithms. A guard trips when its evidence reaches its threshold.",
             ),
             Panel(
@@ -358,6 +362,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 ),
                 unit="percentunit",
                 width=12,
+                minimum=None,  # overdrawn
                 maximum=1,
             ),
         ),
@@ -378,13 +383,13 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Events lost",
                 (
                     Query(
-                        f"sum(rate(canarium_events_dropped_total{RATE})) / "
-                        f"(sum(rate(canarium_events_written_total{RATE})) > 0)",
-                        "lost",
+                        f"sum by (instance) (rate(canarium_events_dropped_total{RATE})) / "
+                        f"(sum by (instance) (rate(canarium_events_written_total{RATE})) > 0)",
+                        "{{instance}}",
                     ),
                 ),
                 unit="percentunit",
-                description="Over 1 % the statistical guards are degraded and ramps freeze.",
+                description="By monitor. Over 1 % its statistical guards are degraded and ramps freeze.",
             ),
             Panel("Event lag", (Query("max(canarium_event_lag_seconds)", "lag"),), unit="s"),
         ),

@@ -67,15 +67,15 @@ def _query(query: str) -> dict[str, Any]:
 
 
 def _policy(model: str, slo: SloConfig, at: int) -> dict[str, Any]:
-    burn, days = BURNS[at], int(slo.window.removesuffix("d"))
-    factor = burn.factor_for(days)
+    burn = BURNS[at]
+    factor = burn.factor_for(slo)
     name = f"{model}-{slo.name}-burn-{burn.long}"
     spends = f"the error budget of {slo.window} burns {factor:.4g} times too fast over {burn.long}"
     condition = {
         "kind": "AlertCondition",
         "metadata": {"name": f"{name}-condition"},
         "spec": {
-            "description": f"{spends}: {burn.share:.0%} of it is gone in that time",
+            "description": f"{spends}: {burn.share_for(slo):.0%} of it is gone in that time",
             "severity": burn.severity,
             "condition": {
                 "kind": "burnrate",

@@ -24,14 +24,13 @@ class Burn:
     short: str
     severity: str
 
-    def factor_for(self, window_days: int) -> float:
-        """The burn rate that spends the same share of the budget of another window."""
-        return self.factor * window_days / 30
+    def factor_for(self, slo: SloConfig) -> float:
+        """The burn rate over which it alerts for this objective and window."""
+        return slo_policy.limit(self.factor, slo.objective, slo.window_days * slo_policy.DAY)
 
-    @property
-    def share(self) -> float:
+    def share_for(self, slo: SloConfig) -> float:
         """The share of the budget that is gone when the long window is over."""
-        return self.factor * slo_policy.WINDOWS[self.long] / (30 * slo_policy.DAY)
+        return self.factor_for(slo) * slo_policy.WINDOWS[self.long] / (slo.window_days * slo_policy.DAY)
 
 
 _NAMES = {seconds: name for name, seconds in slo_policy.WINDOWS.items()}
@@ -106,7 +105,8 @@ ALERTS = (
     ),
     Alert(
         "CanariumMonitorGone",
-        f"absent({HEARTBEAT}) or (up == 0 and on (instance) max_over_time({HEARTBEAT}[1h]))",
+        # By the job, which a target keeps for as long as it is gone.
+        f'absent({HEARTBEAT}) or up{{job=~".*canarium.*"}} == 0',
         "30s",
         "page",
         "a monitor cannot be scraped{{ with $labels.instance }} ({{ . }}){{ end }}",
@@ -115,10 +115,12 @@ ALERTS = (
     ),
     Alert(
         "CanariumEventLoss",
-        "sum(rate(canarium_events_dropped_total[5m])) / (sum(rate(canarium_events_written_total[5m])) > 0) > 0.01",
+        # Of each monitor by itself, as it judges by itself whether it is degraded.
+        "sum by (instance) (rate(canarium_events_dropped_total[5m]))"
+        " / (sum by (instance) (rate(canarium_events_written_total[5m])) > 0) > 0.01",
         "2m",
         "ticket",
-        "{{ $value | humanizePercentage }} of the request events are lost",
+        "{{ $value | humanizePercentage }} of the request events are lost to the monitor {{ $labels.instance }}",
         "Statistical guards are degraded and ramps are frozen while more than 1 % is lost; SLOs are not affected.",
     ),
 )
@@ -185,11 +187,11 @@ def _slo_rules(model: str, slo: SloConfig) -> list[dict[str, Any]]:
 
 
 def _burn_alert(model: str, slo: SloConfig, level: str, by: str, severity: str) -> dict[str, Any]:
-    budget, days = 1 - slo.objective, int(slo.window.removesuffix("d"))
+    budget = 1 - slo.objective
     chosen = [burn for burn in BURNS if burn.severity == severity]
     terms = []
     for burn in chosen:
-        limit = f"{burn.factor_for(days) * budget:.6g}"
+        limit = f"{burn.factor_for(slo) * budget:.6g}"
         series = f'{level}:canarium_slo_errors:ratio_rate%s{{model="{model}",slo="{slo.name}"}} > {limit}'
         _, total = bad_and_total(model, slo, by, f"increase(%s[{burn.long}])")
         enough = f"on ({by}) {total} >= {slo_policy.MIN_EVENTS}"  # few requests have no burn rate
@@ -205,13 +207,15 @@ def _burn_alert(model: str, slo: SloConfig, level: str, by: str, severity: str) 
         "annotations": {
             "summary": f"{who}: {slo.name} error budget is burning",
             "description": f"{{{{ $value | humanizePercentage }}}} of the requests are bad; the objective is {what} "
-            f"over {slo.window}. {_speeds(chosen)}",
+            f"over {slo.window}. {_speeds(chosen, slo)}",
         },
     }
 
 
-def _speeds(burns: list[Burn]) -> str:
-    return f"This alert means {' or '.join(f'{burn.share:.0%} of the budget in {burn.long}' for burn in burns)}."
+def _speeds(burns: list[Burn], slo: SloConfig) -> str:
+    return (
+        f"This alert means {' or '.join(f'{burn.share_for(slo):.0%} of the budget in {burn.long}' for burn in burns)}."
+    )
 
 
 def _speed(severity: str) -> str:

@@ -166,7 +166,12 @@ class DataPlane:
 
     async def infer(self, model: str, version: str, request: InferRequest, caller: Caller) -> Reply:
         """Answer one request. Raises `RequestError` with the kind that the client is told."""
-        view = self._view(model)
+        try:
+            view = self._view(model)
+        except RequestError as refusal:
+            if not (version or caller.override):
+                self.refused(model, refusal.http_status)
+            raise
         config = self._config.models[model]
         trace = _trace(request, caller)
         timeout_ms = caller.timeout_ms or config.routing.queue.default_timeout_ms
@@ -201,6 +206,16 @@ class DataPlane:
         except Exception:
             self._refused(work, 500)
             raise
+
+    def refused(self, model: str, status: int) -> None:
+        """Count a request that is refused before `infer` decides who answers it; no matter if the client is to blame.
+
+        It counts as the baseline's, which would have answered it in the end.
+        """
+        if model in self._config.models and (status == 429 or status >= 500):
+            view = self._routing.view(model)
+            baseline = view.table.baseline if view is not None else self._config.models[model].baseline
+            self._recorder.refused(model, baseline, status)
 
     def _keep_reserve(self, work: _Work) -> None:
         """Take no more for a model than its baseline could do alone. Raises `RequestError` OVERLOADED."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -33,15 +33,20 @@ _Handler = Callable[[Any, "GrpcExchange"], Awaitable[Any]]
 
 
 class GrpcExchange:
-    """One call: what is to answer it, the bytes that it holds, or why it is refused (`refusal`)."""
+    """One call: what is to answer it, the bytes that it holds, or why it is refused (`refusal`).
 
-    __slots__ = ("_gateway", "_held", "_limit", "_method", "headers", "peer", "refusal", "request_id")
+    `asks`: the models whose availability it is if the call is refused now; empty once the data plane has it. Until
+    its message is read a call may mean any of them.
+    """
+
+    __slots__ = ("_gateway", "_held", "_limit", "_method", "asks", "headers", "peer", "refusal", "request_id")
 
     def __init__(self, gateway: GrpcGateway, headers: Headers, peer: str, held: Held) -> None:
         self._gateway = gateway
         self._held = held
         self._method: tuple[Any, _Handler] | None = None
         self._limit = 0
+        self.asks: Iterable[str] = ()
         self.headers = headers
         self.peer = peer
         self.refusal: GrpcReply | None = None
@@ -66,7 +71,7 @@ class GrpcExchange:
             if self._held.bytes > self._limit + 5:
                 raise over("the message", self._limit)
         except RequestError as error:
-            self.refusal = _refusal(error)
+            self.refusal = self._gateway.refuse(error, self.asks)
             return False
         return True
 
@@ -88,10 +93,11 @@ class GrpcExchange:
             response = await handler(request, self)
             return GrpcReply(0, response if isinstance(response, bytes) else response.SerializeToString())
         except RequestError as error:
-            return _refusal(error)
+            return self._gateway.refuse(error, self.asks)
         except Exception:
             log.exception("gRPC request %s failed", self.request_id)
-            return _refusal(RequestError(ErrorKind.INTERNAL, f"internal error, request {self.request_id}"))
+            fault = RequestError(ErrorKind.INTERNAL, f"internal error, request {self.request_id}")
+            return self._gateway.refuse(fault, self.asks)
 
     def end(self) -> None:
         self._held.release()
@@ -154,12 +160,20 @@ class GrpcGateway:
             exchange.refusal = GrpcReply(_UNIMPLEMENTED, message=f"no such method: {exchange.text(b':path')[:100]}")
         else:
             exchange.route(*method)
+            if headers[b":path"] == _INFER:
+                exchange.asks = self._models
             if headers[b":path"] not in _FOR_ANYBODY:
                 try:
                     self._authorize(exchange)
                 except RequestError as error:
-                    exchange.refusal = _refusal(error)
+                    exchange.refusal = self.refuse(error, exchange.asks)
         return exchange
+
+    def refuse(self, error: RequestError, models: Iterable[str]) -> GrpcReply:
+        """An error as the client is told; counted against the models whose answer it stands for."""
+        for model in models:
+            self._plane.refused(model, error.http_status)
+        return GrpcReply(error.grpc_status, message=error.message)
 
     async def _server_live(self, request: Any, exchange: GrpcExchange) -> Any:
         return pb.ServerLiveResponse(live=True)
@@ -194,6 +208,7 @@ class GrpcGateway:
         decoded = await coding.decoded(exchange.size, 0, oip_grpc.decode_request, request, admission)
         sticky_header, override_header, role = self._models.get(request.model_name, (b"", b"", "viewer"))
         override, version = exchange.text(override_header), request.model_version
+        exchange.asks = () if version or override else (request.model_name,)
         if override or (version and self._plane.pins_candidate(request.model_name, version)):
             self._authorize(exchange, role)
         slices = self._plane.slices.get(request.model_name)
@@ -208,6 +223,7 @@ class GrpcGateway:
             max(1, int(waits_s * 1000)) if waits_s is not None else None,
             slices.of_headers(exchange.text) if slices is not None else 0,
         )
+        exchange.asks = ()
         reply = await self._plane.infer(request.model_name, version, decoded, caller)
         return oip_grpc.encode_response(
             reply.response,
@@ -226,6 +242,7 @@ class GrpcGateway:
             self._auth.identify(token, exchange.peer).require(role)
 
 
+_INFER = f"/{SERVICE}/ModelInfer".encode()
 _FOR_ANYBODY = {f"/{SERVICE}/ServerLive".encode(), f"/{SERVICE}/ServerReady".encode(), b"/grpc.health.v1.Health/Check"}
 
 
@@ -234,7 +251,3 @@ def _message(body: bytes) -> bytes:
     if len(body) < 5 or int.from_bytes(body[1:5]) != len(body) - 5:
         raise RequestError(ErrorKind.BAD_REQUEST, "a unary call has one whole message")
     return body[5:]
-
-
-def _refusal(error: RequestError) -> GrpcReply:
-    return GrpcReply(error.grpc_status, message=error.message)

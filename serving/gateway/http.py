@@ -34,14 +34,18 @@ _Handler = Callable[["HttpExchange", bytes], _Answer]
 
 
 class HttpExchange:
-    """One request: what is to answer it, the bytes that it holds, or why it is refused (`refusal`)."""
+    """One request: what is to answer it, the bytes that it holds, or why it is refused (`refusal`).
 
-    __slots__ = ("_gateway", "_handler", "_held", "head", "limit", "refusal", "request_id")
+    `asks`: the model whose availability it is if the request is refused now; empty once the data plane has it.
+    """
+
+    __slots__ = ("_gateway", "_handler", "_held", "asks", "head", "limit", "refusal", "request_id")
 
     def __init__(self, gateway: HttpGateway, head: Head, held: Held) -> None:
         self._gateway = gateway
         self._held = held
         self._handler: _Handler | None = None
+        self.asks = ""
         self.head = head
         self.limit = 0
         self.refusal: Response | None = None
@@ -61,7 +65,7 @@ class HttpExchange:
             if self._held.bytes > self.limit:
                 raise self._too_large()
         except RequestError as error:
-            self.refusal = self._gateway.refuse(error, self.request_id)
+            self.refusal = self.refuse(error)
             return False
         return True
 
@@ -70,17 +74,20 @@ class HttpExchange:
         self._held.add(count)
 
     async def respond(self, body: bytes) -> Response:
-        gateway = self._gateway
         try:
             assert self._handler is not None
             answer = self._handler(self, body)
             return answer if isinstance(answer, Response) else await answer
         except RequestError as error:
-            return gateway.refuse(error, self.request_id)
+            return self.refuse(error)
         except Exception:
             log.exception("request %s failed", self.request_id)
             fault = RequestError(ErrorKind.INTERNAL, f"internal error, request {self.request_id}")
-            return gateway.refuse(fault, self.request_id)
+            return self.refuse(fault)
+
+    def refuse(self, error: RequestError) -> Response:
+        """An error as the client is told."""
+        return self._gateway.refuse(error, self.request_id, self.asks)
 
     def end(self) -> None:
         self._held.release()
@@ -122,7 +129,7 @@ class HttpGateway:
             name: (model.routing.override.header.lower().encode(), model.routing.override.role)
             for name, model in config.models.items()
         }
-        self._routed = {f"/v2/models/{name}/infer": self._infers(name, "") for name in config.models}
+        self._routed = {f"/v2/models/{name}/infer": (name, self._infers(name, "")) for name in config.models}
         self._fields: dict[tuple[str, str, int], bytes] = {}
 
     # ------------------------------------------------------------ the application of `transport.http1`
@@ -135,19 +142,21 @@ class HttpGateway:
             if infer is not None and head.method == "POST":
                 if not self._open:
                     self._identify(head).require("viewer")
-                exchange.route(infer, self._max_body)
+                self._route_infer(exchange, infer[0], "", infer[1])
             else:
                 self._route(exchange)
         except RequestError as error:
-            exchange.refusal = self.refuse(error, exchange.request_id)
+            exchange.refusal = exchange.refuse(error)
         return exchange
 
     def malformed(self, status: int, message: str) -> Response:
         """Bytes that are no request."""
         return Response(status, _JSON, [oip_json.encode_error(message)])
 
-    def refuse(self, error: RequestError, request_id: str) -> Response:
-        """An error as the client is told."""
+    def refuse(self, error: RequestError, request_id: str, model: str) -> Response:
+        """An error as the client is told; counted against the model whose answer it stands for, if any."""
+        if model:
+            self._plane.refused(model, error.http_status)
         fields = _JSON + b"x-request-id: %b\r\n" % request_id.encode("latin-1", "replace")
         if error.retry_after_s is not None:
             fields += b"retry-after: %d\r\n" % error.retry_after_s
@@ -203,7 +212,7 @@ class HttpGateway:
             version, rest = rest[1], rest[2:]
         if rest == ["infer"]:
             _allow(head, "POST")
-            exchange.route(self._infers(model, version), self._max_body)
+            self._route_infer(exchange, model, version, self._infers(model, version))
         elif rest == ["feedback"] and not version:
             _allow(head, "POST")
             if not self._open:
@@ -217,6 +226,11 @@ class HttpGateway:
             self._describe(exchange, lambda: what(plane, model, version))
         else:
             raise _not_found(head.path)
+
+    def _route_infer(self, exchange: HttpExchange, model: str, version: str, handler: _Handler) -> None:
+        if not version and self._override[model][0] not in exchange.head.headers:
+            exchange.asks = model
+        exchange.route(handler, self._max_body)
 
     def _describe(self, exchange: HttpExchange, what: Callable[[], Description]) -> None:
         _allow(exchange.head, "GET")
@@ -246,9 +260,9 @@ class HttpGateway:
         if b"content-encoding" in headers:
             body = await self._unpacked(exchange, body)
         request = await self._decode(model, version, headers, body)
-        reply = await self._plane.infer(
-            model, version, request, self._caller(model, version, exchange, request, arrived_ns)
-        )
+        caller = self._caller(model, version, exchange, request, arrived_ns)
+        exchange.asks = ""
+        reply = await self._plane.infer(model, version, request, caller)
         if reply.binary_outputs:
             pieces, json_length = oip_binary.encode_response(reply.response, reply.binary_outputs)
             fields = _OCTETS % json_length

@@ -17,6 +17,8 @@ from serving.runtimes.audit import Audit
 
 _STATUS_INDEX = {code: index for index, code in enumerate(contract.STATUS_CODES)}
 _OTHER_STATUS = len(contract.STATUS_CODES)
+#: These requests say who is to answer: what they get is counted apart, and no objective's matter.
+_ASKED_BY_NAME = (Reason.PINNED, Reason.OVERRIDE)
 UNKNOWN = Summary(-1, 0.0, 0.0, 0.0)
 
 
@@ -80,14 +82,14 @@ class Recorder:
         spool, now = self._spool, self._clock.monotonic_ns()
         series = self.series(model, routed)
         total_ns = now - trace.arrived_ns
+        pinned = reason in _ASKED_BY_NAME
         # A client that leaves while its variant works says something about that variant's latency.
         client_fault = 400 <= status < 500 and status != 429 and not (status == 499 and trace.dispatched)
-        spool.observe_request(
-            series,
-            _STATUS_INDEX.get(status, _OTHER_STATUS),
-            trace.rows,
-            (trace.preprocess_ns, trace.queue_ns, trace.infer_ns, trace.postprocess_ns) if status == 200 else None,
-        )
+        stages_ns = None
+        if status == 200 and not pinned:
+            stages_ns = (trace.preprocess_ns, trace.queue_ns, trace.infer_ns, trace.postprocess_ns)
+        status_cell = (contract.C_PINNED if pinned else contract.C_STATUS) + _STATUS_INDEX.get(status, _OTHER_STATUS)
+        spool.observe_request(series, status_cell, trace.rows, stages_ns)
         if reason is Reason.FALLBACK:
             spool.add(series, contract.C_FALLBACK + cause)
         if live and not client_fault:
@@ -134,6 +136,10 @@ class Recorder:
             1.0,
             trace.slices,
         )
+
+    def refused(self, model: str, variant: str, status: int) -> None:
+        """Count, without a record, a request that was refused before it was known who would answer it."""
+        self._spool.observe_status(self.series(model, variant), status)
 
     def pair(
         self,

@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from serving.clock import Clock
+from serving.clock import Clock, boot_id
 from serving.contract import (
     AGG_OFFSET,
     BATCH_SIZE_BOUNDS,
@@ -44,6 +44,7 @@ from serving.contract import (
     CRC_START,
     DEFAULT_LATENCY_BUCKETS_MS,
     H_BEAT_MONO_NS,
+    H_BOOT,
     H_CAPACITY,
     H_CLOSED,
     H_MAGIC,
@@ -157,6 +158,7 @@ class SpoolWriter:
         cells[H_PID] = os.getpid()
         cells[H_START_MONO_NS] = cells[H_BEAT_MONO_NS] = self._clock.monotonic_ns()
         cells[H_START_WALL_NS] = self._clock.wall_ns()
+        cells[H_BOOT] = boot_id()
         self._publish_meta()
         cells[H_MAGIC] = SPOOL_MAGIC
 
@@ -225,10 +227,10 @@ class SpoolWriter:
     def observe_request(
         self, series: int, status_cell: int, rows: int, stages_ns: tuple[int, int, int, int] | None
     ) -> None:
-        """Count one request: its status (offset from `C_STATUS`), its rows, and of an answered one the nanoseconds of
-        preprocessing, queue, inference and postprocessing."""
+        """Count one request: its status (a cell from `C_STATUS` or `C_PINNED` on), its rows, and of an answered one the
+        nanoseconds of preprocessing, queue, inference and postprocessing."""
         cells, base = self._cells, AGG_OFFSET // 8 + series * CELLS
-        cells[base + C_STATUS + status_cell] += 1
+        cells[base + status_cell] += 1
         cells[base + C_ROWS] += rows
         if stages_ns is not None:
             preprocess, queue, infer, postprocess = stages_ns

@@ -92,7 +92,7 @@ MEANINGS = {
     "models.M.slo[].name": "`latency`: share of answers under a threshold; `availability`: share of requests answered",
     "models.M.slo[].objective": "share of good events that is aimed at",
     "models.M.slo[].threshold_ms": "for `latency`, and required there; after a change, what was answered before stays judged by the threshold of its time",
-    "models.M.slo[].window": "days of the error budget",
+    "models.M.slo[].window": "days of the error budget, at most 30",
     "models.M.guards.false_rollback": "chance that a sound candidate is ever rolled back by mistake, all its statistical guards together",
     "models.M.guards.false_promotion": "chance that a candidate over a guard's limit ever gets its `pass`: what a rollout's promotion risks",
     "models.M.guards.monitor_loss": "when the monitor is silent: everything to the baseline, or go on",

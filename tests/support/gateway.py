@@ -10,9 +10,21 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from monitoring.ingest import Ingest, Totals
+from monitoring.objectives import by_model
 from serving.clock import SystemClock
 from serving.config import Config, parse_config
-from serving.contract import RECORD_DTYPE, RING_OFFSET, ControlWord, Latch, RouteTable, Snapshot, VariantEntry
+from serving.contract import (
+    C_STATUS,
+    RECORD_DTYPE,
+    RING_OFFSET,
+    STATUS_CODES,
+    ControlWord,
+    Latch,
+    RouteTable,
+    Snapshot,
+    VariantEntry,
+)
 from serving.core.routing import with_weight
 from serving.gateway.dataplane import Caller, DataPlane, Reply
 from serving.gateway.live import LiveRouting
@@ -165,3 +177,19 @@ def labels(reply: Reply) -> list[str]:
     """The labels of an answer."""
     (found,) = [tensor for tensor in reply.response.outputs if tensor.name == "label"]
     return [value.decode() for value in found.data]
+
+
+def totals(gateway: InProcessGateway) -> dict[str, Totals]:
+    """What the monitor reads of the gateway's counters, by variant."""
+    ingest = Ingest(gateway.spool.path.parent, gateway.clock)
+    ingest.scan()
+    try:
+        return by_model(ingest.totals(), "tiny")
+    finally:
+        ingest.close()
+
+
+def status_cells(gateway: InProcessGateway, variant: str, block: int = C_STATUS) -> dict[int, int]:
+    """Requests of a variant by HTTP status; `block`: `C_STATUS` or `C_PINNED`."""
+    cells = totals(gateway)[variant].cells
+    return {status: int(cells[block + at]) for at, status in enumerate(STATUS_CODES)}

@@ -19,7 +19,7 @@ from serving.gateway.grpc import SERVICE, GrpcExchange, GrpcGateway
 from serving.gateway.http import HttpGateway
 from serving.protocol import compress
 from serving.transport.grpc_calls import GrpcReply
-from tests.support.gateway import InProcessGateway, published
+from tests.support.gateway import InProcessGateway, published, status_cells
 from tests.support.http_exchange import Client
 
 TEXTS = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [200], "data": ["spam"] * 200}]}
@@ -140,3 +140,16 @@ async def test_a_call_that_is_taken_back_while_it_is_unpacked_holds_nothing(
         await answering
     go_on.set()
     assert budget.held == 0
+
+
+async def test_a_call_over_the_budget_is_counted_before_and_after_its_message_is_read(
+    gateway: InProcessGateway,
+) -> None:
+    body = _packed_message()
+    call = _call(gateway, InflightBudget(len(body) - 1))
+    assert not call.receive(len(body))
+    assert status_cells(gateway, "teacher")[503] == 1
+    call = _call(gateway, InflightBudget(len(body)))
+    assert call.receive(len(body))
+    assert (await call.respond(body)).status == 14
+    assert status_cells(gateway, "teacher")[503] == 2

@@ -195,6 +195,11 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ),
     (
         "+slo",
+        [{**AVAILABILITY, "window": "31d"}],
+        "models.moderation.slo.0.window: 31d is over 30d: the monitor looks no further back",
+    ),
+    (
+        "+slo",
         [{**LATENCY, "name": "speed"}],
         "models.moderation.slo.0.name: 'speed' is not 'latency' or 'availability'",
     ),
@@ -379,3 +384,22 @@ def shipped() -> list[Path]:
 @pytest.mark.parametrize("path", shipped(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_shipped_configurations_are_valid(path: Path) -> None:
     assert isinstance(load_config(path), Config)
+
+
+def test_variants_of_all_models_are_counted_together_and_a_gateway_counts_64_at_most() -> None:
+    def document(count: int) -> dict[str, Any]:
+        names = [f"v{number}" for number in range(count)]
+        halves = {"a": names[: count // 2], "b": names[count // 2 :]}
+        models = {
+            model: {"baseline": half[0], "variants": {name: {"artifact": f"{model}/{name}:1"} for name in half}}
+            for model, half in halves.items()
+        }
+        return {"apiVersion": "canarium/v1", "models": models}
+
+    assert len(parse_config(document(64)).models["b"].variants) == 32
+    with pytest.raises(ConfigError) as caught:
+        parse_config(document(65))
+    assert str(caught.value) == (
+        "models: 65 variants of all models together, a gateway counts 64 at most; "
+        "take some out or serve some models by another deployment"
+    )

@@ -11,6 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from monitoring.config import SloTarget
+from monitoring.objectives import count
 from serving import contract, packing
 from serving.clock import FakeClock
 from serving.contract import Cause, Kind, Latch, Reason, slot_key
@@ -18,9 +20,14 @@ from serving.errors import ErrorKind, RequestError
 from serving.gateway.dataplane import Caller
 from serving.gateway.live import LiveRouting
 from serving.protocol.types import OutputRequest
-from tests.support.gateway import InProcessGateway, labels, request
+from tests.support.gateway import InProcessGateway, labels, request, status_cells, totals
 
 Start = Callable[..., InProcessGateway]
+
+
+def events(gateway: InProcessGateway) -> tuple[int, int]:
+    """(events, bad events) of the model's availability, as the monitor counts them."""
+    return count(SloTarget("availability", 0.999), totals(gateway).values(), whole=True)
 
 
 @pytest.fixture
@@ -117,6 +124,30 @@ async def test_a_kill_moves_everything_to_the_baseline_and_refuses_pins(start: S
     with pytest.raises(RequestError) as caught:
         await gateway.ask("ham", version="2")
     assert caught.value.kind is ErrorKind.UNAVAILABLE
+
+
+async def test_refused_pins_are_no_part_of_what_the_objectives_count(start: Start) -> None:
+    """Golden rows and testers pinned to a killed variant get 503; no client that asked the model did."""
+    gateway = start(candidate="")
+    await gateway.publish({"candidate": 100}, kills={"tiny": Latch(1, 0)})
+    for how in ({"version": "2"}, {"override": "candidate"}):
+        with pytest.raises(RequestError):
+            await gateway.ask("ham", **how)
+    await gateway.ask("ham", version="1")
+    assert events(gateway) == (0, 0)
+    assert status_cells(gateway, "candidate", contract.C_PINNED)[503] == 2
+    assert status_cells(gateway, "teacher", contract.C_PINNED)[200] == 1
+    await gateway.ask("ham")
+    assert events(gateway) == (1, 0)
+
+
+async def test_without_a_routing_table_refusals_are_counted(start: Start) -> None:
+    gateway = start()
+    with pytest.raises(RequestError, match="no routing table yet"):
+        await gateway.ask("ham")
+    with pytest.raises(RequestError, match="no routing table yet"):
+        await gateway.ask("ham", version="1")  # pinned: no part of the traffic
+    assert events(gateway) == (1, 1)
 
 
 async def test_records_made_under_a_kill_say_so_whoever_owns_the_bucket(start: Start) -> None:

@@ -85,11 +85,20 @@ def test_a_latency_threshold_selects_its_bucket() -> None:
     assert 'le="1.0"' in whole[0]["expr"]
 
 
-@pytest.mark.parametrize(("window", "limits"), [("30d", ["0.72", "0.3"]), ("7d", ["0.168", "0.07"])])
+@pytest.mark.parametrize(("window", "limits"), [("30d", ["0.5", "0.3"]), ("7d", ["0.168", "0.07"])])
 def test_burn_rates_follow_objective_and_window(window: str, limits: list[str]) -> None:
     found = rules({"name": "availability", "objective": 0.95, "window": window})["canarium-slo-m-availability"]
     page = next(rule for rule in found if rule.get("alert") and rule["labels"]["severity"] == "page")
     assert re.findall(r"> ([0-9.]+) and on", page["expr"]) == limits
+
+
+def test_alerts_say_what_they_mean_of_their_own_window() -> None:
+    """A ticket at a rate under 1 would be sent while the objective is kept; at 1 it is another share of the budget."""
+    found = rules({"name": "availability", "objective": 0.999, "window": "7d"})["canarium-slo-m-availability"]
+    alerts = {rule["labels"]["speed"]: rule for rule in found if rule.get("alert") == "CanariumErrorBudgetBurn"}
+    assert "2% of the budget in 1h or 5% of the budget in 6h" in alerts["fast"]["annotations"]["description"]
+    assert "14% of the budget in 1d or 43% of the budget in 3d" in alerts["slow"]["annotations"]["description"]
+    assert re.findall(r"> ([0-9.]+) and on", alerts["slow"]["expr"]) == ["0.001", "0.001"]
 
 
 def test_a_model_without_objectives_has_no_rules() -> None:
@@ -127,6 +136,23 @@ def test_panels_fill_rows_and_do_not_overlap() -> None:
         assert max(x for x, _ in cells) < 24
         taken |= cells
     assert len(taken) == 24 * (1 + max(y for _, y in taken))
+
+
+def test_what_may_be_negative_is_not_cut_off() -> None:
+    free = {
+        panel["title"]
+        for panel in dashboard()["panels"]
+        if "min" not in panel.get("fieldConfig", {}).get("defaults", {"min": 0})
+    }
+    assert free == {"Evidence and threshold", "Signal to quantization noise", "Error budget remaining"}
+
+
+def test_of_several_monitors_the_worst_is_shown() -> None:
+    """One that is silent behind one that is not; the lower end of the one that knows least."""
+    asked = {panel["title"]: [target["expr"] for target in panel.get("targets", [])] for panel in dashboard()["panels"]}
+    assert asked["Monitor heartbeat"] == ["time() - min(canarium_monitor_heartbeat_timestamp_seconds)"]
+    ends = [expr for found in asked.values() for expr in found if re.search("_(lower|upper){", expr)]
+    assert {(expr.split()[0], "_lower{" in expr) for expr in ends} == {("min", True), ("max", False)}
 
 
 def test_prometheus_parses_every_query_of_the_dashboard(tmp_path: Path) -> None:

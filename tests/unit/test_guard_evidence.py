@@ -14,7 +14,7 @@ from monitoring.detectors.latency import Latency
 from monitoring.event import Event
 from monitoring.evidence import Evidence
 from monitoring.guard import ModelGuards
-from serving.contract import Cause, Kind, Latch
+from serving.contract import Cause, Kind, Latch, Snapshot
 
 SURE = ReliabilityMap((), (1000,), (0.9,), (0.9,), (0.9,), (0.1,))
 CALIBRATED = msgspec.structs.replace(
@@ -165,3 +165,22 @@ def test_another_artifact_to_compare_with_starts_anew(name: str) -> None:
     configure(1, "m/it:2")  # of a store that was restored from a backup
     feed(watched, pair("int8", False, answered=name, epoch=1))
     assert of(watched, "agreement").statistic["observations"] == 6
+
+
+def test_a_variant_that_is_taken_out_takes_its_verdict_along() -> None:
+    """Renamed or removed in the configuration after it failed: nobody could ever clear the alert."""
+    watched = guards()
+    feed(watched, request("int8", Cause.INVALID_OUTPUT), times=5)
+    assert of(watched, "invalid_output").verdict == "fail"
+    stored = msgspec.msgpack.decode(msgspec.msgpack.encode(watched.state()))
+    table = snapshot({}, epoch=2).tables["m"]
+    left = {name: entry for name, entry in table.variants.items() if name != "int8"}
+    without = Snapshot(2, 1, {"m": msgspec.structs.replace(table, variants=left)})
+    again = ModelGuards("m", model())
+    again.load(stored)
+    for each in (watched, again):
+        each.configure(without)
+        assert "int8" not in {verdict.variant for verdict in each.verdicts()}
+        assert "int8" not in each.counts()
+        each.configure(snapshot({"int8": 500}, epoch=3))
+        assert of(each, "invalid_output").verdict == "no_data"

@@ -16,7 +16,7 @@ from serving.control.auth import Auth
 from serving.gateway.budget import InflightBudget
 from serving.gateway.http import HttpGateway
 from serving.transport.exchanges import Head
-from tests.support.gateway import InProcessGateway, published
+from tests.support.gateway import InProcessGateway, published, status_cells
 from tests.support.http_exchange import INFER, Client
 
 GOOD = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["spam"]}]}
@@ -206,10 +206,32 @@ async def test_a_full_gateway_refuses_a_body_with_the_time_to_come_again(gateway
     assert second.refusal is not None
     assert second.refusal.status == 503
     assert b"retry-after: 1\r\n" in second.refusal.fields
+    assert status_cells(gateway, "teacher")[503] == 1  # nobody else would: it never gets as far as the data plane
     second.end()
+    pinned = app.begin(Head("POST", "/v2/models/tiny/versions/1/infer", {}, ""))
+    assert not pinned.receive(100_000)
+    pinned.end()
+    assert status_cells(gateway, "teacher")[503] == 1
     assert budget.held == 1_000_000
     first.end()
     assert budget.held == 0
+
+
+async def test_a_body_that_unpacks_to_more_than_the_budget_is_counted(gateway: InProcessGateway) -> None:
+    budget = InflightBudget(10_000)
+    client = Client(HttpGateway(gateway.config, gateway.plane, Auth.from_config("none", None), gateway.clock, budget))
+    assert (await client.infer(gzip.compress(b" " * 20_000), content_encoding="gzip")).status == 503
+    assert status_cells(gateway, "teacher")[503] == 1
+    assert (await client.infer(GOOD, x_canarium_timeout_ms="-1")).status == 400  # the client's own doing
+    assert {status for status, number in status_cells(gateway, "teacher").items() if number} == {503}
+
+
+async def test_what_the_data_plane_refuses_is_counted_once(tmp_path: Path) -> None:
+    gateway = InProcessGateway(tmp_path, {})  # it has no routing table yet
+    auth = Auth.from_config("none", None)
+    client = Client(HttpGateway(gateway.config, gateway.plane, auth, gateway.clock, InflightBudget(1 << 20)))
+    assert (await client.infer(GOOD)).status == 503
+    assert status_cells(gateway, "teacher")[503] == 1
 
 
 async def test_a_request_id_is_given_back_on_every_answer(client: Client) -> None:

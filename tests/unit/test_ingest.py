@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,14 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitoring.ingest import Flow, Ingest, IngestState
-from serving.clock import FakeClock
+from serving.clock import FakeClock, boot_id
 from serving.contract import (
     AGG_OFFSET,
+    C_DURATION_NS,
     C_QUEUE_ROWS,
     CELLS,
     H_BEAT_MONO_NS,
+    H_BOOT,
     H_MAGIC,
     H_PID,
+    H_START_MONO_NS,
+    H_START_WALL_NS,
     H_WRITTEN,
     META_OFFSET,
     RECORD_SIZE,
@@ -316,7 +321,7 @@ class TestFinishedFiles:
     def test_a_silent_writer_is_dead_only_when_its_process_is(self, node: Node) -> None:
         spool = node.writer()
         node.clock.advance(60)
-        poke_cell(spool.path, 10, 1_000_000_000 * int(os.path.getmtime("/proc/self/stat")))  # started just now
+        poke_cell(spool.path, H_START_MONO_NS, time.monotonic_ns())  # started just now
         assert not self.finish(node)
         gone = node.writer("g1")
         poke_cell(gone.path, H_PID, NOBODY)
@@ -325,11 +330,28 @@ class TestFinishedFiles:
         assert self.finish(node)
 
     def test_a_reused_pid_does_not_keep_a_file_alive(self, node: Node) -> None:
-        spool = node.writer()  # says that it started in 2023, long before the process that has its pid now
+        spool = node.writer()  # says that it started a second after the boot, long before its process
         assert not self.finish(node)
         node.clock.advance(60)
         assert self.finish(node)
         assert spool.written == 0
+
+    def test_no_step_of_the_wall_clock_makes_a_live_writer_dead(self, node: Node) -> None:
+        """Its start by the wall clock seems an hour before that of its process, whose time of boot moved along."""
+        spool = node.writer()
+        poke_cell(spool.path, H_START_MONO_NS, time.monotonic_ns())
+        poke_cell(spool.path, H_START_WALL_NS, time.time_ns() - 3600 * 10**9)
+        node.clock.advance(60)
+        assert not self.finish(node)
+
+    def test_a_writer_of_an_earlier_boot_is_dead_though_its_pid_runs(self, node: Node) -> None:
+        spool = node.writer()
+        poke_cell(spool.path, H_START_MONO_NS, time.monotonic_ns())
+        assert not self.finish(node)
+        earlier = node.writer("g1")
+        poke_cell(earlier.path, H_BOOT, boot_id() ^ 1)
+        assert self.finish(node)
+        assert node.reader.folded_files == [earlier.path.stem]
 
     def test_a_beat_from_the_future_is_from_before_a_reboot(self, node: Node) -> None:
         spool = node.writer()
@@ -359,6 +381,82 @@ def test_a_crash_replays_exactly_what_was_not_committed(node: Node) -> None:
     node.restart()
     assert node.read() == list(range(50, 80))
     assert node.reader.flow() == Flow(80, 80, 0, 0, 0)
+
+
+class TestAfterALossOfPower:
+    """The commit is on the disk; what gateways wrote since their pages were last written back may not be."""
+
+    def committed(self, node: Node) -> SpoolWriter:
+        spool = node.writer()
+        spool.add(0, 0, 5)
+        spool.add(1, C_DURATION_NS, 1000)
+        spool.observe_latency(0, [1.0, 5.0], 2_000_000)
+        write(spool, 1, 2, 3)
+        node.read(limit=2)
+        node.reader.totals()
+        node.commit()
+        return spool
+
+    def seen(self, node: Node) -> tuple[int, int, int]:
+        totals = node.reader.totals()
+        return (
+            int(totals["m", "a"].cells[0]), int(totals["m", "b"].cells[C_DURATION_NS]), totals["m", "a"].latency[5.0],
+        )  # fmt: skip
+
+    def test_an_older_file_takes_no_counter_back(self, node: Node) -> None:
+        spool = self.committed(node)
+        young = node.writer("g1").path.read_bytes()
+        spool.path.write_bytes(young[:META_OFFSET] + bytes(len(young) - META_OFFSET))  # no name, counter or record
+        node.restart()
+        node.read()
+        assert self.seen(node) == (5, 1000, 1)
+        node.clock.advance(60)
+        node.read()
+        assert node.reader.settle()
+        node.commit()
+        node.restart()
+        assert self.seen(node) == (5, 1000, 1)
+        assert node.reader.flow() == Flow(3, 2, 0, 1, 0)
+
+    @pytest.mark.parametrize("gone", [False, True])
+    def test_nor_does_one_without_its_header_or_its_name(self, node: Node, gone: bool) -> None:
+        spool = self.committed(node)
+        poke_cell(spool.path, H_MAGIC, 0)
+        if gone:
+            spool.path.unlink()
+        for _ in range(2):
+            node.restart()
+            node.read()
+            assert self.seen(node) == (5, 1000, 1)
+            node.commit()
+        node.clock.advance(60)
+        assert node.reader.settle()
+        assert self.seen(node) == (5, 1000, 1)
+        node.commit()
+        assert not spool.path.exists()
+        node.restart()
+        assert self.seen(node) == (5, 1000, 1)
+        assert node.reader.flow() == Flow(3, 2, 1, 0, 0)
+
+    def test_one_that_comes_back_whole_counts_once(self, node: Node) -> None:
+        spool = self.committed(node)
+        whole = spool.path.read_bytes()
+        poke_cell(spool.path, H_MAGIC, 0)
+        node.restart()
+        node.read()
+        spool.path.write_bytes(whole)
+        poke_cell(spool.path, AGG_OFFSET // 8, 7)
+        assert node.read() == [3]
+        assert self.seen(node) == (7, 1000, 1)
+        assert node.reader.flow() == Flow(3, 3, 0, 0, 0)
+
+
+def test_a_monitor_that_starts_late_believes_sums_of_nanoseconds(node: Node) -> None:
+    """312 hours of requests, one after the other or a thousand at once: more than any counter of events will hold."""
+    spool = node.writer()
+    spool.add(0, C_DURATION_NS, 1 << 51)
+    node.read()
+    assert node.reader.totals()["m", "a"].cells[C_DURATION_NS] == 1 << 51
 
 
 def test_totals_are_u64(node: Node) -> None:

@@ -43,6 +43,7 @@ BOUNDS = latency_buckets_ms([120.0])
 #: Name -> (kind, labels), as the dashboards, rules and documentation know them.
 EXPECTED = {
     "canarium_requests": ("counter", {"model", "variant", "code"}),
+    "canarium_pinned_requests": ("counter", {"model", "variant", "code"}),
     "canarium_live_requests": ("counter", {"model", "variant", "result"}),
     "canarium_fallbacks": ("counter", {"model", "variant", "cause"}),
     "canarium_shadow": ("counter", {"model", "variant", "result"}),

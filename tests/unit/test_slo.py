@@ -70,12 +70,26 @@ def test_both_windows_must_burn(phases: tuple[tuple[float, float], ...], expecte
     assert [alert.factor for alert in alerts(fine, OBJECTIVE)] == expected
 
 
-@pytest.mark.parametrize(("days", "factor"), [(7, 14.4 * 7 / 30), (30, 14.4), (90, 43.2)])
+@pytest.mark.parametrize(("days", "factor"), [(7, 14.4 * 7 / 30), (14, 6.72), (30, 14.4)])
 def test_factors_are_those_of_the_generated_rules(days: int, factor: float) -> None:
     """2 % of the budget in an hour, whatever the window; as deployments/prometheus/generate.py has it."""
     over, under = (history((7200, factor * share), rate=100_000) for share in (0.00101, 0.00099))
     assert alerts(over, OBJECTIVE, days * DAY)[0].factor == pytest.approx(factor)
     assert factor not in [pytest.approx(alert.factor) for alert in alerts(under, OBJECTIVE, days * DAY)]
+
+
+def test_while_the_objective_is_kept_nothing_alerts() -> None:
+    """A share of a week's budget that is worth telling would be used up at a rate under 1."""
+    assert alerts(history((3 * DAY, 0.0005), step=60.0), OBJECTIVE, 7 * DAY) == []
+    assert alerts(history((3 * DAY, 0.002), step=60.0), OBJECTIVE, 7 * DAY) != []
+
+
+@pytest.mark.parametrize("objective", [0.05, 0.5, 0.8, 0.9, 0.95, 0.99, OBJECTIVE])
+@pytest.mark.parametrize("days", [1, 7, 30])
+def test_a_total_failure_always_pages(objective: float, days: int) -> None:
+    """Also where the budget is so large that no failure burns it 14.4 times too fast."""
+    failing = history((7200, 1.0))
+    assert [alert.severity for alert in alerts(failing, objective, days * DAY)] == ["page", "page", "ticket", "ticket"]
 
 
 def test_few_events_alert_nobody() -> None:
@@ -200,4 +214,4 @@ def test_verdicts_of_objectives_alert_and_never_act() -> None:
 
 
 def test_the_example_in_the_docstring_holds() -> None:
-    assert doctest.testmod(slo) == doctest.TestResults(failed=0, attempted=4)
+    assert doctest.testmod(slo) == doctest.TestResults(failed=0, attempted=6)

@@ -69,6 +69,9 @@ def test_every_policy_that_is_referred_to_is_there_with_its_factor_for_the_windo
     assert fast["condition"] == {"kind": "burnrate", "threshold": 14.4, "lookbackWindow": "1h", "alertAfter": "5m"}
     week = policies["m-availability-burn-1h"]["conditions"][0]["spec"]["condition"]["threshold"]
     assert week == pytest.approx(14.4 * 7 / 30, rel=1e-5)
+    slow = policies["m-availability-burn-3d"]["conditions"][0]["spec"]
+    assert slow["condition"]["threshold"] == 1.0  # under it the objective is kept
+    assert "43% of it is gone" in slow["description"]
 
 
 def test_services_are_the_models_with_objectives() -> None:

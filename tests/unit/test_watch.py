@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from monitoring.config import MonitorConfig, MonitorModel, MonitorVariant
 from monitoring.watch import EARLY_S, Watch
 from serving.clock import FakeClock
-from serving.contract import C_CAPACITY, C_ROWS, Cause, Flag, Kind, Reason, RouteTable, Snapshot, VariantEntry
+from serving.contract import C_CAPACITY, C_ROWS, Cause, Flag, Kind, Latch, Reason, RouteTable, Snapshot, VariantEntry
 from serving.gateway.spool import SpoolWriter
 
 
@@ -108,6 +110,49 @@ def test_headroom_is_what_the_baseline_can_do_over_what_is_asked_of_the_model(tm
     for _ in range(70):  # nobody asks any more
         bench.second()
     assert bench.watch.headroom() == {"m": None}
+
+
+def test_after_a_kill_only_the_baseline_answers_anybody(tmp_path: Path) -> None:
+    """The candidate keeps its weight in the table; golden rows asked of it would be refused, every one."""
+    bench = Bench(tmp_path)
+    live = _snapshot(2, 2, 5000)
+    bench.watch.apply(live)
+    assert bench.watch.answering("m") == {"teacher", "nan"}
+    for whose in ("m", "*"):
+        bench.watch.apply(msgspec.structs.replace(live, kills={whose: Latch(1, 0)}))
+        assert bench.watch.answering("m") == {"teacher"}
+    bench.watch.apply(msgspec.structs.replace(live, kills={"m": Latch(1, 1)}))
+    assert bench.watch.answering("m") == {"teacher", "nan"}
+
+
+def test_a_clock_that_is_set_back_blanks_no_chart(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    for wall_s in (3600, 0):
+        wall_ns = bench.clock.wall_ns() + wall_s * 10**9
+        bench.spool.record(
+            Kind.REQUEST, Flag.LIVE, series=bench.ids["teacher"], answered=bench.ids["teacher"], status=200, rows=1,
+            epoch=1, wall_ns=wall_ns, mono_ns=bench.clock.monotonic_ns(),
+        )  # fmt: skip
+        bench.watch.step()
+    bench.clock.advance(1)
+    chart = bench.watch.series("m", 2)
+    assert chart is not None
+    assert chart["variants"]["teacher"]["rps"] == [0, 1]
+
+
+def test_golden_rows_are_not_charted(tmp_path: Path) -> None:
+    """They are pinned; nor is a prediction's traffic made of them."""
+    bench = Bench(tmp_path)
+    for reason in (Reason.PINNED, Reason.OVERRIDE, Reason.BASELINE):
+        bench.spool.record(
+            Kind.REQUEST, 0, reason, series=bench.ids["teacher"], answered=bench.ids["teacher"], status=200, rows=1,
+            epoch=1, wall_ns=bench.clock.wall_ns(), mono_ns=bench.clock.monotonic_ns(),
+        )  # fmt: skip
+    bench.watch.step()
+    bench.clock.advance(1)
+    chart = bench.watch.series("m", 2)
+    assert chart is not None
+    assert chart["variants"]["teacher"]["rps"] == [0, 1]
 
 
 def test_only_pairs_with_the_teacher_are_charted(tmp_path: Path) -> None:

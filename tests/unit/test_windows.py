@@ -79,3 +79,18 @@ def test_the_rate_is_that_of_a_span_before_a_second() -> None:
     assert window.rate(1060, 60) == 80.0
     assert window.rate(1030, 60) == 40.0
     assert window.rate(2000, 60) == 0.0
+
+
+def test_after_the_clock_is_set_back_the_charts_go_on() -> None:
+    window = Window()
+    fill(window, 900, 5)
+    fill(window, 1000 + 600, 10)
+    window.rewind(1000)
+    fill(window, 1000, 20)
+    assert window.series(1001, 101)["rps"] == [5, *[0] * 99, 20]
+    assert window.rate(1001, 1) == 20.0
+    assert window.late == 0
+    window.rewind(1000)  # a small step is nothing
+    fill(window, 1000 + OPEN_S, 1)
+    window.rewind(1000)
+    assert window.series(1000 + OPEN_S + 1, 1)["rps"] == [1]
