@@ -6,14 +6,16 @@ meanwhile. On a cluster every Serve application starts by itself: a configuratio
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from serving.config import Config
 from serving.errors import ConfigError
+from serving.loading import Loader
 from serving.paths import Paths
-from serving.registry.hosts import siblings
+from serving.registry.hosts import processors
 from serving.registry.store import Registry
 
 
@@ -40,17 +42,32 @@ def in_use(config: Config, registry: Registry) -> set[str]:
 
     Raises:
         RegistryError: one that it names is not there, or a manifest cannot be read.
-        ConfigError: it is not known what the instance was started with.
+        ConfigError: it is not known what the instance was started with; a policy cannot be used.
     """
-    started = _started_with(Paths.of(config.state.dir).instance_file)
-    named = {
-        variant.artifact
-        for one in (pinned(config, registry), *started)
-        for model in one.models.values()
-        for variant in model.variants.values()
-    }
     everything = registry.list()
-    return named.union(other.ref for one in everything if one.ref in named for other in siblings(one, everything))
+    there = {manifest.ref for manifest in everything}
+    named = set[str]()
+    for one in (pinned(config, registry), *_started_with(Paths.of(config.state.dir).instance_file)):
+        named |= _served(one)
+        known = _only(one, there)  # an instance may outlive what it was started with
+        for cpu in processors(everything):
+            named |= _served(Loader(known, registry, cpu).fitted(known)[0])
+    return named
+
+
+def _served(config: Config) -> set[str]:
+    return {variant.artifact for model in config.models.values() for variant in model.variants.values()}
+
+
+def _only(config: Config, there: Collection[str]) -> Config:
+    """The configuration without variants whose artifacts are gone."""
+    models = {
+        name: model.model_copy(
+            update={"variants": {key: one for key, one in model.variants.items() if one.artifact in there}}
+        )
+        for name, model in config.models.items()
+    }
+    return config.model_copy(update={"models": models})
 
 
 def _started_with(path: Path) -> list[Config]:

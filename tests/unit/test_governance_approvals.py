@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from governance_kit import CALIBRATION, EVIDENCE, INT8, config, key_at, policy, put, registry_at
+from governance_kit import AVX2, CALIBRATION, EVIDENCE, INT8, config, key_at, policy, put, registry_at
 from registry_kit import dies_at, faults, made_from
 
+from serving.artifacts import in_use
 from serving.clock import FakeClock
 from serving.errors import GovernanceError, RegistryError
 from serving.governance.admission import Admission, Trusted, lacking, standing
@@ -18,6 +19,7 @@ from serving.governance.approve import approve
 from serving.governance.keys import PrivateKey
 from serving.governance.policy import BUILT_IN, Approvals, Policy
 from serving.governance.statement import digests_of
+from serving.loading import Loader
 from serving.registry.collect import collect
 from serving.registry.export import export
 from serving.registry.importing import import_layout
@@ -146,6 +148,27 @@ def test_an_approval_by_anybody_is_not_taken_from_a_role() -> None:
 
 
 # ---------------------------------------------------------------- what is served
+
+
+def test_only_an_approved_sibling_takes_the_place_of_an_approved_artifact(registry: Registry, key: PrivateKey) -> None:
+    about: dict[str, Any] = {"lineage": made_from(registry.resolve("m/teacher:1")), "quantization": INT8}
+    for content in ("reviewed", "built since"):
+        put(registry, "int8", content, validated_on=[{"cpu": AVX2}], **about)
+    for mode in ("enforce", "warn"):
+        asked = config(registry, governance=enforcing(key, mode=mode), teacher="m/teacher:1", int8="m/int8:1")
+        loader = Loader(asked, registry, AVX2)
+        fitted, notes = loader.fitted(asked)
+        served = fitted.models["m"].variants["int8"].artifact
+        assert served == ("m/int8:1" if mode == "enforce" else "m/int8:3")
+        assert ("m/int8:3 is not served instead: " in notes[0]) is (mode == "enforce")
+    give(registry, key, ref="m/int8:2")
+    for mode in ("enforce", "warn"):
+        asked = config(registry, governance=enforcing(key, mode=mode), teacher="m/teacher:1", int8="m/int8:1")
+        fitted, notes = Loader(asked, registry, AVX2).fitted(asked)
+        assert fitted.models["m"].variants["int8"].artifact == "m/int8:2"
+        assert notes[0].endswith("its sibling m/int8:2 is served instead")
+    # What would be served there is kept, whatever was built since.
+    assert in_use(asked, registry) == {"m/teacher:1", "m/int8:1", "m/int8:2"}
 
 
 def test_enforce_names_variant_digest_and_what_is_missing(registry: Registry, key: PrivateKey) -> None:
