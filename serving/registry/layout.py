@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 
+from serving.decoding import UNREADABLE
 from serving.errors import RegistryError
 from serving.governance.dsse import Envelope
 from serving.registry import oci
@@ -141,7 +142,7 @@ class LayoutFolder:
     def _decode(self, name: str, data: bytes, kind: type[Document]) -> Document:
         try:
             return msgspec.json.decode(data, type=kind)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise RegistryError(f"{self._folder / name}: is not what it should be: {error}") from error
 
 

@@ -16,10 +16,12 @@ from serving.clock import FakeClock
 from serving.errors import GovernanceError, RegistryError
 from serving.governance.admission import Admission, Trusted, lacking, standing
 from serving.governance.approve import approve
+from serving.governance.dsse import sign
 from serving.governance.keys import PrivateKey
 from serving.governance.policy import BUILT_IN, Approvals, Policy
-from serving.governance.statement import digests_of
+from serving.governance.statement import PAYLOAD_TYPE, digests_of
 from serving.loading import Loader
+from serving.registry.approvals import Signed
 from serving.registry.collect import collect
 from serving.registry.export import export
 from serving.registry.importing import import_layout
@@ -124,6 +126,20 @@ def test_only_trusted_keys_in_their_roles_count(registry: Registry, key: Private
     assert number == 0
     assert f"key {stranger.public.text} is not among governance.trusted_keys" in void[0]
     assert "alice has no role 'risk-owner'" in void[1]
+
+
+@pytest.mark.parametrize("body", [b'{"_type": "\xff"}', b"[" * 100_000, b"{"])
+def test_what_somebody_signed_that_is_no_statement_counts_for_nothing(
+    registry: Registry, key: PrivateKey, body: bytes
+) -> None:
+    give(registry, key)
+    junk = Signed("2026-01-31T12:00:00+00:00", "eve", "m/int8:1", key.public.text, sign(PAYLOAD_TYPE, body, key))
+    registry.approvals.journal.append(msgspec.to_builtins(junk))
+    number, (void,) = counted(registry, registry.resolve("m/int8:1"), key)
+    assert number == 1
+    assert void.startswith("the one of 2026-01-31T12:00:00+00:00: the envelope holds no approval: ")
+    (fault,) = faults(registry)
+    assert "the envelope holds no approval" in fault
 
 
 @pytest.mark.parametrize(

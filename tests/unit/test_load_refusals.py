@@ -163,6 +163,19 @@ def test_what_is_no_pickle_is_let_through(tmp_path: Path) -> None:
     refuse_pickle("m/x", "words.zip", path)
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_whose_members_are_damaged_is_refused(tmp_path: Path, compression: int) -> None:
+    path = tmp_path / "words.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("words", "plain words " * 2000)
+    data = bytearray(path.read_bytes())
+    for at in range(40, len(data) - 120):
+        data[at] ^= 0x5A
+    path.write_bytes(data)
+    with pytest.raises(RegistryError, match="an archive that cannot be looked into"):
+        refuse_pickle("m/x", "words.zip", path)
+
+
 def test_a_pickle_is_neither_registered_nor_imported_nor_loaded(registry: Registry, tmp_path: Path) -> None:
     bad = tmp_path / "weights.bin"
     bad.write_bytes(pickle.dumps({"weights": 1.0}))
