@@ -1,7 +1,8 @@
 """Which artifacts a configuration means: `latest` and aliases become revisions once, when something starts.
 
 So a restarted gateway or worker of an instance serves what the others serve, whatever was registered or renamed
-meanwhile. On a cluster every Serve application starts by itself: a configuration for one names revisions.
+meanwhile. Policies are read once, likewise. On a cluster every Serve application starts by itself: a configuration for
+one names revisions.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from serving.config import Config
+from serving.config import Config, Started
 from serving.errors import ConfigError
+from serving.governance.admission import required_policies
 from serving.loading import Loader
 from serving.paths import Paths
 from serving.registry.hosts import processors
@@ -33,6 +35,16 @@ def pinned(config: Config, registry: Registry) -> Config:
         for name, model in config.models.items()
     }
     return config.model_copy(update={"models": models})
+
+
+def started(config: Config, registry: Registry) -> Started:
+    """`pinned`, and with what the policies say now, for all processes that are started with it.
+
+    Raises:
+        RegistryError: as `pinned`.
+        ConfigError: a policy cannot be used.
+    """
+    return Started.model_validate({**dict(pinned(config, registry)), "policies": required_policies(config)})
 
 
 def in_use(config: Config, registry: Registry) -> set[str]:
@@ -70,9 +82,9 @@ def _only(config: Config, there: Collection[str]) -> Config:
     return config.model_copy(update={"models": models})
 
 
-def _started_with(path: Path) -> list[Config]:
+def _started_with(path: Path) -> list[Started]:
     try:
-        return [Config.model_validate_json(path.read_bytes())]
+        return [Started.model_validate_json(path.read_bytes())]
     except FileNotFoundError:
         return []
     except (OSError, ValidationError) as error:

@@ -24,6 +24,7 @@ from serving.config_monitoring import (
 )
 from serving.config_section import Percent, Section
 from serving.errors import ConfigError
+from serving.governance.policy import Policy
 from serving.governance.settings import CardConfig, GovernanceConfig, SystemCardConfig
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
@@ -316,6 +317,16 @@ class Config(Section):
             if not NAME.fullmatch(name):
                 raise ValueError(f"models.{name}: use lower-case letters, digits and '-', at most 40")
         return self
+
+
+class Started(Config):
+    """A configuration as its processes receive it: with what its policies said when it was started.
+
+    So one that is replaced later judges as the others do, whatever has become of the files.
+    """
+
+    #: Model -> policy; None: nobody has read them yet.
+    policies: dict[str, Policy] | None = None
 
 
 def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:

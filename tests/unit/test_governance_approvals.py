@@ -8,17 +8,18 @@ from typing import Any
 
 import msgspec
 import pytest
-from governance_kit import AVX2, CALIBRATION, EVIDENCE, INT8, config, key_at, policy, put, registry_at
+from governance_kit import AVX2, CALIBRATION, EVIDENCE, INT8, VNNI, config, key_at, policy, put, registry_at
 from registry_kit import dies_at, faults, made_from
 
-from serving.artifacts import in_use
+from serving.artifacts import in_use, started
 from serving.clock import FakeClock
+from serving.config import Started
 from serving.errors import GovernanceError, RegistryError
 from serving.governance.admission import Admission, Trusted, lacking, standing
 from serving.governance.approve import approve
 from serving.governance.dsse import sign
 from serving.governance.keys import PrivateKey
-from serving.governance.policy import BUILT_IN, Approvals, Policy
+from serving.governance.policy import BUILT_IN, Approvals, Policy, load_policy
 from serving.governance.statement import PAYLOAD_TYPE, digests_of
 from serving.loading import Loader
 from serving.registry.approvals import Signed
@@ -205,6 +206,28 @@ def test_warn_says_and_off_is_silent(registry: Registry, key: PrivateKey) -> Non
     warning = Admission(config(registry, governance=enforcing(key, mode="warn")), registry)
     assert "1 approval by a reviewer missing" in warning.check("m", "int8", manifest)
     assert Admission(config(registry), registry).check("m", "int8", manifest) == ""
+
+
+def test_every_process_of_an_instance_judges_by_the_policy_that_it_was_started_with(
+    registry: Registry, key: PrivateKey, tmp_path: Path
+) -> None:
+    path = tmp_path / "policy.yaml"
+    lines = "apiVersion: canarium/policy/v1\nname: ours\ntier: low\nrules:\n  - {evidence: evaluation.accuracy"
+    path.write_text(f"{lines}, at_least: 0.9}}\n")
+    give(registry, key, load_policy(str(path)))
+    asked = config(registry, governance=enforcing(key, policy=str(path)), int8="m/int8:1")
+    given = started(asked, registry)
+    received = given.model_dump_json()
+    assert Loader(Started.model_validate_json(received), registry, VNNI).refusal("m", "int8", "m/int8:1") == ""
+    for edited in (f"{lines}, at_least: 0.99}}\n", "apiVersion: can", ""):
+        path.write_text(edited)
+        # A gateway that is replaced now.
+        loader = Loader(Started.model_validate_json(received), registry, VNNI)
+        assert loader.open("m", "int8", "m/int8:1")
+        assert loader.fitted(given) == (given, [])
+    path.write_text(f"{lines}, at_least: 0.99}}\n")
+    again = started(asked, registry)
+    assert "accuracy is 0.97, under 0.99" in Loader(again, registry, VNNI).refusal("m", "int8", "m/int8:1")
 
 
 def test_evidence_is_judged_again_when_something_is_served(registry: Registry, key: PrivateKey, tmp_path: Path) -> None:
