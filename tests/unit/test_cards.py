@@ -173,6 +173,41 @@ def test_the_html_is_whole_and_shows_markup_as_text(run: Any, tmp_path: Path) ->
     assert "model_name" not in page.text  # metadata is for machines
 
 
+HOSTILE = (
+    "![x](https://evil.example/x.png)",
+    "`![x](https://evil.example/x.png)",
+    "`a` ![x](https://evil.example/x.png)",
+    "``` ` [x](https://evil.example)",
+    "\\![x](https://evil.example/x.png)",
+    "\\\\[x](https://evil.example)",
+    "a | [x](https://evil.example) \\| <a href='https://evil.example'>x</a>",
+    "<https://evil.example>",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_in_a_manifest_becomes_markup(run: Any, registry: Registry, tmp_path: Path, text: str) -> None:
+    """It may be of an import: a page that loads a picture tells somebody that it was looked at."""
+    put(
+        registry,
+        "hostile",
+        data={"source": text, text: "value"},
+        evaluation=EVIDENCE
+        | {"split": text, "inherited_from": text, text: 0.5, "per": {text: {text: 0.5}, "other": {text: 0.25}}},
+        calibration={"nested": {text: [text, text]}},
+        validated_on=[{"cpu": {"model": text, "flags": [text]}, text: 1.0}],
+        card={"owner": text, "purpose": text, "limitations": [text]},
+        build={"versions": {text: text}},
+    )
+    target = tmp_path / "card.html"
+    run("m/hostile", "--format", "html", "-o", str(target))
+    page = Page()
+    page.feed(target.read_text(encoding="utf-8"))
+    assert page.open == []
+    assert not page.tags & {"script", "a", "link", "img"}
+    assert page.text.count(text) >= 10  # and is shown as it is
+
+
 # ---------------------------------------------------------------- of a deployment
 
 
