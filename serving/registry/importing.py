@@ -19,7 +19,7 @@ def import_layout(registry: Registry, folder: Path) -> list[Registered]:
     """Register every artifact of a layout under its own model and variant, with the next numbers.
 
     All digests are verified before any manifest is visible. What has the same content as a registered artifact is not
-    registered again, but two artifacts of a layout stay two. The lineage names parents as they are numbered here, where
+    registered again, unless it brings approvals that are not of that one; but two artifacts of a layout stay two. The lineage names parents as they are numbered here, where
     they are here.
 
     Raises:
@@ -37,15 +37,23 @@ def import_layout(registry: Registry, folder: Path) -> list[Registered]:
         done = []
         for one in found:
             draft = _renumbered(registry, one.manifest, here)
-            made = registry.commit(draft, one.digest, lambda there: there.ref not in taken)
+            made = registry.commit(
+                draft, one.digest, lambda there, one=one: there.ref not in taken and _approved(one, there)
+            )
             here[one.digest] = made.manifest.ref
             taken.add(made.manifest.ref)
             done.append(made)
             for signed in one.approvals:
-                signed = msgspec.structs.replace(signed, ref=made.manifest.ref)
-                if not faults(signed, made.manifest):  # what was registered here with the same content is another's
-                    registry.approvals.add(signed)
+                registry.approvals.add(msgspec.structs.replace(signed, ref=made.manifest.ref))
     return done
+
+
+def _approved(one: Found, there: Manifest) -> bool:
+    """Whether what is registered here with the same content is what the approvals that come with it are of.
+
+    They are also of what was measured and when, which the content leaves out.
+    """
+    return not any(faults(signed, there) for signed in one.approvals)
 
 
 def _store(registry: Registry, layout: LayoutFolder, manifest: Manifest) -> None:

@@ -283,6 +283,27 @@ def test_approvals_travel_with_their_artifact(registry: Registry, key: PrivateKe
     assert faults(target) == []
 
 
+def test_an_approval_travels_to_a_registry_that_has_the_same_content(
+    registry: Registry, key: PrivateKey, tmp_path: Path
+) -> None:
+    """Built there as well, at another time: an approval is of that one build, so it comes with its own revision."""
+    give(registry, key)
+    folder, clock = tmp_path / "out", FakeClock()
+    clock.advance(3600.0)
+    (tmp_path / "elsewhere").mkdir()
+    target = Registry(tmp_path / "elsewhere" / "registry", clock)
+    teacher = put(target, "teacher")
+    put(target, "int8", lineage=made_from(teacher), quantization=INT8)
+    export(registry, ["m/int8", "m/teacher"], folder)
+    for new in (True, False):
+        done = import_layout(target, folder)
+        assert [(one.manifest.ref, one.new) for one in done] == [("m/teacher:1", False), ("m/int8:2", new)]
+        assert counted(target, target.resolve("m/int8:2"), key) == (1, [])
+    assert counted(target, target.resolve("m/int8:1"), key) == (0, [])
+    assert len(target.approvals.all()) == 1
+    assert faults(target) == []
+
+
 def test_a_tampered_approval_is_not_imported(registry: Registry, key: PrivateKey, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     give(registry, key)
