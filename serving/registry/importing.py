@@ -19,8 +19,8 @@ def import_layout(registry: Registry, folder: Path) -> list[Registered]:
     """Register every artifact of a layout under its own model and variant, with the next numbers.
 
     All digests are verified before any manifest is visible. What has the same content as a registered artifact is not
-    registered again, unless it brings approvals that are not of that one; but two artifacts of a layout stay two. The lineage names parents as they are numbered here, where
-    they are here.
+    registered again, unless it brings approvals that are not of that one; but two artifacts of a layout stay two. The
+    lineage names parents as they are numbered here, where they are here.
 
     Raises:
         RegistryError: something in the layout is missing, damaged or refused; nothing is registered then.

@@ -286,6 +286,9 @@ def valid(text: str) -> dict[str, Any]:
 
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     document: dict[str, Any] = json.loads(text)
+    refs = [part["bom-ref"] for part in (*document["components"], document["metadata"]["component"])]
+    assert len(set(refs)) == len(refs)
+    assert len({one["ref"] for one in document["dependencies"]}) == len(document["dependencies"])
     known = {part["bom-ref"] for part in (*document["components"], document["metadata"]["component"])}
     for one in document["dependencies"]:
         assert {one["ref"], *one["dependsOn"]} <= known
@@ -330,6 +333,23 @@ def test_the_bill_of_a_deployment_holds_its_models(run: Any, registry: Registry)
     models = [part for part in document["components"] if part["type"] == "machine-learning-model"]
     assert [(part["group"], part["name"]) for part in models] == [("m", "teacher"), ("m", "int8")]
     assert all("modelCard" in part for part in models)
+
+
+def test_a_model_that_is_served_twice_is_one_component(run: Any, registry: Registry) -> None:
+    path = configuration(registry)
+    other = "  n: {baseline: again, variants: {again: {artifact: 'm/teacher:1'}}}\n"
+    path.write_text(path.read_text() + other)
+    document = valid(run("--system", str(path), "--format", "cyclonedx"))
+    models = [part["name"] for part in document["components"] if part["type"] == "machine-learning-model"]
+    assert models == ["teacher", "int8"]
+
+
+def test_a_library_that_was_not_there_is_no_part(run: Any, registry: Registry) -> None:
+    put(registry, "odd", build={"versions": {"onnxruntime": "1.30.0", "torch": "absent"}})
+    document = valid(run("m/odd", "--format", "cyclonedx"))
+    assert [part["purl"] for part in document["components"] if part["type"] == "library"] == [
+        "pkg:pypi/onnxruntime@1.30.0"
+    ]
 
 
 def test_wrong_usage_is_2(run: Any, registry: Registry) -> None:
