@@ -419,7 +419,7 @@ def test_a_sibling_that_reads_or_answers_otherwise_does_not_take_its_place(regis
         "quantization": INT8,
         "validated_on": [{"cpu": AVX2}],
     }
-    labels = Postprocess("classification", labels=("a", "b"))
+    labels = Postprocess("classification", logits="y", labels=("a", "b"))
     put(registry, "int8", "a", **about, preprocess=Preprocess(max_tokens=32))
     put(registry, "int8", "b", **about, postprocess=labels)
     put(registry, "int8", "c", **about, postprocess=Postprocess(score="y", threshold=0.5))
