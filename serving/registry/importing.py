@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -37,9 +39,7 @@ def import_layout(registry: Registry, folder: Path) -> list[Registered]:
         done = []
         for one in found:
             draft = _renumbered(registry, one.manifest, here)
-            made = registry.commit(
-                draft, one.digest, lambda there, one=one: there.ref not in taken and _approved(one, there)
-            )
+            made = registry.commit(draft, one.digest, partial(_stands, one, taken))
             here[one.digest] = made.manifest.ref
             taken.add(made.manifest.ref)
             done.append(made)
@@ -48,12 +48,12 @@ def import_layout(registry: Registry, folder: Path) -> list[Registered]:
     return done
 
 
-def _approved(one: Found, there: Manifest) -> bool:
-    """Whether what is registered here with the same content is what the approvals that come with it are of.
+def _stands(one: Found, taken: Collection[str], there: Manifest) -> bool:
+    """Whether what is registered here with the same content may be given in place of an imported artifact.
 
-    They are also of what was measured and when, which the content leaves out.
+    Approvals are also of what was measured and when, which the content leaves out.
     """
-    return not any(faults(signed, there) for signed in one.approvals)
+    return there.ref not in taken and not any(faults(signed, there) for signed in one.approvals)
 
 
 def _store(registry: Registry, layout: LayoutFolder, manifest: Manifest) -> None:
