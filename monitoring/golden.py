@@ -47,7 +47,7 @@ def read(path: Path) -> list[Row]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             rows.append(msgspec.json.decode(line, type=Row))
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: line {number}: {error}") from error
     return rows
 

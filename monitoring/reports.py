@@ -144,7 +144,7 @@ class Reports:
             summary = known.get((name, variant, path.stem))
             try:
                 summary = summary or msgspec.json.decode(path.read_bytes(), type=Summary)
-            except (OSError, msgspec.DecodeError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 log.warning("%s: %s", path, error)
                 continue
             found.setdefault((name, variant), []).insert(0, summary)

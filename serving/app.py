@@ -26,8 +26,8 @@ from ray.serve.schema import ApplicationStatus
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import monitoring
-from serving.artifacts import pinned
-from serving.config import Config, load_config
+from serving.artifacts import started
+from serving.config import Config, Started, load_config
 from serving.contract import VariantEntry
 from serving.control.actor import ControlActor, ControlSettings, VariantFacts
 from serving.errors import CanariumError, StartError
@@ -238,7 +238,7 @@ def build_variant(args: dict[str, str]) -> Any:
 def _configured(args: dict[str, str]) -> tuple[Config, Registry]:
     config = load_config(args["config"]).absolute()
     registry = Registry(config.registry.dir)
-    config = pinned(config, registry)
+    config = started(config, registry)
     config, notes = Loader(config, registry).fitted(config)
     for note in notes:
         _say(f"{NOTE}{note}")
@@ -256,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Start Ray (or join `RAY_ADDRESS`), Serve, the control plane, gateways and variants; stay until SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m serving.app")
     parser.add_argument("--config", required=True, help="JSON of a checked configuration with absolute paths")
-    config = Config.model_validate_json(Path(parser.parse_args(arguments).config).read_bytes())
+    config = Started.model_validate_json(Path(parser.parse_args(arguments).config).read_bytes())
     joined = bool(os.environ.get("RAY_ADDRESS"))
     try:
         _on_signals(_stop)

@@ -1,19 +1,23 @@
 """Which artifacts a configuration means: `latest` and aliases become revisions once, when something starts.
 
 So a restarted gateway or worker of an instance serves what the others serve, whatever was registered or renamed
-meanwhile. On a cluster every Serve application starts by itself: a configuration for one names revisions.
+meanwhile. Policies are read once, likewise. On a cluster every Serve application starts by itself: a configuration for
+one names revisions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from serving.config import Config
+from serving.config import Config, Started
 from serving.errors import ConfigError
+from serving.governance.admission import required_policies
+from serving.loading import Loader
 from serving.paths import Paths
-from serving.registry.hosts import siblings
+from serving.registry.hosts import processors
 from serving.registry.store import Registry
 
 
@@ -33,6 +37,16 @@ def pinned(config: Config, registry: Registry) -> Config:
     return config.model_copy(update={"models": models})
 
 
+def started(config: Config, registry: Registry) -> Started:
+    """`pinned`, and with what the policies say now, for all processes that are started with it.
+
+    Raises:
+        RegistryError: as `pinned`.
+        ConfigError: a policy cannot be used.
+    """
+    return Started.model_validate({**dict(pinned(config, registry)), "policies": required_policies(config)})
+
+
 def in_use(config: Config, registry: Registry) -> set[str]:
     """References, with revision, that a configuration names now, and those that its instance was last started with.
 
@@ -40,22 +54,37 @@ def in_use(config: Config, registry: Registry) -> set[str]:
 
     Raises:
         RegistryError: one that it names is not there, or a manifest cannot be read.
-        ConfigError: it is not known what the instance was started with.
+        ConfigError: it is not known what the instance was started with; a policy cannot be used.
     """
-    started = _started_with(Paths.of(config.state.dir).instance_file)
-    named = {
-        variant.artifact
-        for one in (pinned(config, registry), *started)
-        for model in one.models.values()
-        for variant in model.variants.values()
-    }
     everything = registry.list()
-    return named.union(other.ref for one in everything if one.ref in named for other in siblings(one, everything))
+    there = {manifest.ref for manifest in everything}
+    named = set[str]()
+    for one in (pinned(config, registry), *_started_with(Paths.of(config.state.dir).instance_file)):
+        named |= _served(one)
+        known = _only(one, there)  # an instance may outlive what it was started with
+        for cpu in processors(everything):
+            named |= _served(Loader(known, registry, cpu).fitted(known)[0])
+    return named
 
 
-def _started_with(path: Path) -> list[Config]:
+def _served(config: Config) -> set[str]:
+    return {variant.artifact for model in config.models.values() for variant in model.variants.values()}
+
+
+def _only(config: Config, there: Collection[str]) -> Config:
+    """The configuration without variants whose artifacts are gone."""
+    models = {
+        name: model.model_copy(
+            update={"variants": {key: one for key, one in model.variants.items() if one.artifact in there}}
+        )
+        for name, model in config.models.items()
+    }
+    return config.model_copy(update={"models": models})
+
+
+def _started_with(path: Path) -> list[Started]:
     try:
-        return [Config.model_validate_json(path.read_bytes())]
+        return [Started.model_validate_json(path.read_bytes())]
     except FileNotFoundError:
         return []
     except (OSError, ValidationError) as error:

@@ -25,6 +25,7 @@ from serving.config_monitoring import (
 from serving.config_section import Percent, Section
 from serving.contract import SERIES_MAX
 from serving.errors import ConfigError
+from serving.governance.policy import Policy
 from serving.governance.settings import CardConfig, GovernanceConfig, SystemCardConfig
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
@@ -332,6 +333,16 @@ class Config(Section):
                 "take some out or serve some models by another deployment"
             )
         return self
+
+
+class Started(Config):
+    """A configuration as its processes receive it: with what its policies said when it was started.
+
+    So one that is replaced later judges as the others do, whatever has become of the files.
+    """
+
+    #: Model -> policy; None: nobody has read them yet.
+    policies: dict[str, Policy] | None = None
 
 
 def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:

@@ -11,7 +11,7 @@ from serving.config import Config
 from serving.errors import RegistryError
 from serving.governance.admission import Admission
 from serving.registry.formats import check_entry
-from serving.registry.hosts import sibling, unfit
+from serving.registry.hosts import siblings, unfit
 from serving.registry.manifest import Manifest
 from serving.registry.store import Registry
 
@@ -49,8 +49,8 @@ class Loader:
         check_entry(manifest, folder)
         if runs_here and (why := unfit(manifest, self._cpu)):
             raise RegistryError(
-                f"models.{model}.variants.{variant}: {why}; no sibling of the same source was validated here: "
-                "build one on this host, or choose another artifact"
+                f"models.{model}.variants.{variant}: {why}; no sibling of the same source that was validated here can "
+                "take its place: build one on this host, or choose another artifact"
             )
         if (said := self._admission.check(model, variant, manifest)) and warn is not None:
             warn(said)
@@ -59,20 +59,36 @@ class Loader:
     def fitted(self, config: Config) -> tuple[Config, list[str]]:
         """The configuration with siblings in place of INT8 artifacts that may not run here, where there are any.
 
+        An approved sibling is preferred, and in mode `enforce` no other taken. One that another variant serves is not
+        taken either: clients tell variants by their versions.
+
         Returns:
-            The configuration, and a sentence on each exchange.
+            The configuration, and a sentence on each exchange, and on each that could not be.
         """
         notes, models, everything = [], {}, None
         for name, model in config.models.items():
             variants = dict(model.variants)
-            for variant, given in model.variants.items():
-                manifest = self._registry.resolve(given.artifact)
+            manifests = {variant: self._registry.resolve(given.artifact) for variant, given in variants.items()}
+            served = {manifest.ref: variant for variant, manifest in manifests.items()}
+            for variant, manifest in manifests.items():
                 if not (why := unfit(manifest, self._cpu)):
                     continue
                 everything = self._registry.list() if everything is None else everything
-                if (other := sibling(manifest, everything, self._cpu)) is not None:
-                    variants[variant] = given.model_copy(update={"artifact": other.ref})
-                    notes.append(f"models.{name}.variants.{variant}: {why}; its sibling {other.ref} is served instead")
+                found = siblings(manifest, everything, self._cpu)
+                free = [other for other in found if other.ref not in served]
+                refused = {other.ref: self._admission.refusal(name, variant, other) for other in free}
+                allowed = [other for other in free if not refused[other.ref] or self._admission.mode != "enforce"]
+                where = f"models.{name}.variants.{variant}: {why}"
+                if allowed:
+                    other = min(allowed, key=lambda other: bool(refused[other.ref]))
+                    served[other.ref] = variant
+                    variants[variant] = variants[variant].model_copy(update={"artifact": other.ref})
+                    notes.append(f"{where}; its sibling {other.ref} is served instead")
+                elif free:
+                    notes.append(f"{where}; its sibling {free[0].ref} is not served instead: {refused[free[0].ref]}")
+                elif found:
+                    taken = f"{found[0].ref} is already served as {served[found[0].ref]}"
+                    notes.append(f"{where}; its sibling {taken}: leave out one of the two")
             models[name] = model.model_copy(update={"variants": variants})
         return config.model_copy(update={"models": models}), notes
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -22,10 +21,12 @@ from monitoring.detectors.kpi import KpiTarget
 from monitoring.guards.ood import LEVEL
 from serving.build.cpu import cpu_info
 from serving.config import Config, ModelConfig
+from serving.decoding import UNREADABLE
 from serving.errors import RegistryError
 from serving.paths import Paths
 from serving.registry.manifest import EMBEDDING_FILE, GOLDEN_FILE, REFERENCE_FILE, Manifest
 from serving.registry.store import Registry
+from serving.registry.verified import content
 
 DAY_S = 86_400.0
 #: Of fewer held-out rows nobody can say which energy 1 % exceed.
@@ -45,7 +46,7 @@ def monitor_settings(config: Config) -> MonitorConfig:
     monitor speaks to it is no part of this: the monitor takes it from its environment.
 
     Raises:
-        RegistryError: an artifact is not there.
+        RegistryError: an artifact is not there, or what the monitor reads of it is damaged.
     """
     registry, server, paths = Registry(config.registry.dir), config.server, Paths.of(config.state.dir)
     return MonitorConfig(
@@ -63,7 +64,7 @@ def monitor_settings(config: Config) -> MonitorConfig:
 
 
 def _model(model: ModelConfig, registry: Registry) -> MonitorModel:
-    manifests = {name: registry.resolve(variant.artifact) for name, variant in model.variants.items()}
+    manifests = {name: registry.checked(variant.artifact) for name, variant in model.variants.items()}
     return MonitorModel(
         baseline=model.baseline,
         teacher=model.teacher or model.baseline,
@@ -137,11 +138,11 @@ def _saturation(manifest: Manifest) -> float | None:
 
 def _energy(registry: Registry, manifest: Manifest) -> float | None:
     """The energy that 1 % of the held-out rows exceeded; None if they are not known, or too few to tell."""
-    if not (path := _file(registry, manifest, REFERENCE_FILE)):
+    if REFERENCE_FILE not in manifest.files:
         return None
     try:
-        stored = msgspec.json.decode(Path(path).read_bytes(), type=_Energies)
-    except (OSError, msgspec.DecodeError):
+        stored = msgspec.json.decode(content(manifest, registry.tree(manifest), REFERENCE_FILE), type=_Energies)
+    except UNREADABLE:
         return None  # whoever reads it as a whole says what is wrong with it
     energies = [value for value in stored.columns.get("energy", ()) if isinstance(value, float)]
     if len(energies) < ENERGY_ROWS:
@@ -150,9 +151,12 @@ def _energy(registry: Registry, manifest: Manifest) -> float | None:
 
 
 def _file(registry: Registry, manifest: Manifest, name: str) -> str:
-    """Where a file of an artifact is; "" if it has none of that name, as those of earlier versions."""
-    file = manifest.files.get(name)
-    return str(registry.blobs.path(file.sha256)) if file is not None else ""
+    """Where a file of an artifact is, once verified; "" if it has none of that name, as those of earlier versions."""
+    if name not in manifest.files:
+        return ""
+    folder = registry.tree(manifest)
+    content(manifest, folder, name)
+    return str(folder / name)
 
 
 def _flags(manifest: Manifest) -> object:

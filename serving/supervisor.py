@@ -24,7 +24,7 @@ import msgspec
 from rich.console import Console
 
 from serving import processes
-from serving.artifacts import pinned
+from serving.artifacts import started
 from serving.config import Config
 from serving.errors import StartError
 from serving.loading import Loader
@@ -97,7 +97,7 @@ class _Instance:
     def run(self) -> int:
         server, paths = self._config.server, self._paths
         registry = Registry(self._config.registry.dir)
-        self._config = pinned(self._config, registry)
+        self._config = started(self._config, registry)
         loader = Loader(self._config, registry)
         self._config, notes = loader.fitted(self._config)
         for note in notes:

@@ -35,7 +35,7 @@ def read_reference(path: Path) -> Reference:
     """Raises `OSError`, or `ValueError` naming the file."""
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Reference)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is no reference: {error}") from error
     if any(len(values) != found.rows for values in found.columns.values()):
         raise ValueError(f"{path}: its columns have not all {found.rows} rows")
@@ -86,7 +86,7 @@ def _rows_of(path: Path) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             row = msgspec.json.decode(line)
-        except msgspec.DecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("at_ms"), int):
             yield row

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from serving.clock import Clock, SystemClock
+from serving.decoding import UNREADABLE
 from serving.errors import CanariumError
 from serving.registry.files import file_digest, write_atomically
 
@@ -234,7 +235,7 @@ class Cache:
         """What the step of that name took when it was last done with other inputs; NaN if never."""
         found = [path for path in self._root.glob(f"{name}-*/done.json") if path.parent.name.rpartition("-")[0] == name]
         for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-            with suppress(OSError, msgspec.DecodeError):
+            with suppress(OSError, *UNREADABLE):
                 return msgspec.json.decode(path.read_bytes(), type=_Done).seconds
         return math.nan
 
@@ -257,6 +258,6 @@ def _read_done(folder: Path) -> _Done | None:
     try:
         done = msgspec.json.decode((folder / "done.json").read_bytes(), type=_Done)
         intact = all(file_digest(folder / name) == digest for name, digest in done.files.items())
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return None
     return done if intact else None

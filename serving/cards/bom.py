@@ -15,6 +15,8 @@ from serving.cards.facts import card_of, imported_of, measures, relation_of
 from serving.registry.manifest import Manifest, Signature
 
 SPEC = "1.6"
+#: What a build records in place of the version of a library that was not there.
+ABSENT = "absent"
 
 
 def bill(manifests: Sequence[Manifest], *, name: str = "") -> dict[str, Any]:
@@ -23,6 +25,7 @@ def bill(manifests: Sequence[Manifest], *, name: str = "") -> dict[str, Any]:
     Args:
         manifests: at least one.
     """
+    manifests = list({manifest.digest: manifest for manifest in manifests}.values())  # two variants may serve one
     models = [_model(manifest) for manifest in manifests]
     if name:
         subject: dict[str, Any] = {"type": "application", "bom-ref": f"system:{name}", "name": name}
@@ -160,6 +163,8 @@ def _parents(manifest: Manifest) -> Iterable[dict[str, Any]]:
 def _libraries(manifest: Manifest) -> Iterable[dict[str, Any]]:
     """What it was built with."""
     for name, found in sorted(manifest.build.get("versions", {}).items()):
+        if found == ABSENT:
+            continue
         yield {
             "type": "library",
             "bom-ref": f"pkg:pypi/{name}@{found}",

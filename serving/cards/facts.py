@@ -81,7 +81,7 @@ def card_of(manifest: Manifest) -> dict[str, Any]:
 def tensors(signature: Signature) -> list[tuple[str, str, str]]:
     """(tensor, element type, shape) of everything taken, then of everything given."""
     return [
-        (f"{way} `{spec.name}`", spec.datatype, str(list(spec.shape)))
+        (Markdown(f"{way} {code(spec.name)}"), spec.datatype, str(list(spec.shape)))
         for way, specs in (("in", signature.inputs), ("out", signature.outputs))
         for spec in specs
     ]
@@ -99,21 +99,36 @@ def with_interval(one: Measure) -> str:
     return f"{number(one.value)} ({number(one.interval[0])} – {number(one.interval[1])})"
 
 
+class Markdown(str):
+    """Text that is Markdown already, so that `cell` leaves its markup alone."""
+
+    __slots__ = ()
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """Lines of a Markdown table, with an empty line before and after."""
-    lines = [header, ["---"] * len(header), *([cell(one) for one in row] for row in rows)]
+    titles = [cell(one) if one else "" for one in header]
+    lines = [titles, ["---"] * len(header), *([cell(one) for one in row] for row in rows)]
     return ["", *(f"| {' | '.join(line)} |" for line in lines), ""]
 
 
 def cell(value: object) -> str:
-    """A value in a table. What would end the cell or begin markup is escaped, but for what begins as code."""
-    text = plain(value).replace("|", "\\|")
-    return text if text.startswith("`") else escaped(text)
+    """A value in a table. What would end the cell or begin markup is escaped."""
+    text = value if isinstance(value, Markdown) else escaped(plain(value))
+    return text.replace("|", "\\|")
+
+
+def code(value: object) -> Markdown:
+    """A value as code. Within a fence nothing has a meaning but one that is as long."""
+    text = plain(value)
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return Markdown(f"{fence}{space}{text}{space}{fence}")
 
 
 def escaped(text: str) -> str:
     """Text without Markdown's meaning."""
-    return re.sub(r"([*<\[])", r"\\\1", text)
+    return re.sub(r"([\\`*<\[])", r"\\\1", text)
 
 
 def plain(value: object) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from serving.cards.facts import escaped, plain, table
+from serving.cards.facts import code, escaped, plain, table
 from serving.config import Config, ModelConfig
 
 Json = Mapping[str, Any]
@@ -39,9 +39,9 @@ def in_force(config: Config, asked: Asked) -> list[str]:
         mark = escaped(_marked(latch, "kill"))
         lines += ["", f"**The kill-switch of all models is on** (kill {latch.get('kill_seq')}{mark})."]
     for model, settings in config.models.items():
-        lines += ["", f"### In force: `{model}`"]
+        lines += ["", f"### In force: {code(model)}"]
         lines += _model(known[model], settings) if model in known else ["", "**The control plane does not know it.**"]
-    if others := [f"`{name}`" for name in known if name not in config.models]:
+    if others := [code(name) for name in known if name not in config.models]:
         lines += ["", f"**It serves models that are not in this configuration: {', '.join(others)}.**"]
     return [*lines, ""]
 
@@ -51,7 +51,7 @@ def _model(view: Json, settings: ModelConfig) -> list[str]:
     shares = _shares(view, killed, baseline)
     rows = [
         (
-            f"`{variant['name']}`",
+            code(variant["name"]),
             _artifact(variant, settings),
             f"{shares[variant['name']]:g} %",
             f"{0 if killed or variant.get('vetoed') else variant.get('shadow') or 0:g} %",
@@ -60,13 +60,13 @@ def _model(view: Json, settings: ModelConfig) -> list[str]:
         for variant in view.get("variants", [])
     ]
     lines = table(("variant", "artifact", "answers", "copied in shadow", ""), rows)
-    if missing := [f"`{name}`" for name in settings.variants if name not in shares]:
+    if missing := [code(name) for name in settings.variants if name not in shares]:
         lines += [f"**The control plane does not know {', '.join(missing)}.**", ""]
     unlike = "" if baseline == settings.baseline else f" (the file says {settings.baseline})"
     scored = view.get("reference_percent", 0)
     lines += [
-        f"- Baseline: {baseline}{unlike}",
-        f"- Scored again by {view.get('teacher')}: {scored:g} % of candidates' answers",
+        f"- Baseline: {escaped(plain(baseline))}{unlike}",
+        f"- Scored again by {escaped(plain(view.get('teacher')))}: {scored:g} % of candidates' answers",
         f"- {_kill(view, baseline) if killed else 'Kill: none'}",
     ]
     rollouts = [_rollout(one) for one in view.get("rollouts", []) if one.get("live")]
@@ -78,7 +78,7 @@ def _model(view: Json, settings: ModelConfig) -> list[str]:
 def _kill(view: Json, baseline: str) -> str:
     by_all = view.get("killed_by") == "kill-switch"
     of = "the kill-switch of all models" if by_all else f"kill {view.get('kill_seq')}"
-    return f"**Killed** ({of}{escaped(_marked(view, 'kill'))}): {baseline} answers everything"
+    return f"**Killed** ({of}{escaped(_marked(view, 'kill'))}): {escaped(plain(baseline))} answers everything"
 
 
 def _shares(view: Json, killed: bool, baseline: str) -> dict[str, float]:
@@ -117,7 +117,7 @@ def _marked(view: Json, key: str) -> str:
 def _rollout(view: Json) -> tuple[str, ...]:
     hold = f" ({view['hold']})" if view.get("hold") else ""
     return (
-        f"`{view['id']}`",
+        code(view["id"]),
         str(view["variant"]),
         str(view["policy"]),
         f"{view['state']}{hold}",

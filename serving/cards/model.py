@@ -14,7 +14,9 @@ import yaml
 
 from serving.cards.facts import (
     UNSTATED,
+    Markdown,
     card_of,
+    code,
     escaped,
     flat,
     grids,
@@ -80,17 +82,17 @@ def body(manifest: Manifest, *, policy: Policy | None, approvals: list[str]) -> 
         (
             ("version for clients", manifest.version),
             ("registered", manifest.created_at),
-            ("manifest", f"sha256 `{manifest.digest}`"),
+            ("manifest", Markdown(f"sha256 {code(manifest.digest)}")),
             ("format", manifest.format),
             ("size", f"{manifest.size_bytes:,} bytes"),
             ("classes", ", ".join(manifest.postprocess.labels) or "no classifier"),
         ),
     )
     lines += table(("tensor", "type", "shape"), tensors(manifest.signature))
-    files = [(f"`{name}`", f"{file.bytes:,}", f"`{file.sha256}`") for name, file in sorted(manifest.files.items())]
+    files = [(code(name), f"{file.bytes:,}", code(file.sha256)) for name, file in sorted(manifest.files.items())]
     lines += table(("file", "bytes", "sha256"), files)
     lines += ["## Where it comes from"]
-    parents = [(parent.role, parent.ref, f"`{parent.digest}`") for parent in manifest.lineage.parents]
+    parents = [(parent.role, parent.ref, code(parent.digest)) for parent in manifest.lineage.parents]
     lines += table(("parent", "artifact", "manifest sha256"), parents) if parents else ["", "It has no parents.", ""]
     for title, section in (
         ("Data", manifest.data),
@@ -99,12 +101,12 @@ def body(manifest: Manifest, *, policy: Policy | None, approvals: list[str]) -> 
         ("Calibration", manifest.calibration),
     ):
         if section:
-            lines += [f"### {title}", *table(("", ""), [(f"`{key}`", value) for key, value in flat(section)])]
+            lines += [f"### {title}", *table(("", ""), [(code(key), value) for key, value in flat(section)])]
     lines += ["## How good it is", *_evaluation(manifest)]
     lines += ["## Where it was validated", *_validated(manifest)]
     lines += ["## Approval", *_governance(manifest, policy, approvals)]
     if manifest.build:
-        lines += ["## How it was made", *table(("", ""), [(f"`{key}`", value) for key, value in flat(manifest.build)])]
+        lines += ["## How it was made", *table(("", ""), [(code(key), value) for key, value in flat(manifest.build)])]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -115,19 +117,26 @@ def _evaluation(manifest: Manifest) -> list[str]:
     if not alone and not several:
         return ["", "Nothing was measured.", ""]
     inherited = evaluation.get("inherited_from")
-    note = ["", f"These are the numbers of {inherited}; this artifact itself was not measured."] if inherited else []
+    note = (
+        ["", f"These are the numbers of {escaped(plain(inherited))}; this artifact itself was not measured."]
+        if inherited
+        else []
+    )
     split = (
-        ["", f"Measured on the split `{evaluation['split']}`; intervals are of 95 %."] if "split" in evaluation else []
+        ["", f"Measured on the split {code(evaluation['split'])}; intervals are of 95 %."]
+        if "split" in evaluation
+        else []
     )
     lines = [
         *note,
         *split,
-        *table(("measure", "value"), [*_named(evaluation), *((f"`{one.name}`", with_interval(one)) for one in alone)]),
+        *table(("measure", "value"), [*_named(evaluation), *((code(one.name), with_interval(one)) for one in alone)]),
     ]
     for name, found in several.items():
         header = ["", *(one.name.replace("_", " ") for one in next(iter(found.values())))]
         rows = [(each, *map(with_interval, numbers)) for each, numbers in found.items()]
-        lines += [f"### {name.rpartition('.')[2].replace('_', ' ').capitalize()}", *table(header, rows)]
+        title = name.rpartition(".")[2].replace("_", " ").capitalize()
+        lines += [f"### {escaped(plain(title))}", *table(header, rows)]
     return lines
 
 
@@ -136,7 +145,7 @@ def _named(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     slices = evaluation.get("slices")
     found = slices if isinstance(slices, Mapping) else {}
     picked = {key: found[key] for key in ("worst", "lowest") if isinstance(found.get(key), Mapping)}
-    return [(f"`slices.{key}.slice`", str(one["slice"])) for key, one in picked.items() if "slice" in one]
+    return [(code(f"slices.{key}.slice"), str(one["slice"])) for key, one in picked.items() if "slice" in one]
 
 
 def _validated(manifest: Manifest) -> list[str]:
@@ -152,7 +161,7 @@ def _validated(manifest: Manifest) -> list[str]:
 def _governance(manifest: Manifest, policy: Policy | None, approvals: list[str]) -> list[str]:
     lines = ["", *(listed(approvals) if approvals else ["Nobody has approved it."]), ""]
     if policy is not None:
-        rows = [(f"`{one.rule}`", one.verdict, one.why) for one in judge(policy, msgspec.to_builtins(manifest))]
-        lines += [f"Policy `{policy.name}`, tier {policy.tier}, sha256 `{policy.digest}`:"]
+        rows = [(code(one.rule), one.verdict, one.why) for one in judge(policy, msgspec.to_builtins(manifest))]
+        lines += [f"Policy {code(policy.name)}, tier {policy.tier}, sha256 {code(policy.digest)}:"]
         lines += table(("rule", "verdict", "why"), rows)
     return lines

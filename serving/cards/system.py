@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from serving.cards.facts import UNSTATED, escaped, flat, listed, number, plain, relation_of, table
+from serving.cards.facts import UNSTATED, code, escaped, flat, listed, number, plain, relation_of, table
 from serving.cards.in_force import Asked, in_force
 from serving.config import Config, ModelConfig
 from serving.config_monitoring import GuardsConfig
@@ -64,7 +64,7 @@ def system_card(
     lines += ["## Models"]
     rows = [
         (
-            f"`{model}`",
+            code(model),
             settings.baseline,
             settings.teacher or settings.baseline,
             ", ".join(variant for variant in settings.variants if variant != settings.baseline) or "none",
@@ -102,20 +102,20 @@ def _responsibility(card: CardConfig) -> list[str]:
 
 
 def _model(model: str, settings: ModelConfig, parts: Mapping[str, Part]) -> list[str]:
-    lines = [f"## Model `{model}`", "", *_responsibility(settings.card), "### Variants"]
+    lines = [f"## Model {code(model)}", "", *_responsibility(settings.card), "### Variants"]
     rows = []
     for name, variant in settings.variants.items():
         manifest = parts[name].manifest
         accuracy = manifest.evaluation.get("accuracy")
         rows.append(
             (
-                f"`{name}`",
+                code(name),
                 f"{manifest.ref}, version {manifest.version}",
                 relation_of(manifest),
                 f"{variant.placement}, {variant.replicas} × {variant.threads} threads, batches of {variant.max_batch}",
                 number(accuracy) if isinstance(accuracy, float) else UNSTATED,
                 f"{manifest.size_bytes:,}",
-                f"`{manifest.digest}`",
+                code(manifest.digest),
             )
         )
     lines += table(("variant", "artifact", "how made", "runs", "accuracy", "bytes", "manifest sha256"), rows)
@@ -157,7 +157,7 @@ def _model(model: str, settings: ModelConfig, parts: Mapping[str, Part]) -> list
     ]
     guard_rows = [
         (
-            f"`{guard}`",
+            code(guard),
             _WATCHES.get(guard, guard.replace("_", " ")),
             ", ".join(f"{key} {value}" for key, value in flat(_settings(guards, guard))) or "–",
             "observes only" if guard in guards.dry_run else role.action,
@@ -206,7 +206,7 @@ def _policies(config: Config) -> str:
     common = config.governance.policy
     own = {name: model.policy for name, model in config.models.items() if model.policy and model.policy != common}
     if not own:
-        return f"Policy `{common}`."
-    named = ", ".join(f"`{policy}` for model `{name}`" for name, policy in own.items())
-    rest = f"`{common}`" if len(own) < len(config.models) else ""
+        return f"Policy {code(common)}."
+    named = ", ".join(f"{code(policy)} for model {code(name)}" for name, policy in own.items())
+    rest = code(common) if len(own) < len(config.models) else ""
     return f"Policy {'; '.join(part for part in (rest, named) if part)}."

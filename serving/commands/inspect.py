@@ -114,13 +114,14 @@ def _check_file(path: Path) -> Json:
     import msgspec
 
     from serving.control.audit import GENESIS, AuditEntry, ChainCheck
+    from serving.decoding import UNREADABLE
 
     check, last = ChainCheck(), None
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 last = msgspec.json.decode(line, type=AuditEntry)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 raise ConfigError(f"{path} line {number}: is no audit row: {error}") from None
             check.feed([last])
     found = check.finish(last.seq, last.hash) if last is not None else check.finish(0, GENESIS)

@@ -215,7 +215,7 @@ def import_(folder: Path, registry_dir: Path, as_json: bool) -> int:
     """Register what FOLDER holds.
 
     It is an OCI image layout that `canarium registry export` wrote. Each artifact gets the next revision of its
-    variant, unless the same content is registered already.
+    variant, unless the same content is registered already and its approvals are of that as well.
     """
     from serving.registry.importing import import_layout
     from serving.registry.store import Registry

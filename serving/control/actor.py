@@ -20,7 +20,7 @@ import msgspec
 import uvicorn
 
 from serving.clock import SystemClock
-from serving.config import Config
+from serving.config import Config, Started
 from serving.contract import ControlWord
 from serving.control.api import create_app
 from serving.control.auth import Auth
@@ -51,7 +51,7 @@ SHUTDOWN_S = 3.0
 class ControlSettings(msgspec.Struct, frozen=True):
     """All that a control plane is created with; JSON-able, paths absolute.
 
-    `config` is the JSON of `Config`. `variants` holds the facts of every configured variant,
+    `config` is the JSON of `Started`. `variants` holds the facts of every configured variant,
     by model and name. `urls` is shown by the status as it is.
     """
 
@@ -140,7 +140,7 @@ class ControlActor:
         settings, clock = self._settings, SystemClock()
         listener = _listen(settings.host, settings.port)
         try:
-            config = Config.model_validate_json(settings.config)
+            config = Started.model_validate_json(settings.config)
             models = specs(config, settings.variants)
             auth = Auth.from_config(config.auth.mode, config.auth.tokens_file, clock)
             try:

@@ -26,6 +26,7 @@ from serving.control.lease import StoreError
 from serving.control.schema import revision_of
 from serving.control.store import SqliteStore, head_of, verify_trail
 from serving.core.commands import AuditDraft
+from serving.decoding import UNREADABLE
 from serving.errors import StartError
 from serving.paths import Paths
 
@@ -138,7 +139,7 @@ def seen_lease(snapshot_file: Path) -> int:
     """
     try:
         return msgspec.json.decode(snapshot_file.read_bytes(), type=Snapshot).lease
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return 0
 
 

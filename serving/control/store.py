@@ -21,6 +21,7 @@ from serving.control.database import Database
 from serving.control.lease import Leader, LeaseHeld, StaleLease, StoreError
 from serving.control.schema import migrate
 from serving.core.commands import AuditDraft, ControlState
+from serving.decoding import UNREADABLE
 from serving.errors import StartError
 
 __all__ = ["LeaseHeld", "SqlStore", "SqliteStore", "StaleLease", "Store", "StoreError"]
@@ -126,7 +127,7 @@ class SqlStore:
                 raise LeaseHeld(f"{row.holder or 'nobody'} leads by now, with lease {row.lease}")
             try:
                 state = msgspec.json.decode(row.document, type=ControlState)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 raise StartError(
                     f"the state in {self._database.shown} cannot be read ({error}): restore a backup"
                 ) from error
@@ -253,6 +254,6 @@ def _entry(row: Any) -> AuditEntry:
     for name in _JSON_COLUMNS:
         try:
             values[name] = msgspec.json.decode(values[name])
-        except msgspec.DecodeError:  # tampered with: shown as it is, and found by verify
+        except UNREADABLE:  # tampered with: shown as it is, and found by verify
             values[name] = {"unreadable": values[name]}
     return AuditEntry(**values)

@@ -20,6 +20,7 @@ from serving.clock import Clock
 from serving.config_monitoring import GuardsConfig
 from serving.core.arrays import Arrays, rows_of
 from serving.registry.manifest import EMBEDDING_FILE, Manifest
+from serving.registry.verified import content, onnx_source
 from serving.runtimes.audit import Audit, RowAudit
 from serving.runtimes.embedding import Familiar
 
@@ -121,8 +122,12 @@ def auditor_of(manifest: Manifest, folder: Path, guards: GuardsConfig, clock: Cl
         return None
 
     def make() -> RowAudit:
-        familiar = (Familiar.read(folder / EMBEDDING_FILE), manifest.postprocess.logits) if embedding_s else None
-        return RowAudit(folder / manifest.entry, saturation=bool(saturation_s), familiar=familiar)
+        familiar = None
+        if embedding_s:
+            measured_by = Familiar.parse(content(manifest, folder, EMBEDDING_FILE), EMBEDDING_FILE)
+            familiar = (measured_by, manifest.postprocess.logits)
+        with onnx_source(manifest, folder) as source:
+            return RowAudit(source, saturation=bool(saturation_s), familiar=familiar)
 
     return Auditor(make, manifest.layout.inputs, every_s=min(wanted), clock=clock)
 

@@ -14,7 +14,7 @@ import ray
 from ray import serve
 
 from serving.clock import SystemClock
-from serving.config import Config, VariantConfig
+from serving.config import Config, Started, VariantConfig
 from serving.contract import Cause, ControlWord, Snapshot, VariantEntry
 from serving.control.auth import VISITOR, Auth
 from serving.gateway.auditor import auditor_of
@@ -57,7 +57,7 @@ DRAIN_S = 1.5
 class GatewaySettings(msgspec.Struct, frozen=True):
     """What a gateway or variant process is started with; all paths absolute."""
 
-    config: str  # JSON of `Config`
+    config: str  # JSON of `Started`
     state_dir: str
     unit_secret: str
 
@@ -66,8 +66,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
         """For a configuration with absolute paths."""
         return cls(config.model_dump_json(), str(paths.state_dir), paths.unit_key())
 
-    def parsed(self) -> Config:
-        return Config.model_validate_json(self.config)
+    def parsed(self) -> Started:
+        return Started.model_validate_json(self.config)
 
 
 class Gateway:

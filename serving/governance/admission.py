@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from serving.config import Config
+from serving.config import Config, Started
 from serving.errors import GovernanceError
 from serving.governance.gate import failures, judge
 from serving.governance.policy import Approvals, Policy, load_policy
@@ -89,6 +89,8 @@ def _wanting(role: str, count: int) -> str:
 
 def required_policies(config: Config) -> dict[str, Policy]:
     """Model -> the policy that its artifacts must fulfil; none while governance is off. Raises `ConfigError`."""
+    if isinstance(config, Started) and config.policies is not None:
+        return config.policies
     if config.governance.mode == "off":
         return {}
     return {name: load_policy(model.policy or config.governance.policy) for name, model in config.models.items()}

@@ -103,7 +103,7 @@ def _values(node: Any, parts: list[str], path: str = "") -> Iterator[tuple[str, 
         children = [(name, node[int(name)] if name.isdecimal() and int(name) < len(node) else None) for name in names]
     else:
         children = []
-    if not children and here != "*":
+    if not children:
         yield ".".join([*([path] if path else []), *parts]), None
     for name, child in children:
         yield from _values(child, rest, f"{path}.{name}".lstrip("."))

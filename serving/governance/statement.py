@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from serving.decoding import UNREADABLE
 from serving.errors import GovernanceError
 from serving.registry.manifest import Manifest
 
@@ -87,7 +88,7 @@ def read_statement(body: bytes) -> Statement:
     """A signed body. Raises `GovernanceError` for what is no approval, or does not agree with itself."""
     try:
         statement = msgspec.json.decode(body, type=Statement)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise GovernanceError(f"the envelope holds no approval: {error}") from None
     if (statement.type, statement.predicateType) != (STATEMENT_TYPE, PREDICATE_TYPE):
         raise GovernanceError(f"the envelope holds {statement.predicateType!r}, which is no approval")

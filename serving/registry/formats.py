@@ -9,6 +9,8 @@ import io
 import pickle
 import pickletools
 import zipfile
+import zlib
+from lzma import LZMAError
 from pathlib import Path
 
 from serving.errors import RegistryError
@@ -19,6 +21,8 @@ from serving.registry.onnx_file import fields, locations
 _PICKLED = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill")
 _REMEDY = "it would run code when it is read; export the model to ONNX or safetensors"
 _HEAD = 4096
+#: What `zipfile` raises of archives that are damaged, encrypted or compressed in an unknown way.
+_UNZIPPABLE = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, ValueError, NotImplementedError, RuntimeError)
 #: Fields of ONNX's ModelProto without which there is no model (onnx/onnx.proto): the graph and the operator sets.
 _GRAPH, _OPERATORS = 7, 8
 
@@ -92,7 +96,11 @@ def _pickle_in_archive(path: Path) -> str:
                 with archive.open(member) as stream:
                     if member.filename.lower().endswith(_PICKLED) or _is_pickle(stream.read(_HEAD)):
                         return member.filename
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError):
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        return "an archive that cannot be looked into"  # bz2 says so of data that are none
+    except _UNZIPPABLE:
         return "an archive that cannot be looked into"
     return ""
 

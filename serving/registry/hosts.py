@@ -6,8 +6,10 @@ in 16 bits, which saturate, so that the same file gives other answers there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from msgspec.structs import replace
 
 from serving.registry.manifest import Manifest
 
@@ -43,10 +45,10 @@ def unfit(manifest: Manifest, cpu: Mapping[str, Any]) -> str:
     return f"{manifest.ref} is an INT8 artifact that {validated}, and this host has {here}"
 
 
-def sibling(manifest: Manifest, others: Iterable[Manifest], cpu: Mapping[str, Any]) -> Manifest | None:
-    """The newest INT8 artifact of the same source that may run on this processor and takes and gives the same.
+def siblings(manifest: Manifest, others: Iterable[Manifest], cpu: Mapping[str, Any]) -> list[Manifest]:
+    """INT8 artifacts of the same source that may run on this processor and answer the same requests, the best first.
 
-    One of the same variant is preferred.
+    Those of the same variant come before the others, the newest of them first.
     """
     fitting = [
         other
@@ -54,18 +56,23 @@ def sibling(manifest: Manifest, others: Iterable[Manifest], cpu: Mapping[str, An
         if other.model == manifest.model
         and is_int8(other)
         and set(_sources(other)) & set(_sources(manifest))
-        and other.signature == manifest.signature
-        and other.postprocess.labels == manifest.postprocess.labels
+        and _handling(other) == _handling(manifest)
         and not unfit(other, cpu)
     ]
-    return max(fitting, key=lambda other: (other.variant == manifest.variant, other.version), default=None)
+    return sorted(fitting, key=lambda other: (other.variant == manifest.variant, other.version), reverse=True)
 
 
-def siblings(manifest: Manifest, others: Sequence[Manifest]) -> list[Manifest]:
-    """What is served in its place on the processors where it may not run, as far as anything was validated on them."""
-    processors = [entry.get("cpu", {}) for other in others for entry in other.validated_on]
-    each = {arithmetic(cpu): cpu for cpu in processors if unfit(manifest, cpu)}
-    return [found for cpu in each.values() if (found := sibling(manifest, others, cpu)) is not None]
+def processors(manifests: Iterable[Manifest]) -> list[Mapping[str, Any]]:
+    """A processor of each 8-bit arithmetic that anything was validated on."""
+    found = [entry.get("cpu", {}) for manifest in manifests for entry in manifest.validated_on]
+    return list({arithmetic(cpu): cpu for cpu in found}.values())
+
+
+def _handling(manifest: Manifest) -> tuple[object, ...]:
+    """What is done around the session, but for the temperature: that is fitted to the weights of each artifact."""
+    preprocess = manifest.preprocess
+    tokenizer = manifest.files.get(preprocess.tokenizer) if preprocess.kind == "text" else None
+    return manifest.signature, preprocess, tokenizer, replace(manifest.postprocess, temperature=1.0)
 
 
 def _sources(manifest: Manifest) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,8 +21,8 @@ def import_layout(registry: Registry, folder: Path) -> list[Registered]:
     """Register every artifact of a layout under its own model and variant, with the next numbers.
 
     All digests are verified before any manifest is visible. What has the same content as a registered artifact is not
-    registered again, but two artifacts of a layout stay two. The lineage names parents as they are numbered here, where
-    they are here.
+    registered again, unless it brings approvals that are not of that one; but two artifacts of a layout stay two. The
+    lineage names parents as they are numbered here, where they are here.
 
     Raises:
         RegistryError: something in the layout is missing, damaged or refused; nothing is registered then.
@@ -37,15 +39,21 @@ def import_layout(registry: Registry, folder: Path) -> list[Registered]:
         done = []
         for one in found:
             draft = _renumbered(registry, one.manifest, here)
-            made = registry.commit(draft, one.digest, lambda there: there.ref not in taken)
+            made = registry.commit(draft, one.digest, partial(_stands, one, taken))
             here[one.digest] = made.manifest.ref
             taken.add(made.manifest.ref)
             done.append(made)
             for signed in one.approvals:
-                signed = msgspec.structs.replace(signed, ref=made.manifest.ref)
-                if not faults(signed, made.manifest):  # what was registered here with the same content is another's
-                    registry.approvals.add(signed)
+                registry.approvals.add(msgspec.structs.replace(signed, ref=made.manifest.ref))
     return done
+
+
+def _stands(one: Found, taken: Collection[str], there: Manifest) -> bool:
+    """Whether what is registered here with the same content may be given in place of an imported artifact.
+
+    Approvals are also of what was measured and when, which the content leaves out.
+    """
+    return there.ref not in taken and not any(faults(signed, there) for signed in one.approvals)
 
 
 def _store(registry: Registry, layout: LayoutFolder, manifest: Manifest) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from serving.decoding import UNREADABLE
 from serving.errors import RegistryError
 from serving.registry.files import sync_folder
 
@@ -83,7 +84,7 @@ class Journal:
     def _decode(self, number: int, raw: bytes) -> Line:
         try:
             return msgspec.json.decode(raw, type=Line)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise RegistryError(
                 f"{self.path}:{number}: not a line of the journal: {error}; restore the file from a copy"
             ) from error

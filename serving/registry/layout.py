@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 
+from serving.decoding import UNREADABLE
 from serving.errors import RegistryError
 from serving.governance.dsse import Envelope
 from serving.registry import oci
@@ -128,7 +129,7 @@ class LayoutFolder:
         """A file of the layout; never through a link, and nothing that is not a file."""
         path = self._folder / name
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = _open_under(self._folder, name)
         except OSError as error:
             raise RegistryError(f"{path}: cannot be read ({error.strerror}); nothing was imported") from error
         found = os.fstat(descriptor)
@@ -141,8 +142,21 @@ class LayoutFolder:
     def _decode(self, name: str, data: bytes, kind: type[Document]) -> Document:
         try:
             return msgspec.json.decode(data, type=kind)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise RegistryError(f"{self._folder / name}: is not what it should be: {error}") from error
+
+
+def _open_under(folder: Path, name: str) -> int:
+    """A descriptor of what has that name under a folder, of which no part is a link. Raises `OSError`."""
+    *parts, last = name.split("/")
+    at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts:
+            outer, at = at, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            os.close(outer)
+        return os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+    finally:
+        os.close(at)
 
 
 def _hex(where: str, entry: oci.Descriptor) -> str:

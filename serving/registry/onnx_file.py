@@ -71,23 +71,28 @@ def locations(path: Path) -> set[str]:
         OSError: it cannot be read.
         ValueError: it is no ONNX model.
     """
-    found, pending = set[str](), list[tuple[str, Field]]()
     with path.open("rb") as stream:
-        whole = Field(0, BYTES, 0, path.stat().st_size)
-        if _may_name(stream, whole):
-            pending.append(("ModelProto", whole))
-        while pending:
-            message, outer = pending.pop()
-            inside = INSIDE.get(message, {})
-            for field in fields(stream, outer.start, outer.end):
-                if field.kind != BYTES:
-                    continue
-                if message == "TensorProto" and field.number == EXTERNAL_DATA:
-                    entry = {one.number: one for one in fields(stream, field.start, field.end) if one.kind == BYTES}
-                    if _KEY in entry and _read(stream, entry[_KEY]) == _LOCATION:
-                        found.add(_read(stream, entry[_VALUE]).decode(errors="replace") if _VALUE in entry else "")
-                elif field.number in inside and _may_name(stream, field):
-                    pending.append((inside[field.number], field))
+        return locations_in(stream, path.stat().st_size)
+
+
+def locations_in(stream: BinaryIO, size: int) -> set[str]:
+    """`locations` of a model of `size` bytes that is read already, or opened."""
+    found, pending = set[str](), list[tuple[str, Field]]()
+    whole = Field(0, BYTES, 0, size)
+    if _may_name(stream, whole):
+        pending.append(("ModelProto", whole))
+    while pending:
+        message, outer = pending.pop()
+        inside = INSIDE.get(message, {})
+        for field in fields(stream, outer.start, outer.end):
+            if field.kind != BYTES:
+                continue
+            if message == "TensorProto" and field.number == EXTERNAL_DATA:
+                entry = {one.number: one for one in fields(stream, field.start, field.end) if one.kind == BYTES}
+                if _KEY in entry and _read(stream, entry[_KEY]) == _LOCATION:
+                    found.add(_read(stream, entry[_VALUE]).decode(errors="replace") if _VALUE in entry else "")
+            elif field.number in inside and _may_name(stream, field):
+                pending.append((inside[field.number], field))
     return found
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from math import isfinite
 
 from serving.errors import RegistryError
+from serving.protocol.types import DTYPES
 from serving.registry.blobs import is_digest
 from serving.registry.manifest import Manifest
 from serving.registry.names import check_file, check_name, listed
@@ -31,9 +33,37 @@ def check(manifest: Manifest) -> None:
         raise RegistryError(
             f"{where}: preprocess.tokenizer {preprocess.tokenizer!r} is not among the files ({listed(manifest.files)})"
         )
+    _check_tensors(where, manifest)
+    if preprocess.kind == "text" and preprocess.max_tokens < 1:
+        raise RegistryError(f"{where}: preprocess.max_tokens is {preprocess.max_tokens}: a text needs at least one")
     if preprocess.pad and any(-1 in spec.shape[1:] for spec in manifest.session.outputs):
         raise RegistryError(f"{where}: preprocess.pad needs outputs whose axes are fixed after the first")
+    _check_answers(where, manifest)
+
+
+def _check_tensors(where: str, manifest: Manifest) -> None:
+    """What no request could be given, or no answer made of."""
+    for side, signature, known in (
+        ("signature", manifest.signature, set(DTYPES)),
+        ("session", manifest.session, set(DTYPES) - {"BYTES"}),
+    ):
+        if not signature.inputs:
+            raise RegistryError(f"{where}: {side} has no input")
+        for spec in (*signature.inputs, *signature.outputs):
+            if spec.datatype not in known:
+                raise RegistryError(
+                    f"{where}: {side}: {spec.name!r} is of datatype {spec.datatype!r} (known: {listed(sorted(known))})"
+                )
+
+
+def _check_answers(where: str, manifest: Manifest) -> None:
     post, outputs = manifest.postprocess, {spec.name: spec for spec in manifest.session.outputs}
+    if not (isfinite(post.temperature) and post.temperature > 0):
+        raise RegistryError(f"{where}: postprocess.temperature is {post.temperature:g}: logits are divided by it")
+    if post.task == "classification" and post.logits not in outputs:
+        raise RegistryError(
+            f"{where}: postprocess.logits {post.logits!r} is no session output (there are: {listed(outputs)})"
+        )
     if post.task == "detection":
         spec = outputs.get(post.score or "")
         if spec is None or spec.batch_axis != 0 or spec.shape[1:] not in ((), (1,)):

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from serving.clock import Clock, SystemClock
+from serving.decoding import UNREADABLE
 from serving.errors import RegistryError
 from serving.registry.aliases import Aliases
 from serving.registry.approvals import Approvals
@@ -120,7 +121,7 @@ class Registry:
                 than the manifest has, or the model keeps tensors in one.
         """
         manifest = self.checked(ref)
-        folder = self._tree(manifest)
+        folder = self.tree(manifest)
         if strange := self.trees.strangers(manifest):
             raise RegistryError(
                 f"{manifest.ref}: {folder / strange[0]} does not belong to it; "
@@ -308,11 +309,23 @@ class Registry:
         path = self.root / "models" / model / variant / f"{revision}.json"
         try:
             manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *UNREADABLE) as error:
             raise RegistryError(f"{path}: not a usable manifest: {error}") from error
         if (manifest.model, manifest.variant, manifest.revision) != (model, variant, revision):
             raise RegistryError(f"{path}: holds the manifest of {manifest.ref}; it was moved or edited")
         return manifest
+
+    def tree(self, manifest: Manifest) -> Path:
+        """The folder of an artifact's files by name, unverified; made when it is registered or, if lost, on use.
+
+        Raises:
+            RegistryError: it was lost, and cannot be made.
+        """
+        folder = self.trees.path(manifest)
+        if not folder.is_dir():
+            with self.writing():
+                self.trees.lay_out(manifest)
+        return folder
 
     # ------------------------------------------------------------ inside
 
@@ -341,14 +354,6 @@ class Registry:
         for parent in manifest.lineage.parents:
             with suppress(RegistryError):
                 yield self.resolve(parent.ref)
-
-    def _tree(self, manifest: Manifest) -> Path:
-        """The folder of an artifact's files by name, made when it is registered or, if lost, on use."""
-        folder = self.trees.path(manifest)
-        if not folder.is_dir():
-            with self.writing():
-                self.trees.lay_out(manifest)
-        return folder
 
 
 def _folders(path: Path) -> list[str]:

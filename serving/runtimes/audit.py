@@ -33,7 +33,7 @@ class RowAudit:
     """Audits rows of one ONNX model.
 
     Args:
-        path: the file that is served.
+        source: the file that is served, or its bytes.
         saturation: look at the ranges of quantized activations.
         familiar: by which its embeddings are measured, and the session output that they lead to; None: they are not.
 
@@ -41,13 +41,15 @@ class RowAudit:
         ValueError: the file quantizes no activation by a fixed range, or has no embedding.
     """
 
-    def __init__(self, path: Path, *, saturation: bool = True, familiar: tuple[Familiar, str] | None = None) -> None:
+    def __init__(
+        self, source: Path | bytes, *, saturation: bool = True, familiar: tuple[Familiar, str] | None = None
+    ) -> None:
         import onnx
 
-        model = onnx.load(path)
+        model = onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load(source)
         self.ranges = ranges_of(model) if saturation else []
         if saturation and not self.ranges:
-            raise ValueError(f"{path.name}: no activation is quantized by a fixed range")
+            raise ValueError("the model: no activation is quantized by a fixed range")
         self._familiar = familiar[0] if familiar is not None else None
         self._tail = tail_of(model, familiar[1]) if familiar is not None else ""
         names = [*(one.name for one in self.ranges), *([self._tail] if self._tail else [])]

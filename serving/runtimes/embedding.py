@@ -60,16 +60,21 @@ class Familiar(NamedTuple):
     @classmethod
     def read(cls, path: Path) -> Familiar:
         """Raises `ValueError` if the file does not hold what `write` writes."""
+        return cls.parse(path.read_bytes(), path.name)
+
+    @classmethod
+    def parse(cls, data: bytes, name: str) -> Familiar:
+        """`read` of the bytes of a file."""
         from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load
 
         try:
-            parts = load_file(path)
+            parts = load(data)
             means, whitening, threshold = parts["means"], parts["whitening"], float(parts["threshold"].item())
         except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{path.name}: not a reference of embeddings: {error}") from None
+            raise ValueError(f"{name}: not a reference of embeddings: {error}") from None
         if means.ndim != 2 or whitening.shape != (means.shape[1],) * 2 or not threshold > 0:
-            raise ValueError(f"{path.name}: means {means.shape}, whitening {whitening.shape}, threshold {threshold}")
+            raise ValueError(f"{name}: means {means.shape}, whitening {whitening.shape}, threshold {threshold}")
         return cls(means, whitening, threshold)
 
 

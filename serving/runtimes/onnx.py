@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from serving.errors import RegistryError
 from serving.registry.manifest import Manifest, Signature
+from serving.registry.verified import onnx_source
 from serving.runtimes.base import check_names
 
 _TYPES = {
@@ -51,11 +52,12 @@ class OnnxSession:
     """
 
     def __init__(self, manifest: Manifest, folder: Path, *, threads: int = 1) -> None:
-        path = folder / manifest.entry
-        try:
-            session = ort.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
-            raise RegistryError(f"{manifest.ref}: ONNX Runtime cannot load {manifest.entry}: {error}") from error
+        with onnx_source(manifest, folder) as source:
+            try:
+                session = ort.InferenceSession(source, session_options(threads), providers=["CPUExecutionProvider"])
+            except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+                raise RegistryError(f"{manifest.ref}: ONNX Runtime cannot load {manifest.entry}: {error}") from error
+        session._model_bytes = None  # it would hold the file's bytes for good, to be opened once more
         _check_signature(session, manifest.session, manifest.ref)
         self._session: ort.InferenceSession | None = session
         self._ref = manifest.ref

@@ -16,6 +16,7 @@ import numpy as np
 from serving.errors import RegistryError, bad_request
 from serving.protocol.tensors import all_finite
 from serving.registry.manifest import UNKNOWN_DIGEST, Manifest
+from serving.registry.verified import content
 from serving.runtimes.answers import Summary, reading
 from serving.runtimes.base import NUMPY_TYPES
 
@@ -222,11 +223,12 @@ def _tokenizer(manifest: Manifest, folder: Path) -> Any:
 def _load_tokenizer(manifest: Manifest, folder: Path) -> Any:
     from tokenizers import Tokenizer
 
-    path = folder / manifest.preprocess.tokenizer
+    name = manifest.preprocess.tokenizer
+    data = content(manifest, folder, name)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(data)
     except Exception as error:  # the Rust library raises plain Exception
-        raise RegistryError(f"{manifest.ref}: cannot load {path.name}: {error}") from error
+        raise RegistryError(f"{manifest.ref}: cannot load {name}: {error}") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(manifest.preprocess.max_tokens)
     return tokenizer

@@ -16,6 +16,7 @@ import numpy as np
 
 from serving.errors import RegistryError
 from serving.registry.manifest import Manifest
+from serving.registry.verified import content
 from serving.runtimes.base import NUMPY_TYPES, TorchMode, check_names
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class TorchSession:
 
         torch.set_num_threads(threads)
         torch.backends.mha.set_fastpath_enabled(False)
-        module = load_module(folder / manifest.entry, manifest.ref)
+        module = module_of(content(manifest, folder, manifest.entry), manifest.entry, manifest.ref)
         if mode == "torchao":
             _round_weights(module)
         self._module: Callable[..., Any] | None = torch.compile(module, dynamic=True) if mode == "compiled" else module
@@ -96,19 +97,27 @@ def _round_weights(module: torch.nn.Module) -> None:
 
 def load_module(path: Path, ref: str) -> torch.nn.Module:
     """A registered module with its weights, in evaluation mode. Raises `RegistryError`."""
-    from safetensors import SafetensorError, safe_open
+    try:
+        return module_of(path.read_bytes(), path.name, ref)
+    except OSError as error:
+        raise RegistryError(f"{ref}: PyTorch cannot load {path.name}: {error}") from error
+
+
+def module_of(data: bytes, file: str, ref: str) -> torch.nn.Module:
+    """The same of the bytes of a file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     from serving.runtimes.modules import CLASSES
 
     try:
-        with safe_open(path, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+        weights = load(data)  # which checks the frame
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
         name = metadata.get("class", "")
         if name not in CLASSES:
-            raise RegistryError(f"{ref}: {path.name} names class {name!r}; registered are {', '.join(sorted(CLASSES))}")
+            raise RegistryError(f"{ref}: {file} names class {name!r}; registered are {', '.join(sorted(CLASSES))}")
         module = CLASSES[name](**json.loads(metadata["arguments"]))
         module.load_state_dict(weights)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RegistryError(f"{ref}: PyTorch cannot load {path.name}: {error}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RegistryError(f"{ref}: PyTorch cannot load {file}: {error}") from error
     return module.eval()

@@ -29,6 +29,8 @@ from serving.config import Config  # noqa: E402
 from serving.contract import ControlWord  # noqa: E402
 from serving.core.rollout import BACK, ENDED, TRANSITIONS, Move, State  # noqa: E402
 from serving.core.rollout_policy import NAMED, Gate, Policy, Shadow  # noqa: E402
+from serving.governance.policy import BUILT_IN, Approvals  # noqa: E402
+from serving.governance.policy import Policy as GovernancePolicy  # noqa: E402
 
 MEANINGS = {
     "apiVersion": "format of the file",
@@ -299,8 +301,37 @@ def _gate(gate: Gate) -> str:
     return f"≥ {gate.min_duration}, ≥ {gate.min_requests} requests, {until}"
 
 
+def governance_policies_table() -> str:
+    """What the built-in policies of governance ask for: a rule a row, a policy a column."""
+    policies = list(BUILT_IN.values())
+    asked = list(dict.fromkeys((rule.evidence, rule.applies_to) for policy in policies for rule in policy.rules))
+    rows = []
+    for evidence, applies_to in asked:
+        limits = [_limit(policy, evidence, applies_to) for policy in policies]
+        of = "" if applies_to == "all" else f" (of {applies_to} artifacts)"
+        rows.append(f"| `{evidence}`{of} | {' | '.join(limits)} |")
+    approvals = [", ".join(_approvals(one) for one in policy.approvals) for policy in policies]
+    rows.append(f"| approvals, each by another person | {' | '.join(approvals)} |")
+    names = " | ".join(f"`{policy.name}`" for policy in policies)
+    return "\n".join([f"| asked of an artifact | {names} |", f"|---|{'---|' * len(policies)}", *rows])
+
+
+def _limit(policy: GovernancePolicy, evidence: str, applies_to: str) -> str:
+    for rule in policy.rules:
+        if (rule.evidence, rule.applies_to) == (evidence, applies_to):
+            limits = [f"≥ {rule.at_least:g}"] if rule.at_least is not None else []
+            limits += [f"≤ {rule.at_most:g}"] if rule.at_most is not None else []
+            return ", ".join(limits) or "measured"
+    return "–"
+
+
+def _approvals(wanted: Approvals) -> str:
+    return f"{wanted.count} by a `{wanted.role}`" if wanted.role else f"{wanted.count} in any role"
+
+
 TABLES = {
     "configuration": config_table,
+    "governance-policies": governance_policies_table,
     "metrics": metrics_table,
     "rollout-diagram": rollout_diagram,
     "rollout-policies": policies_table,

@@ -173,6 +173,41 @@ def test_the_html_is_whole_and_shows_markup_as_text(run: Any, tmp_path: Path) ->
     assert "model_name" not in page.text  # metadata is for machines
 
 
+HOSTILE = (
+    "![x](https://evil.example/x.png)",
+    "`![x](https://evil.example/x.png)",
+    "`a` ![x](https://evil.example/x.png)",
+    "``` ` [x](https://evil.example)",
+    "\\![x](https://evil.example/x.png)",
+    "\\\\[x](https://evil.example)",
+    "a | [x](https://evil.example) \\| <a href='https://evil.example'>x</a>",
+    "<https://evil.example>",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_in_a_manifest_becomes_markup(run: Any, registry: Registry, tmp_path: Path, text: str) -> None:
+    """It may be of an import: a page that loads a picture tells somebody that it was looked at."""
+    put(
+        registry,
+        "hostile",
+        data={"source": text, text: "value"},
+        evaluation=EVIDENCE
+        | {"split": text, "inherited_from": text, text: 0.5, "per": {text: {text: 0.5}, "other": {text: 0.25}}},
+        calibration={"nested": {text: [text, text]}},
+        validated_on=[{"cpu": {"model": text, "flags": [text]}, text: 1.0}],
+        card={"owner": text, "purpose": text, "limitations": [text]},
+        build={"versions": {text: text}},
+    )
+    target = tmp_path / "card.html"
+    run("m/hostile", "--format", "html", "-o", str(target))
+    page = Page()
+    page.feed(target.read_text(encoding="utf-8"))
+    assert page.open == []
+    assert not page.tags & {"script", "a", "link", "img"}
+    assert page.text.count(text) >= 10  # and is shown as it is
+
+
 # ---------------------------------------------------------------- of a deployment
 
 
@@ -251,6 +286,9 @@ def valid(text: str) -> dict[str, Any]:
 
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     document: dict[str, Any] = json.loads(text)
+    refs = [part["bom-ref"] for part in (*document["components"], document["metadata"]["component"])]
+    assert len(set(refs)) == len(refs)
+    assert len({one["ref"] for one in document["dependencies"]}) == len(document["dependencies"])
     known = {part["bom-ref"] for part in (*document["components"], document["metadata"]["component"])}
     for one in document["dependencies"]:
         assert {one["ref"], *one["dependsOn"]} <= known
@@ -295,6 +333,23 @@ def test_the_bill_of_a_deployment_holds_its_models(run: Any, registry: Registry)
     models = [part for part in document["components"] if part["type"] == "machine-learning-model"]
     assert [(part["group"], part["name"]) for part in models] == [("m", "teacher"), ("m", "int8")]
     assert all("modelCard" in part for part in models)
+
+
+def test_a_model_that_is_served_twice_is_one_component(run: Any, registry: Registry) -> None:
+    path = configuration(registry)
+    other = "  n: {baseline: again, variants: {again: {artifact: 'm/teacher:1'}}}\n"
+    path.write_text(path.read_text() + other)
+    document = valid(run("--system", str(path), "--format", "cyclonedx"))
+    models = [part["name"] for part in document["components"] if part["type"] == "machine-learning-model"]
+    assert models == ["teacher", "int8"]
+
+
+def test_a_library_that_was_not_there_is_no_part(run: Any, registry: Registry) -> None:
+    put(registry, "odd", build={"versions": {"onnxruntime": "1.30.0", "torch": "absent"}})
+    document = valid(run("m/odd", "--format", "cyclonedx"))
+    assert [part["purl"] for part in document["components"] if part["type"] == "library"] == [
+        "pkg:pypi/onnxruntime@1.30.0"
+    ]
 
 
 def test_wrong_usage_is_2(run: Any, registry: Registry) -> None:

@@ -8,16 +8,21 @@ from typing import Any
 
 import msgspec
 import pytest
-from governance_kit import CALIBRATION, EVIDENCE, INT8, config, key_at, policy, put, registry_at
+from governance_kit import AVX2, CALIBRATION, EVIDENCE, INT8, VNNI, config, key_at, policy, put, registry_at
 from registry_kit import dies_at, faults, made_from
 
+from serving.artifacts import in_use, started
 from serving.clock import FakeClock
+from serving.config import Started
 from serving.errors import GovernanceError, RegistryError
 from serving.governance.admission import Admission, Trusted, lacking, standing
 from serving.governance.approve import approve
+from serving.governance.dsse import sign
 from serving.governance.keys import PrivateKey
-from serving.governance.policy import BUILT_IN, Approvals, Policy
-from serving.governance.statement import digests_of
+from serving.governance.policy import BUILT_IN, Approvals, Policy, load_policy
+from serving.governance.statement import PAYLOAD_TYPE, digests_of
+from serving.loading import Loader
+from serving.registry.approvals import Signed
 from serving.registry.collect import collect
 from serving.registry.export import export
 from serving.registry.importing import import_layout
@@ -124,6 +129,20 @@ def test_only_trusted_keys_in_their_roles_count(registry: Registry, key: Private
     assert "alice has no role 'risk-owner'" in void[1]
 
 
+@pytest.mark.parametrize("body", [b'{"_type": "\xff"}', b"[" * 100_000, b"{"])
+def test_what_somebody_signed_that_is_no_statement_counts_for_nothing(
+    registry: Registry, key: PrivateKey, body: bytes
+) -> None:
+    give(registry, key)
+    junk = Signed("2026-01-31T12:00:00+00:00", "eve", "m/int8:1", key.public.text, sign(PAYLOAD_TYPE, body, key))
+    registry.approvals.journal.append(msgspec.to_builtins(junk))
+    number, (void,) = counted(registry, registry.resolve("m/int8:1"), key)
+    assert number == 1
+    assert void.startswith("the one of 2026-01-31T12:00:00+00:00: the envelope holds no approval: ")
+    (fault,) = faults(registry)
+    assert "the envelope holds no approval" in fault
+
+
 @pytest.mark.parametrize(
     ("counted", "missing"),
     [
@@ -148,6 +167,27 @@ def test_an_approval_by_anybody_is_not_taken_from_a_role() -> None:
 # ---------------------------------------------------------------- what is served
 
 
+def test_only_an_approved_sibling_takes_the_place_of_an_approved_artifact(registry: Registry, key: PrivateKey) -> None:
+    about: dict[str, Any] = {"lineage": made_from(registry.resolve("m/teacher:1")), "quantization": INT8}
+    for content in ("reviewed", "built since"):
+        put(registry, "int8", content, validated_on=[{"cpu": AVX2}], **about)
+    for mode in ("enforce", "warn"):
+        asked = config(registry, governance=enforcing(key, mode=mode), teacher="m/teacher:1", int8="m/int8:1")
+        loader = Loader(asked, registry, AVX2)
+        fitted, notes = loader.fitted(asked)
+        served = fitted.models["m"].variants["int8"].artifact
+        assert served == ("m/int8:1" if mode == "enforce" else "m/int8:3")
+        assert ("m/int8:3 is not served instead: " in notes[0]) is (mode == "enforce")
+    give(registry, key, ref="m/int8:2")
+    for mode in ("enforce", "warn"):
+        asked = config(registry, governance=enforcing(key, mode=mode), teacher="m/teacher:1", int8="m/int8:1")
+        fitted, notes = Loader(asked, registry, AVX2).fitted(asked)
+        assert fitted.models["m"].variants["int8"].artifact == "m/int8:2"
+        assert notes[0].endswith("its sibling m/int8:2 is served instead")
+    # What would be served there is kept, whatever was built since.
+    assert in_use(asked, registry) == {"m/teacher:1", "m/int8:1", "m/int8:2"}
+
+
 def test_enforce_names_variant_digest_and_what_is_missing(registry: Registry, key: PrivateKey) -> None:
     manifest = registry.resolve("m/int8:1")
     admission = Admission(config(registry, governance=enforcing(key)), registry)
@@ -166,6 +206,28 @@ def test_warn_says_and_off_is_silent(registry: Registry, key: PrivateKey) -> Non
     warning = Admission(config(registry, governance=enforcing(key, mode="warn")), registry)
     assert "1 approval by a reviewer missing" in warning.check("m", "int8", manifest)
     assert Admission(config(registry), registry).check("m", "int8", manifest) == ""
+
+
+def test_every_process_of_an_instance_judges_by_the_policy_that_it_was_started_with(
+    registry: Registry, key: PrivateKey, tmp_path: Path
+) -> None:
+    path = tmp_path / "policy.yaml"
+    lines = "apiVersion: canarium/policy/v1\nname: ours\ntier: low\nrules:\n  - {evidence: evaluation.accuracy"
+    path.write_text(f"{lines}, at_least: 0.9}}\n")
+    give(registry, key, load_policy(str(path)))
+    asked = config(registry, governance=enforcing(key, policy=str(path)), int8="m/int8:1")
+    given = started(asked, registry)
+    received = given.model_dump_json()
+    assert Loader(Started.model_validate_json(received), registry, VNNI).refusal("m", "int8", "m/int8:1") == ""
+    for edited in (f"{lines}, at_least: 0.99}}\n", "apiVersion: can", ""):
+        path.write_text(edited)
+        # A gateway that is replaced now.
+        loader = Loader(Started.model_validate_json(received), registry, VNNI)
+        assert loader.open("m", "int8", "m/int8:1")
+        assert loader.fitted(given) == (given, [])
+    path.write_text(f"{lines}, at_least: 0.99}}\n")
+    again = started(asked, registry)
+    assert "accuracy is 0.97, under 0.99" in Loader(again, registry, VNNI).refusal("m", "int8", "m/int8:1")
 
 
 def test_evidence_is_judged_again_when_something_is_served(registry: Registry, key: PrivateKey, tmp_path: Path) -> None:
@@ -218,6 +280,27 @@ def test_approvals_travel_with_their_artifact(registry: Registry, key: PrivateKe
     assert len(target.approvals.all()) == 2
     import_layout(target, folder)
     assert len(target.approvals.all()) == 2
+    assert faults(target) == []
+
+
+def test_an_approval_travels_to_a_registry_that_has_the_same_content(
+    registry: Registry, key: PrivateKey, tmp_path: Path
+) -> None:
+    """Built there as well, at another time: an approval is of that one build, so it comes with its own revision."""
+    give(registry, key)
+    folder, clock = tmp_path / "out", FakeClock()
+    clock.advance(3600.0)
+    (tmp_path / "elsewhere").mkdir()
+    target = Registry(tmp_path / "elsewhere" / "registry", clock)
+    teacher = put(target, "teacher")
+    put(target, "int8", lineage=made_from(teacher), quantization=INT8)
+    export(registry, ["m/int8", "m/teacher"], folder)
+    for new in (True, False):
+        done = import_layout(target, folder)
+        assert [(one.manifest.ref, one.new) for one in done] == [("m/teacher:1", False), ("m/int8:2", new)]
+        assert counted(target, target.resolve("m/int8:2"), key) == (1, [])
+    assert counted(target, target.resolve("m/int8:1"), key) == (0, [])
+    assert len(target.approvals.all()) == 1
     assert faults(target) == []
 
 

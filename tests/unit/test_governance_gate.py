@@ -63,6 +63,18 @@ def test_a_star_stands_for_all_and_the_worst_decides() -> None:
     assert verdict({"found": {}}, **star)[0] == "fail"
 
 
+def test_each_of_several_stars_must_find_something() -> None:
+    stars = {"evidence": "evaluation.found.*.*"}
+    measured = {"typos": {"flip_rate": 0.01}}
+    assert verdict({"found": measured}, at_most=0.1, **stars)[0] == "pass"
+    for nothing in ({}, [], None, 0.5):
+        assert verdict({"found": measured | {"case": nothing}}, at_most=0.1, **stars) == (
+            "fail",
+            None,
+            "evaluation.found.case.*: not measured",
+        )
+
+
 def test_a_number_in_a_list_is_named_by_its_place() -> None:
     place = {"evidence": "evaluation.found.1"}
     assert verdict({"found": [0.1, 0.2]}, at_most=0.2, **place)[:2] == ("pass", 0.2)

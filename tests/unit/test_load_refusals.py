@@ -22,7 +22,7 @@ from serving.loading import Loader
 from serving.registry.export import export
 from serving.registry.formats import check_entry, refuse_pickle
 from serving.registry.importing import import_layout
-from serving.registry.manifest import Manifest
+from serving.registry.manifest import Manifest, Postprocess, Preprocess
 from serving.registry.onnx_file import EXTERNAL_DATA, INSIDE, locations
 from serving.registry.store import Registry
 
@@ -161,6 +161,19 @@ def test_what_is_no_pickle_is_let_through(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("words.txt", "plain")
     refuse_pickle("m/x", "words.zip", path)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_whose_members_are_damaged_is_refused(tmp_path: Path, compression: int) -> None:
+    path = tmp_path / "words.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("words", "plain words " * 2000)
+    data = bytearray(path.read_bytes())
+    for at in range(40, len(data) - 120):
+        data[at] ^= 0x5A
+    path.write_bytes(data)
+    with pytest.raises(RegistryError, match="an archive that cannot be looked into"):
+        refuse_pickle("m/x", "words.zip", path)
 
 
 def test_a_pickle_is_neither_registered_nor_imported_nor_loaded(registry: Registry, tmp_path: Path) -> None:
@@ -347,8 +360,8 @@ def test_a_cache_of_other_weights_is_found_and_not_loaded(registry: Registry) ->
 def test_an_int8_artifact_of_another_instruction_set_is_refused(registry: Registry) -> None:
     assert refused(registry, cpu=AVX2) == (
         "models.m.variants.int8: m/int8:1 is an INT8 artifact that was validated on VNNI, and this host has x86_64 "
-        "without 8-bit dot products; no sibling of the same source was validated here: build one on this host, "
-        "or choose another artifact"
+        "without 8-bit dot products; no sibling of the same source that was validated here can take its place: build "
+        "one on this host, or choose another artifact"
     )
     assert loader(registry, AVX2).open("m", "teacher", "m/teacher:1")  # floats run anywhere
     assert loader(registry, AVX2).open("m", "int8", "m/int8:1", runs_here=False)
@@ -398,3 +411,60 @@ def test_a_sibling_made_of_the_same_weights_under_another_manifest_is_found(regi
     put(registry, "int8", "on avx2", lineage=made_from(teacher), quantization=quantized, **about)
     fitted, _ = loader(registry, AVX2).fitted(asked)
     assert fitted.models["m"].variants["int8"].artifact == "m/int8:4"
+
+
+def test_a_sibling_that_reads_or_answers_otherwise_does_not_take_its_place(registry: Registry) -> None:
+    about: dict[str, Any] = {
+        "lineage": made_from(registry.resolve("m/teacher:1")),
+        "quantization": INT8,
+        "validated_on": [{"cpu": AVX2}],
+    }
+    labels = Postprocess("classification", logits="y", labels=("a", "b"))
+    put(registry, "int8", "a", **about, preprocess=Preprocess(max_tokens=32))
+    put(registry, "int8", "b", **about, postprocess=labels)
+    put(registry, "int8", "c", **about, postprocess=Postprocess(score="y", threshold=0.5))
+    asked = config(registry)
+    assert loader(registry, AVX2).fitted(asked) == (asked, [])
+    put(registry, "int8", "d", **about, postprocess=Postprocess(temperature=1.7))  # that is its own
+    assert loader(registry, AVX2).fitted(asked)[0].models["m"].variants["int8"].artifact == "m/int8:5"
+
+
+def test_a_sibling_with_another_tokenizer_does_not_take_its_place(registry: Registry, tmp_path: Path) -> None:
+    def text(words: str, cpu: dict[str, Any]) -> None:
+        (tmp_path / "tokenizer.json").write_text(words)
+        registry.register(
+            "m",
+            "text",
+            {"model.onnx": tmp_path / "int8-int8.onnx", "tokenizer.json": tmp_path / "tokenizer.json"},
+            format="onnx",
+            entry="model.onnx",
+            signature=SIGNATURE,
+            session=SIGNATURE,
+            preprocess=Preprocess("text"),
+            lineage=made_from(registry.resolve("m/teacher:1")),
+            quantization=INT8,
+            validated_on=[{"cpu": cpu}],
+        )
+
+    text("one", VNNI)
+    text("other", AVX2)
+    asked = config(registry, text="m/text:1")
+    assert loader(registry, AVX2).fitted(asked) == (asked, [])
+
+
+def test_two_variants_are_not_given_the_same_sibling(registry: Registry) -> None:
+    """Clients tell variants by their versions: two of one artifact could not be started."""
+    about: dict[str, Any] = {"lineage": made_from(registry.resolve("m/teacher:1")), "quantization": INT8}
+    put(registry, "int8", "second", **about)
+    put(registry, "int8", "here", **about, validated_on=[{"cpu": AVX2}])
+    asked = config(registry, old="m/int8:1", new="m/int8:2")
+    fitted, notes = loader(registry, AVX2).fitted(asked)
+    assert [one.artifact for one in fitted.models["m"].variants.values()] == ["m/int8:3", "m/int8:2"]
+    assert notes[0].endswith("its sibling m/int8:3 is served instead")
+    assert notes[1].startswith("models.m.variants.new: m/int8:2 is an INT8 artifact")
+    assert notes[1].endswith("its sibling m/int8:3 is already served as old: leave out one of the two")
+    put(registry, "int8", "here as well", **about, validated_on=[{"cpu": AVX2}])
+    fitted, _ = loader(registry, AVX2).fitted(asked)
+    assert [one.artifact for one in fitted.models["m"].variants.values()] == ["m/int8:4", "m/int8:3"]
+    beside = config(registry, old="m/int8:1", new="m/int8:4")
+    assert loader(registry, AVX2).fitted(beside)[0].models["m"].variants["old"].artifact == "m/int8:3"

@@ -15,9 +15,11 @@ from monitoring.detectors.ood import Ood
 from monitoring.event import Event
 from monitoring.guard import ModelGuards
 from monitoring.verdicts import Verdict
+from serving.config import parse_config
 from serving.contract import GUARD_ROLES, Cause, Kind, RouteTable, Snapshot, VariantEntry
-from serving.monitor_settings import ENERGY_ROWS, _energy
-from serving.registry.manifest import REFERENCE_FILE
+from serving.errors import RegistryError
+from serving.monitor_settings import ENERGY_ROWS, _energy, monitor_settings
+from serving.registry.manifest import GOLDEN_FILE, REFERENCE_FILE
 from serving.registry.store import Registry
 
 DAY_NS = 86_400_000_000_000
@@ -185,3 +187,42 @@ def test_the_threshold_is_the_99th_percentile_of_the_builds_rows(
         format="onnx", entry="model.onnx", signature=made.signature, session=made.session,
     )  # fmt: skip
     assert _energy(registry, stored) == expected
+
+
+def test_what_the_monitor_is_given_to_read_was_verified(tmp_path: Path) -> None:
+    """A blob and the tree's file are one until somebody puts another in the place of either."""
+    qdq_kit.write_model(tmp_path)
+    (tmp_path / REFERENCE_FILE).write_bytes(
+        b'{"schema": "canarium.reference/v1", "split": "v", "rows": 0, "columns": {}}'
+    )
+    (tmp_path / GOLDEN_FILE).write_bytes(b"{}\n")
+    registry, made = Registry(tmp_path / "registry"), qdq_kit.manifest()
+    stored = registry.register(
+        "m", "v", {name: tmp_path / name for name in ("model.onnx", REFERENCE_FILE, GOLDEN_FILE)},
+        format="onnx", entry="model.onnx", signature=made.signature, session=made.session,
+    )  # fmt: skip
+    config = parse_config(
+        {
+            "apiVersion": "canarium/v1",
+            "registry": {"dir": str(registry.root)},
+            "models": {"m": {"baseline": "v", "variants": {"v": {"artifact": "m/v:1"}}}},
+        }
+    )
+    for name in (REFERENCE_FILE, GOLDEN_FILE):
+        blob, file = registry.blobs.path(stored.files[name].sha256), registry.trees.path(stored) / name
+        original = blob.read_bytes()
+        blob.unlink()
+        blob.write_bytes(b"tampered")
+        watched = monitor_settings(config).models["m"].variants["v"]
+        read = watched.reference if name == REFERENCE_FILE else watched.golden
+        assert Path(read).read_bytes() == original
+        file.unlink()
+        file.write_bytes(b"tampered")
+        with pytest.raises(RegistryError, match=f"m/v:1: {name} is damaged"):
+            monitor_settings(config)
+        file.write_bytes(original)
+    manifest_path = registry.manifest_path(stored)
+    manifest_path.chmod(0o644)
+    manifest_path.write_bytes(manifest_path.read_bytes().replace(b'"temperature": 1.0', b'"temperature": 9.0'))
+    with pytest.raises(RegistryError, match="its manifest is damaged"):
+        monitor_settings(config)

@@ -65,6 +65,13 @@ def stray(registry: Registry) -> None:
     (registry.root / "models/m/a/notes.txt").write_text("hello")
 
 
+def no_text(path: Path, at: bytes) -> None:
+    """One byte of a text that no UTF-8 has."""
+    data = path.read_bytes()
+    assert at in data
+    write(path, data.replace(at, at[:-1] + b"\xff", 1))
+
+
 DAMAGES: dict[str, tuple[Callable[[Registry], object], list[str]]] = {
     "a blob changed in place": (
         lambda r: write(blob(r), b"evil"),
@@ -73,6 +80,14 @@ DAMAGES: dict[str, tuple[Callable[[Registry], object], list[str]]] = {
     "a blob of several artifacts": (
         lambda r: write(blob(r, "words.txt"), b"evil"),
         [r"m/a:1: words\.txt: .* holds sha256", r"m/b:1: words\.txt: .* holds sha256"],
+    ),
+    "a manifest that is no text": (
+        lambda r: no_text(r.manifest_path(r.resolve("m/a:1")), b"model.onnx"),
+        [r"m/a/1\.json: not a usable manifest: .*can't decode byte 0xff"],
+    ),
+    "a log line that is no text": (
+        lambda r: no_text(r.log.journal.path, b"m/a:1"),
+        [r"log\.jsonl:1: not a line of the journal: .*can't decode byte 0xff", r"log\.jsonl:2: does not follow"],
     ),
     "a blob gone": (lambda r: blob(r).unlink(), [r"m/a:1: model\.onnx: .* is not there"]),
     "a tree's file replaced": (

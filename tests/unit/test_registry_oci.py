@@ -239,6 +239,13 @@ def layer(folder: Path) -> Path:
     return folder / "blobs/sha256" / hashlib.sha256(b"small").hexdigest()
 
 
+def folder_as_link(folder: Path, name: str) -> None:
+    """The same files, reached through a link."""
+    elsewhere = folder.with_name("elsewhere-" + name.replace("/", "-"))
+    (folder / name).rename(elsewhere)
+    (folder / name).symlink_to(elsewhere)
+
+
 def as_link(path: Path, target: Path) -> None:
     path.unlink()
     path.symlink_to(target)
@@ -263,6 +270,8 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a file of another size": (lambda f: layer(f).write_bytes(b"larger"), "has 6 bytes and not 5"),
     "a file that is not there": (lambda f: layer(f).unlink(), "cannot be read .No such file"),
+    "a link for the folder of the blobs": (lambda f: folder_as_link(f, "blobs/sha256"), "cannot be read"),
+    "a link for the folder above it": (lambda f: folder_as_link(f, "blobs"), "cannot be read"),
     "a link for a file": (lambda f: as_link(layer(f), twin(f)), "cannot be read"),
     "a pipe for a file": (lambda f: as_pipe(layer(f)), "is not a file"),
     "no layout": (lambda f: (f / "oci-layout").unlink(), "is no OCI image layout"),
@@ -311,6 +320,35 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "a time that is none": (
         lambda f: rewritten(f, lambda m: m.update(created_at="\x1b[2J")),
         r"created_at '\\x1b\[2J' is not a time such as",
+    ),
+    "a temperature of nothing": (
+        lambda f: rewritten(f, lambda m: m["postprocess"].update(temperature=0.0)),
+        r"m/int8: postprocess\.temperature is 0: logits are divided by it",
+    ),
+    "a negative temperature": (
+        lambda f: rewritten(f, lambda m: m["postprocess"].update(temperature=-1.5)),
+        r"postprocess\.temperature is -1\.5",
+    ),
+    "logits that are no output": (
+        lambda f: rewritten(f, lambda m: m["postprocess"].update(task="classification", logits="scores")),
+        r"postprocess\.logits 'scores' is no session output \(there are: y\)",
+    ),
+    "an unknown datatype": (
+        lambda f: rewritten(f, lambda m: m["signature"]["inputs"][0].update(datatype="FP8")),
+        r"signature: 'x' is of datatype 'FP8' \(known: BOOL",
+    ),
+    "a session that takes texts": (
+        lambda f: rewritten(f, lambda m: m["session"]["outputs"][0].update(datatype="BYTES")),
+        r"session: 'y' is of datatype 'BYTES' \(known: BOOL",
+    ),
+    "a client without inputs": (lambda f: rewritten(f, lambda m: m["signature"].update(inputs=[])), "signature has no"),
+    "a session without inputs": (
+        lambda f: rewritten(f, lambda m: m["session"].update(inputs=[])),
+        "session has no inp",
+    ),
+    "no token of a text": (
+        lambda f: rewritten(f, lambda m: m["preprocess"].update(kind="text", tokenizer="model.onnx", max_tokens=0)),
+        r"preprocess\.max_tokens is 0",
     ),
     "an unknown field": (lambda f: rewritten(f, lambda m: m.update(evil=1)), "unknown field `evil`"),
 }

@@ -36,7 +36,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 def manifest(format: str = "onnx", temperature: float = 2.0, **changes: Any) -> Manifest:
     interface = text_interface(["ham", "spam"], TOKENIZER).as_json()
     parameters = {"variant": "v", "format": format, "interface": interface, "files": ["tokenizer.json"]}
-    return msgspec.structs.replace(draft(parameters, temperature), **changes)
+    made = msgspec.structs.replace(draft(parameters, temperature), **changes)
+    return msgspec.structs.replace(made, files={made.entry: File("0" * 64, 0)} | made.files)
 
 
 @pytest.fixture(scope="module")

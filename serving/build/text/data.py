@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from serving.build.cache import BuildError, Tick, write_json
+from serving.decoding import UNREADABLE
 from serving.registry.files import file_digest
 
 #: The data file inside the folder of the step that checked it.
@@ -51,7 +52,7 @@ def read_rows(path: Path) -> list[Row]:
             for number, line in enumerate(stream, 1):
                 try:
                     rows.append(decoder.decode(line))
-                except msgspec.DecodeError as error:
+                except UNREADABLE as error:
                     raise BuildError(f"{path}: line {number}: {error}") from error
     except (OSError, EOFError) as error:
         raise BuildError(f"{path}: cannot be read: {error}") from error
