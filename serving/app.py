@@ -48,6 +48,8 @@ ERROR_LINE = re.compile(r"([\w.]+\.)?\w*(Error|Exception|Refused|Failure)\b.*: "
 DRAIN_S, SERVE_END_S, CONTROL_END_S = 7.0, 12.0, 4.0
 #: How long a control actor that is replaced may take to go, seconds.
 REPLACE_S = 20.0
+#: What the head node has, whichever it is by now.
+HEAD = "node:__internal_head__"
 
 
 # ---------------------------------------------------------------- what is deployed
@@ -128,19 +130,9 @@ def start_control(settings: ControlSettings) -> list[str]:
         StartError: the actor did not start; carries its own words.
     """
     replaced = _remove_unlike(settings)
-    node = _head_node()
+    _require_head()
     remote: Any = ray.remote(ControlActor)
-    actor = remote.options(
-        name=CONTROL_NAME,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        max_task_retries=0,
-        max_concurrency=1000,
-        num_cpus=0,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-    ).remote(settings)
+    actor = remote.options(**control_options()).remote(settings)
     deadline = time.monotonic() + (REPLACE_S if replaced else 0)
     while True:
         try:
@@ -151,6 +143,21 @@ def start_control(settings: ControlSettings) -> list[str]:
                 time.sleep(0.5)
                 continue
             raise StartError(f"the control plane did not start: {_last_words(str(error))}") from None
+
+
+def control_options() -> dict[str, Any]:
+    """How Ray keeps the control actor: on the head by its resource, for the node id of a replaced head is another."""
+    return {
+        "name": CONTROL_NAME,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "max_concurrency": 1000,
+        "num_cpus": 0,
+        "resources": {HEAD: 0.001},
+    }
 
 
 def _remove_unlike(settings: ControlSettings) -> bool:
@@ -205,12 +212,11 @@ def control_settings(config: Config, registry: Registry) -> ControlSettings:
     )
 
 
-def _head_node() -> str:
-    """The id of the head node, where the control plane lives. Raises `StartError` if there is none."""
-    for node in ray.nodes():  # type: ignore[no-untyped-call]
-        if node["Alive"] and "node:__internal_head__" in node["Resources"]:
-            return str(node["NodeID"])
-    raise StartError("the Ray cluster has no live head node")
+def _require_head() -> None:
+    """Raises `StartError` if there is no head node, where the control plane lives."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    if not any(node["Alive"] and HEAD in node["Resources"] for node in nodes):
+        raise StartError("the Ray cluster has no live head node")
 
 
 # ---------------------------------------------------------------- KubeRay's entry points
@@ -295,7 +301,6 @@ def _start_ray(joined: bool) -> None:
         return
     ray.init(
         address="local",
-        num_cpus=os.cpu_count(),
         namespace=NAMESPACE,
         include_dashboard=False,
         log_to_driver=False,
@@ -337,7 +342,7 @@ def _deploy(config: Config) -> dict[str, str]:
 def _cluster_lives() -> bool:
     """Whether Ray still has a live head node; without one nothing is replaced and no table reaches a gateway."""
     try:
-        _head_node()
+        _require_head()
     except Exception:
         return False
     return True
