@@ -49,6 +49,11 @@ class Paths:
         return self.run_dir / "up.lock"
 
     @property
+    def control_lock(self) -> Path:
+        """Locked by a control plane while it has the database open, whoever started it."""
+        return self.run_dir / "control.lock"
+
+    @property
     def word_path(self) -> Path:
         return self.run_dir / WORD_FILE
 
@@ -73,6 +78,11 @@ class Paths:
     @property
     def log_dir(self) -> Path:
         return self.state_dir / "logs"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The directories of the state directory, each after the one that it is in."""
+        return self.run_dir, self.spool_dir, self.payload_dir, self.monitor_dir, self.log_dir
 
     @property
     def listeners_socket(self) -> Path:
@@ -123,7 +133,7 @@ class Paths:
         Raises:
             OSError: one cannot be made, or one in the shared temporary directory is not ours alone.
         """
-        for folder in (self.state_dir, self.run_dir, self.spool_dir, self.payload_dir, self.monitor_dir, self.log_dir):
+        for folder in (self.state_dir, *self.folders):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (self.short_dir, self.socket_dir):
             own_directory(folder)
