@@ -159,14 +159,30 @@ def own_directory(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Replace a file atomically; only its owner may read it. Raises `OSError`, and then the old one stays."""
+def write_private(path: Path, data: bytes, like: os.stat_result | None = None) -> None:
+    """Replace a file atomically; only its owner may read it. Raises `OSError`, and then the old one stays.
+
+    Args:
+        path: the file.
+        data: what it holds then.
+        like: whose owner, group and group's right to read the new one takes over, as far as this process may give them.
+    """
     temporary = _write_beside(path, data)
     try:
+        if like is not None:
+            _make_like(temporary, like)
         temporary.rename(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _make_like(path: Path, like: os.stat_result) -> None:
+    try:
+        os.chown(path, like.st_uid if os.geteuid() == 0 else -1, like.st_gid)
+    except PermissionError:  # its group would be another, which must not read it
+        return
+    path.chmod(0o600 | like.st_mode & 0o040)
 
 
 def _write_beside(path: Path, data: bytes) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import stat
@@ -138,6 +139,26 @@ def test_a_damaged_file_is_not_changed(path: Path) -> None:
     with pytest.raises(ConfigError, match="line 1: expected name"):
         add(path, Entry("bob", "viewer", "1" * 64))
     assert path.read_text() == "what is this"
+
+
+@pytest.mark.parametrize(("before", "after"), [(0o640, 0o640), (0o660, 0o640), (0o644, 0o640), (0o600, 0o600)])
+def test_whoever_read_the_file_by_its_group_still_can(path: Path, before: int, after: int) -> None:
+    path.chmod(before)
+    group = path.stat().st_gid
+    add(path, Entry("bob", "viewer", hashed("b0b")))
+    assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_gid) == (after, group)
+    remove(path, "bob")
+    assert stat.S_IMODE(path.stat().st_mode) == after
+
+
+def test_another_group_than_before_may_not_read_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    path.chmod(0o640)
+    monkeypatch.setattr(os, "chown", refused)
+    add(path, Entry("bob", "viewer", hashed("b0b")))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_secrets_are_long_and_never_the_same() -> None:
