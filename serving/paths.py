@@ -63,6 +63,11 @@ class Paths:
         return self.run_dir / "snapshot.json"
 
     @property
+    def drain_file(self) -> Path:
+        """By which the gateways of this node are asked to leave (see `serving.gateway.drain`)."""
+        return self.run_dir / "drain"
+
+    @property
     def spool_dir(self) -> Path:
         return self.run_dir / "spool"
 

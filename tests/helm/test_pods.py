@@ -95,6 +95,21 @@ def test_every_volume_that_is_mounted_exists() -> None:
                 assert {mount["name"] for mount in container["volumeMounts"]} == volumes
 
 
+def test_gateways_drain_within_the_grace_period_before_their_node_goes() -> None:
+    from serving.cli import canarium
+
+    given = charts.with_value(charts.values("default"), "worker.terminationGracePeriodSeconds", 300)
+    (service,) = charts.parse(charts.render(given)["rayservice.yaml"])
+    pod = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]
+    shell, _, script = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    drain, stop = script.split("; ")
+    assert (shell, stop) == ("/bin/sh", "ray stop")
+    _, name, *options = drain.split()
+    assert {"--file", "--within"} <= {text for option in canarium.commands[name].params for text in option.opts}
+    assert options == ["--file", "/etc/canarium/config/canarium.yaml", "--within", "285"]
+    assert pod["terminationGracePeriodSeconds"] == 300
+
+
 def test_the_configuration_is_mounted_so_that_it_is_renewed() -> None:
     for container in containers("default"):
         config = next(mount for mount in container["volumeMounts"] if mount["name"] == "config")
