@@ -48,6 +48,10 @@ ERROR_LINE = re.compile(r"([\w.]+\.)?\w*(Error|Exception|Refused|Failure)\b.*: "
 DRAIN_S, SERVE_END_S, CONTROL_END_S = 7.0, 12.0, 4.0
 #: How long a control actor that is replaced may take to go, seconds.
 REPLACE_S = 20.0
+#: How long the kubelet may take to bring a new configuration to a pod, seconds.
+REVISION_S = 300.0
+#: What the head node has, whichever it is by now.
+HEAD = "node:__internal_head__"
 
 
 # ---------------------------------------------------------------- what is deployed
@@ -128,19 +132,9 @@ def start_control(settings: ControlSettings) -> list[str]:
         StartError: the actor did not start; carries its own words.
     """
     replaced = _remove_unlike(settings)
-    node = _head_node()
+    _require_head()
     remote: Any = ray.remote(ControlActor)
-    actor = remote.options(
-        name=CONTROL_NAME,
-        namespace=NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        max_task_retries=0,
-        max_concurrency=1000,
-        num_cpus=0,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-    ).remote(settings)
+    actor = remote.options(**control_options()).remote(settings)
     deadline = time.monotonic() + (REPLACE_S if replaced else 0)
     while True:
         try:
@@ -151,6 +145,21 @@ def start_control(settings: ControlSettings) -> list[str]:
                 time.sleep(0.5)
                 continue
             raise StartError(f"the control plane did not start: {_last_words(str(error))}") from None
+
+
+def control_options() -> dict[str, Any]:
+    """How Ray keeps the control actor: on the head by its resource, for the node id of a replaced head is another."""
+    return {
+        "name": CONTROL_NAME,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "max_concurrency": 1000,
+        "num_cpus": 0,
+        "resources": {HEAD: 0.001},
+    }
 
 
 def _remove_unlike(settings: ControlSettings) -> bool:
@@ -184,7 +193,10 @@ def _end_control(actor: Any) -> None:
 
 
 def control_settings(config: Config, registry: Registry) -> ControlSettings:
-    """What the control actor is created with, and comes back with after a crash."""
+    """What the control actor is created with, and comes back with after a crash.
+
+    On a cluster the monitor may be on another node: `CANARIUM_MONITOR` is its address.
+    """
     paths, server = Paths.of(config.state.dir), config.server
     facts = {
         model: {name: VariantFacts.of(entry, registry.resolve(entry.artifact)) for name, entry in variants.items()}
@@ -198,26 +210,29 @@ def control_settings(config: Config, registry: Registry) -> ControlSettings:
         word_path=str(paths.word_path),
         host=server.host,
         port=server.control_port,
-        monitor_url=server.urls()["monitor"],
+        monitor_url=os.environ.get("CANARIUM_MONITOR") or server.urls()["monitor"],
         console_dir=str(Path(next(iter(monitoring.__path__))) / "console"),
         urls=server.urls(),
         version=version("canarium"),
     )
 
 
-def _head_node() -> str:
-    """The id of the head node, where the control plane lives. Raises `StartError` if there is none."""
-    for node in ray.nodes():  # type: ignore[no-untyped-call]
-        if node["Alive"] and "node:__internal_head__" in node["Resources"]:
-            return str(node["NodeID"])
-    raise StartError("the Ray cluster has no live head node")
+def _require_head() -> None:
+    """Raises `StartError` if there is no head node, where the control plane lives."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    if not any(node["Alive"] and HEAD in node["Resources"] for node in nodes):
+        raise StartError("the Ray cluster has no live head node")
 
 
 # ---------------------------------------------------------------- KubeRay's entry points
 
 
 def build_app(args: dict[str, str]) -> Any:
-    """The gateways' application for `serveConfigV2`; starts the control plane as well. `args`: `config`, a path."""
+    """The gateways' application for `serveConfigV2`; starts the control plane as well.
+
+    Args:
+        args: `config`, a path; `revision`, what the file of that name beside it must say first (see `_await_revision`).
+    """
     config, registry = _configured(args)
     paths = Paths.of(config.state.dir)
     paths.create()
@@ -226,7 +241,7 @@ def build_app(args: dict[str, str]) -> Any:
 
 
 def build_variant(args: dict[str, str]) -> Any:
-    """The application of one isolated variant for `serveConfigV2`. `args`: `config`, `model`, `variant`."""
+    """The application of one isolated variant for `serveConfigV2`. `args`: as for `build_app`, `model`, `variant`."""
     config, registry = _configured(args)
     paths = Paths.of(config.state.dir)
     paths.create()
@@ -236,6 +251,8 @@ def build_variant(args: dict[str, str]) -> Any:
 
 
 def _configured(args: dict[str, str]) -> tuple[Config, Registry]:
+    if "revision" in args:
+        _await_revision(Path(args["config"]).with_name("revision"), args["revision"])
     config = load_config(args["config"]).absolute()
     registry = Registry(config.registry.dir)
     config = started(config, registry)
@@ -243,6 +260,29 @@ def _configured(args: dict[str, str]) -> tuple[Config, Registry]:
     for note in notes:
         _say(f"{NOTE}{note}")
     return config, registry
+
+
+def _await_revision(file: Path, revision: str) -> None:
+    """Wait until a mounted ConfigMap is the one that this application was submitted with.
+
+    Applications that change reach a running cluster at once, the kubelet renews the file within a minute or two. What
+    is built from the file before would be some of the old configuration and some of the new.
+
+    Raises:
+        StartError: it does not come; what was deployed before goes on.
+    """
+    deadline = time.monotonic() + REVISION_S
+    while (found := _text(file)) != revision:
+        if time.monotonic() >= deadline:
+            raise StartError(f"{file} says {found[:12] or 'nothing'} after {REVISION_S:g} s, expected {revision[:12]}")
+        time.sleep(1)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
 
 
 # ---------------------------------------------------------------- one machine, or a cluster that is joined
@@ -295,7 +335,6 @@ def _start_ray(joined: bool) -> None:
         return
     ray.init(
         address="local",
-        num_cpus=os.cpu_count(),
         namespace=NAMESPACE,
         include_dashboard=False,
         log_to_driver=False,
@@ -337,7 +376,7 @@ def _deploy(config: Config) -> dict[str, str]:
 def _cluster_lives() -> bool:
     """Whether Ray still has a live head node; without one nothing is replaced and no table reaches a gateway."""
     try:
-        _head_node()
+        _require_head()
     except Exception:
         return False
     return True

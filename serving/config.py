@@ -5,6 +5,7 @@ Read once, in the composition root (`cli`, `app`); everything else receives the 
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -291,7 +292,7 @@ class Config(Section):
         """The same with every path absolute, for processes with another working directory."""
 
         def full(path: str) -> str:
-            return str(Path(path).resolve())
+            return os.path.abspath(path)  # links stay links: a mounted Secret is renewed by moving one
 
         def policy(given: str) -> str:
             return full(given) if "." in given or "/" in given else given  # the names of built-in ones have neither

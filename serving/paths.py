@@ -49,6 +49,11 @@ class Paths:
         return self.run_dir / "up.lock"
 
     @property
+    def control_lock(self) -> Path:
+        """Locked by a control plane while it has the database open, whoever started it."""
+        return self.run_dir / "control.lock"
+
+    @property
     def word_path(self) -> Path:
         return self.run_dir / WORD_FILE
 
@@ -56,6 +61,11 @@ class Paths:
     def snapshot_file(self) -> Path:
         """The last routing snapshot that a gateway took over, for one that starts without a control plane."""
         return self.run_dir / "snapshot.json"
+
+    @property
+    def drain_file(self) -> Path:
+        """By which the gateways of this node are asked to leave (see `serving.gateway.drain`)."""
+        return self.run_dir / "drain"
 
     @property
     def spool_dir(self) -> Path:
@@ -73,6 +83,11 @@ class Paths:
     @property
     def log_dir(self) -> Path:
         return self.state_dir / "logs"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The directories of the state directory, each after the one that it is in."""
+        return self.run_dir, self.spool_dir, self.payload_dir, self.monitor_dir, self.log_dir
 
     @property
     def listeners_socket(self) -> Path:
@@ -123,7 +138,7 @@ class Paths:
         Raises:
             OSError: one cannot be made, or one in the shared temporary directory is not ours alone.
         """
-        for folder in (self.state_dir, self.run_dir, self.spool_dir, self.payload_dir, self.monitor_dir, self.log_dir):
+        for folder in (self.state_dir, *self.folders):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (self.short_dir, self.socket_dir):
             own_directory(folder)
@@ -149,14 +164,30 @@ def own_directory(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Replace a file atomically; only its owner may read it. Raises `OSError`, and then the old one stays."""
+def write_private(path: Path, data: bytes, like: os.stat_result | None = None) -> None:
+    """Replace a file atomically; only its owner may read it. Raises `OSError`, and then the old one stays.
+
+    Args:
+        path: the file.
+        data: what it holds then.
+        like: whose owner, group and group's right to read the new one takes over, as far as this process may give them.
+    """
     temporary = _write_beside(path, data)
     try:
+        if like is not None:
+            _make_like(temporary, like)
         temporary.rename(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _make_like(path: Path, like: os.stat_result) -> None:
+    try:
+        os.chown(path, like.st_uid if os.geteuid() == 0 else -1, like.st_gid)
+    except PermissionError:  # its group would be another, which must not read it
+        return
+    path.chmod(0o600 | like.st_mode & 0o040)
 
 
 def _write_beside(path: Path, data: bytes) -> Path:

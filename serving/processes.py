@@ -16,7 +16,7 @@ from serving.serve_env import INSTANCE_VARIABLE
 
 
 class InstanceLock:
-    """Held by `up` for as long as it lives, so that a stale file never passes for a running instance."""
+    """Held by `up` (or a control plane) for as long as it lives: a stale file never passes for a running instance."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""Write values.schema.json: the chart's own keys by hand, `models` from serving.config.
+"""Write values.schema.json: the chart's own keys by hand, `models`, `governance` and `card` from serving.config.
 
 python helm/canarium/generate_schema.py            # writes values.schema.json
 python helm/canarium/generate_schema.py --check    # exit 1 if it is out of date
@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from serving.config import ModelConfig, ServerConfig
+from serving.config import AuthConfig, ModelConfig, ServerConfig
+from serving.governance.settings import GovernanceConfig, SystemCardConfig
 
 HERE = Path(__file__).resolve().parent
 TARGET = HERE / "values.schema.json"
@@ -54,9 +55,10 @@ def from_config(field: str) -> dict[str, Any]:
 
 def build() -> dict[str, Any]:
     """The whole schema. Deterministic, so that `--check` can compare."""
-    model = ModelConfig.model_json_schema(ref_template="#/$defs/{model}")
-    definitions = model.pop("$defs")
-    definitions["ModelConfig"] = model
+    definitions: dict[str, Any] = {}
+    for section in (ModelConfig, GovernanceConfig, SystemCardConfig):
+        given = section.model_json_schema(ref_template="#/$defs/{model}")
+        definitions |= given.pop("$defs", {}) | {section.__name__: given}
     for node in _walk(list(definitions.values())):
         node.pop("default", None)  # values.yaml says the defaults, canarium.yaml's own apply to models
         node.pop("title", None)
@@ -92,8 +94,11 @@ def build() -> dict[str, Any]:
         ),
         auth=closed(
             mode=one_of("tokens"),
+            dataPlane=one_of(*AuthConfig.model_json_schema()["properties"]["data_plane"]["enum"]),
             tokensSecret=closed(name=text(NAME_OR_EMPTY), tokensKey=text(SECRET_KEY), monitorTokenKey=text(SECRET_KEY)),
         ),
+        governance={"$ref": "#/$defs/GovernanceConfig"},
+        card={"$ref": "#/$defs/SystemCardConfig"},
         state=closed(
             databaseSecret=closed(name=text(NAME_OR_EMPTY), urlKey=text(SECRET_KEY)),
             persistence=closed(**volume),

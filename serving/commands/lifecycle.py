@@ -1,4 +1,4 @@
-"""Start, stop and check a deployment: `up`, `down`, `check`."""
+"""Start, stop and check a deployment: `up`, `down`, `drain`, `check`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from serving.commands.common import (
+    ERROR,
     FILE,
     OK,
     console,
@@ -48,6 +49,38 @@ def down(path: Path | None, overrides: tuple[str, ...], state_dir: Path) -> int:
 
     ended = stop(state_dir)
     click.echo(f"{state_dir}: {f'ended {ended} processes' if ended else 'nothing was running'}")
+    return OK
+
+
+@click.command()
+@file_option("path", "Configuration file; its state.dir says which node's gateways are meant.")
+@state_dir_option
+@click.option(
+    "--within", metavar="SECONDS", default=45.0, show_default=True, type=click.FloatRange(0), help="How long to wait."
+)
+def drain(path: Path | None, state_dir: Path, within: float) -> int:
+    """Let the gateways of this node finish and leave, before the node itself goes (`ray stop`).
+
+    They are not ready any more, take connections for another 10 s while others notice, then answer what they were
+    asked. They come back only by being started again.
+    """
+    import time
+
+    from serving.gateway import drain as signal
+    from serving.paths import Paths
+
+    file = Paths.of(read_config(path, ()).state.dir if path is not None else state_dir).drain_file
+    if not file.exists() or signal.finished(file):
+        click.echo("no gateway takes requests here")
+        return OK
+    signal.ask(file)
+    deadline = time.monotonic() + within
+    while not signal.finished(file):
+        if time.monotonic() >= deadline:
+            click.echo(f"gateways still have requests after {within:g} s", err=True)
+            return ERROR
+        time.sleep(0.1)
+    click.echo("drained")
     return OK
 
 
@@ -111,4 +144,4 @@ def check(path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
 
 monitor.add_command(report)
 
-COMMANDS = (up, down, monitor, check)
+COMMANDS = (up, down, drain, monitor, check)

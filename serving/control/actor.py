@@ -19,6 +19,7 @@ import httpx
 import msgspec
 import uvicorn
 
+from serving import processes
 from serving.clock import SystemClock
 from serving.config import Config, Started
 from serving.contract import ControlWord
@@ -85,6 +86,7 @@ class ControlActor:
         self._differences: tuple[str, ...] = ()
         self._starting: asyncio.Task[Plane] | None = None
         self._closed = False
+        self._lock = processes.InstanceLock(Paths.of(settings.state_dir).control_lock)
         with contextlib.suppress(RuntimeError):
             self._starting = asyncio.get_running_loop().create_task(self._start())
 
@@ -140,6 +142,7 @@ class ControlActor:
         settings, clock = self._settings, SystemClock()
         listener = _listen(settings.host, settings.port)
         try:
+            await asyncio.to_thread(self._hold)
             config = Started.model_validate_json(settings.config)
             models = specs(config, settings.variants)
             auth = Auth.from_config(config.auth.mode, config.auth.tokens_file, clock)
@@ -197,8 +200,22 @@ class ControlActor:
             server.should_exit = True
             await asyncio.wait([serving], timeout=SHUTDOWN_S)
             serving.cancel()
-        if plane is not None:
-            await plane.close()
+        try:
+            if plane is not None:
+                await plane.close()
+        finally:
+            self._lock.release()
+
+    def _hold(self) -> None:
+        """Keep `state restore` and other control planes away from the files. Raises `StartError`."""
+        paths = Paths.of(self._settings.state_dir)
+        try:
+            paths.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            held = self._lock.acquire()
+        except OSError as error:
+            raise StartError(f"state.dir: {paths.control_lock} cannot be used: {error.strerror or error}") from error
+        if not held:
+            raise StartError(f"state.dir: another control plane or a restore is at work in {paths.state_dir}")
 
 
 def _open_store(settings: ControlSettings, config: Config) -> SqlStore:

@@ -84,11 +84,7 @@ def restore(database: Database, source: Path, state_dir: Path, *, actor: str, re
     place = _file(database, f"pg_restore --clean --if-exists --dbname={{url}} {shlex.quote(str(source))}")
     paths = Paths.of(state_dir)
     paths.create()
-    lock = processes.InstanceLock(paths.lock_file)
-    if not lock.acquire() or processes.members(paths.instance):
-        lock.release()
-        raise StartError(f"state.dir: {paths.state_dir} is in use; `canarium down` ends what runs there")
-    try:
+    with _stopped(paths):
         given = inspect(source)
         with _copied(source, place) as made:
             replaced = _head(place)
@@ -103,9 +99,35 @@ def restore(database: Database, source: Path, state_dir: Path, *, actor: str, re
                 raise StoreError(f"{source}: the audit trail does not verify after the restore; nothing was replaced")
             aside = _set_aside(place, now_ns)
             made.replace(place)
-    finally:
-        lock.release()
+        _leave_to_owner(paths, place)
     return Restored(str(place), found.entries, aside)
+
+
+@contextlib.contextmanager
+def _stopped(paths: Paths) -> Iterator[None]:
+    """Keep the instance from starting meanwhile. Raises `StartError` if it runs, be it on a cluster without `up`."""
+    lock, control = processes.InstanceLock(paths.lock_file), processes.InstanceLock(paths.control_lock)
+    try:
+        if not lock.acquire() or processes.members(paths.instance):
+            raise StartError(f"state.dir: {paths.state_dir} is in use; `canarium down` ends what runs there")
+        if not control.acquire():
+            raise StartError(
+                f"state.dir: {paths.state_dir} is in use by a control plane (process {control.holder}); end it first, "
+                "on Kubernetes by deleting the RayService"
+            )
+        yield
+    finally:
+        control.release()
+        lock.release()
+
+
+def _leave_to_owner(paths: Paths, place: Path) -> None:
+    """What root made must be usable for the user whose directory it is."""
+    if os.geteuid() != 0:
+        return
+    owner = paths.state_dir.stat()
+    for made in (place, paths.lock_file, paths.control_lock, *paths.folders):
+        os.chown(made, owner.st_uid, owner.st_gid)
 
 
 def inspect(path: Path) -> Copy:

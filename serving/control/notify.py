@@ -12,9 +12,10 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import os
+import stat
 from collections import deque
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -112,23 +113,25 @@ class Notifier:
                 return True
             if pause_s is not None:
                 await self._sleep(pause_s)
-        log.error("webhook %s: %s: given up after %d attempts", hook.url, trouble, len(PAUSES_S) + 1)
+        log.error("webhook %s: %s: given up after %d attempts", hook.shown, trouble, len(PAUSES_S) + 1)
         return False
 
     async def _post(self, hook: Hook, seq: int, body: bytes) -> str:
         """Why a delivery failed, or ""."""
         headers = {"content-type": "application/json", "x-canarium-delivery": str(seq)}
         try:
-            if hook.secret_file is not None:
-                headers["x-canarium-signature"] = signature(_secret(hook.secret_file), body)
-            # The limits of httpx are on each read, and a hook may go on answering for ever: its status is enough.
-            sending = self._client.stream("POST", hook.url, content=body, headers=headers, timeout=None)
-            async with asyncio.timeout(TIMEOUT_S), sending as response:
-                return "" if response.is_success else f"answered {response.status_code}"
+            async with asyncio.timeout(TIMEOUT_S):
+                if hook.secret_file is not None:
+                    secret = await asyncio.to_thread(_secret, hook.secret_file)  # kills run on this loop
+                    headers["x-canarium-signature"] = signature(secret, body)
+                # The limits of httpx are on each read, and a hook may go on answering for ever: its status is enough.
+                sending = self._client.stream("POST", hook.url, content=body, headers=headers, timeout=None)
+                async with sending as response:
+                    return "" if response.is_success else f"answered {response.status_code}"
         except TimeoutError:
             return f"no answer within {TIMEOUT_S:g} s"
         except Exception as error:  # whatever it was, it must not end the deliveries to the others
-            return str(error) or type(error).__name__
+            return str(error).replace(hook.url, hook.shown) or type(error).__name__
 
 
 def signature(secret: bytes, body: bytes) -> str:
@@ -138,7 +141,9 @@ def signature(secret: bytes, body: bytes) -> str:
 
 def _secret(path: str) -> bytes:
     """The key, without the white space around it. Raises `OSError`, or `ValueError` if there is none."""
-    with Path(path).open("rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{path} is no regular file")
         secret = file.read(SECRET_MAX_BYTES).strip()
     if not secret:
         raise ValueError(f"{path} is empty, and a signature needs a key")

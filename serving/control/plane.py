@@ -432,12 +432,19 @@ class Plane:
     async def _watch_lease(self) -> None:
         while not self._fenced:
             await self._sleep(BEAT_S)
-            try:
-                await self._on_writer(self._store.renew)
-            except StaleLease as error:
-                self._fence(error)
-            except StoreError as error:
-                self._fault = str(error)
+            await self.renew()
+
+    async def renew(self) -> None:
+        """One beat of the lease, by which it is also seen that the database answers again."""
+        try:
+            await self._on_writer(self._store.renew)
+        except StaleLease as error:
+            self._fence(error)
+        except StoreError as error:
+            self._fault = str(error)
+        else:
+            if not self._fenced and not self._unsaved.is_set():  # what is unsaved says so until it is saved
+                self._fault = None
 
     async def _keep_saving(self) -> None:
         pause = RETRY_MIN_S

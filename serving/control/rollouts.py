@@ -81,7 +81,8 @@ def start_rollout(state: ControlState, command: StartRollout, now_ns: int) -> Ou
         baseline=table.baseline,
     )
     after = replace(state, rollouts=_kept({**state.rollouts, rollout.id: rollout}), rollout_seq=number)
-    facts = {**_facts(after, rollout), "policy": msgspec.to_builtins(command.policy)}
+    shown = replace(command.policy, notify=tuple(replace(hook, url=hook.shown) for hook in command.policy.notify))
+    facts = {**_facts(after, rollout), "policy": msgspec.to_builtins(shown)}
     row = drafted(command.by, now_ns, "rollout-create", (command.model, command.variant), {}, facts)
     return Outcome(after, (row,))
 

@@ -191,12 +191,9 @@ def _changing(path: Path) -> Iterator[tuple[str, list[Token]]]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Atomically, with mode 0600 and the owner that the file had. Raises `ConfigError`."""
+    """Atomically, with the owner that the file had and, at most, the same group to read it. Raises `ConfigError`."""
     try:
-        before = path.stat() if path.exists() else None
-        write_private(path, text.encode())
-        if before is not None and os.geteuid() == 0:
-            os.chown(path, before.st_uid, before.st_gid)
+        write_private(path, text.encode(), path.stat() if path.exists() else None)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
 

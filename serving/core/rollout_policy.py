@@ -105,6 +105,12 @@ class Hook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: str
     secret_file: str | None = None
 
+    @property
+    def shown(self) -> str:
+        """Scheme and host, for logs and the trail: at many services whoever knows the path may post."""
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{re.split(r'[/?#]', rest, maxsplit=1)[0].rpartition('@')[2]}"
+
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A whole rollout file.

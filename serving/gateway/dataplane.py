@@ -89,6 +89,7 @@ class DataPlane:
         self.planes = Planes(list(config.models), routing, plane_factory)
         self._scorer = Scorer(recorder, clock, (config.server.max_inflight_mib << 20) // 4)
         self.slices = {name: Slices(model.slices) for name, model in config.models.items()}
+        self.leaving = False
         self._reserves = {
             name: TokenBucket() for name, model in config.models.items() if model.capacity.on_kill == "reserve"
         }
@@ -115,7 +116,9 @@ class DataPlane:
 
     @property
     def ready(self) -> bool:
-        """Whether every model's baseline can answer."""
+        """Whether every model's baseline can answer, and this gateway is not about to go."""
+        if self.leaving:
+            return False
         return all(self._routing.view(model) and self.model_ready(model) for model in self._config.models)
 
     def model_ready(self, model: str, version: str = "") -> bool:

@@ -21,6 +21,7 @@ from serving.gateway.auditor import auditor_of
 from serving.gateway.budget import InflightBudget
 from serving.gateway.caller import RequestIds
 from serving.gateway.dataplane import DataPlane
+from serving.gateway.drain import Drain
 from serving.gateway.grpc import GrpcGateway
 from serving.gateway.http import HttpGateway
 from serving.gateway.live import LiveRouting
@@ -36,7 +37,7 @@ from serving.registry.store import Registry
 from serving.runtimes.base import open_session
 from serving.transport.http1 import Http1Server
 from serving.transport.http2 import Http2Server
-from serving.transport.listeners import BACKLOG, claim
+from serving.transport.listeners import BACKLOG, Sockets, claim
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,9 @@ class Gateway:
         ids = RequestIds()
         self._http = Http1Server(HttpGateway(config, self._plane, auth, self._clock, budget, ids))
         self._grpc = Http2Server(GrpcGateway(config, self._plane, auth, self._clock, budget, ids))
+        self._servers: list[asyncio.Server] = []
+        self._sockets: Sockets | None = None
+        self._drain = Drain(paths.drain_file, self._plane, self._http, self._finish)
         self._applied = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follow()), loop.create_task(self._tick())]
@@ -113,12 +117,12 @@ class Gateway:
 
     async def _listen(self) -> None:
         server, loop = self._config.server, asyncio.get_running_loop()
-        self._sockets = await asyncio.to_thread(
+        sockets = self._sockets = await asyncio.to_thread(
             claim, self._paths.listeners_socket, server.host, server.http_port, server.grpc_port
         )
         self._servers = [
-            await loop.create_server(self._http.connection, sock=self._sockets.http, backlog=BACKLOG),
-            await loop.create_server(self._grpc.connection, sock=self._sockets.grpc, backlog=BACKLOG),
+            await loop.create_server(self._http.connection, sock=sockets.http, backlog=BACKLOG),
+            await loop.create_server(self._grpc.connection, sock=sockets.grpc, backlog=BACKLOG),
         ]
 
     async def _table_within(self, seconds: float) -> bool:
@@ -213,6 +217,7 @@ class Gateway:
             await asyncio.sleep(TICK_S)
             try:
                 self._plane.enforce()
+                self._drain.look()
             except Exception:
                 log.exception("tick failed")
 
@@ -225,14 +230,20 @@ class Gateway:
     async def __del__(self) -> None:
         """Called by Serve at the end: take no more connections, answer what was asked, let go of everything."""
         with contextlib.suppress(Exception):
-            for server in self._servers:
-                server.close()
-            self._sockets.close()
-            await asyncio.gather(self._http.drain(CLOSE_S), self._grpc.drain(CLOSE_S))
+            await self._finish(CLOSE_S)
+        self._drain.close()
         for task in self._tasks:
             task.cancel()
         with contextlib.suppress(Exception):
             await self._plane.close()
+
+    async def _finish(self, limit_s: float) -> None:
+        """Take no more connections, answer what was asked, hang up after `limit_s` seconds."""
+        for server in self._servers:
+            server.close()
+        if self._sockets is not None:
+            self._sockets.close()
+        await asyncio.gather(self._http.drain(limit_s), self._grpc.drain(limit_s))
 
 
 class VariantReplica:

@@ -95,6 +95,7 @@ class Http1Server:
         self.max_connections = max_connections
         self.refused = 0
         self.connections: set[Http1Connection] = set()
+        self.leaving = False  # each answer ends its connection; new ones are still taken
         self.draining = False
         self.date = b""
         self._empty = asyncio.Event()
@@ -108,7 +109,7 @@ class Http1Server:
 
     async def drain(self, limit_s: float) -> None:
         """Answer what was asked, closing each connection behind its answer; after `limit_s` seconds hang up."""
-        self.draining = True
+        self.leaving = self.draining = True
         for connection in tuple(self.connections):
             connection.close_if_idle()
         if self.connections:
@@ -390,7 +391,7 @@ class Http1Connection(asyncio.Protocol):
         if transport is None:
             return
         status, fields, pieces = response
-        keep_alive = turn.keep_alive and (not self._server.draining or bool(self._waiting))
+        keep_alive = turn.keep_alive and (not self._server.leaving or bool(self._waiting))
         last = b"content-length: %d\r\n\r\n" % sum(map(len, pieces))
         transport.write(
             b"".join(

@@ -32,3 +32,11 @@ def test_the_notes_say_how_to_reach_it() -> None:
     notes = charts.render(charts.values("default"))["NOTES.txt"]
     assert "demo-canarium.ml.svc:8000/v2/models/moderation/infer" in notes
     assert "port-forward service/demo-canarium-control 8003" in notes
+
+
+def test_the_notes_say_what_an_upgrade_changes_and_when() -> None:
+    notes = " ".join(charts.render(charts.values("default"))["NOTES.txt"].split())
+    in_place, anew = notes.index("reaches the running cluster by itself"), notes.index("when the cluster is made anew")
+    assert notes.rindex("A changed configuration (models, server", 0, in_place) < in_place
+    assert notes.rindex("Image, resources", 0, anew) > in_place
+    assert "a variant that is no longer listed ends at once" in notes

@@ -95,6 +95,35 @@ def test_every_volume_that_is_mounted_exists() -> None:
                 assert {mount["name"] for mount in container["volumeMounts"]} == volumes
 
 
+def test_gateways_drain_within_the_grace_period_before_their_node_goes() -> None:
+    from serving.cli import canarium
+
+    given = charts.with_value(charts.values("default"), "worker.terminationGracePeriodSeconds", 300)
+    (service,) = charts.parse(charts.render(given)["rayservice.yaml"])
+    pod = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]
+    shell, _, script = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    drain, stop = script.split("; ")
+    assert (shell, stop) == ("/bin/sh", "ray stop")
+    _, name, *options = drain.split()
+    assert {"--file", "--within"} <= {text for option in canarium.commands[name].params for text in option.opts}
+    assert options == ["--file", "/etc/canarium/config/canarium.yaml", "--within", "285"]
+    assert pod["terminationGracePeriodSeconds"] == 300
+
+
+def test_the_configuration_is_mounted_so_that_it_is_renewed() -> None:
+    for container in containers("default"):
+        config = next(mount for mount in container["volumeMounts"] if mount["name"] == "config")
+        assert "subPath" not in config
+        assert config["mountPath"] == "/etc/canarium/config"
+
+
+def test_the_control_plane_finds_the_monitors() -> None:
+    service = charts.one("full", "Service", "canary-monitor")
+    for pod in (head("full"), worker("full")):  # whichever of them Ray Serve builds the application on
+        url = environment(pod["spec"]["containers"][0])["CANARIUM_MONITOR"]
+        assert url == f"http://{service['metadata']['name']}.ml.svc:{service['spec']['ports'][0]['port']}"
+
+
 def test_tokens_come_from_the_secret_and_nowhere_else() -> None:
     for pod in (head("full"), worker("full")):
         tokens = next(volume["secret"] for volume in pod["spec"]["volumes"] if volume["name"] == "tokens")

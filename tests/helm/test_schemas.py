@@ -17,6 +17,7 @@ from rayservice import RAYSERVICE
 from serving.config import parse_config
 
 KUBERNETES = "1.37.0"
+CONFIG = "/etc/canarium/config/canarium.yaml"
 #: No published schema of these is at hand; the golden renders hold them.
 OF_PROMETHEUS_OPERATOR = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}
 
@@ -57,7 +58,7 @@ def test_the_serve_config_is_valid_for_ray_serve(case: str) -> None:
     config = yaml.safe_load(charts.one(case, "RayService")["spec"]["serveConfigV2"])
     schema = ServeDeploySchema.model_validate(config)
     assert schema.proxy_location == ProxyLocation.Disabled
-    assert schema.applications[0].args == {"config": "/etc/canarium/canarium.yaml"}
+    assert schema.applications[0].args == {"config": CONFIG, "revision": revision(case)}
     for application in schema.applications:
         assert application.route_prefix is None
         (deployment,) = application.deployments
@@ -113,8 +114,32 @@ def test_the_configuration_is_valid_for_canarium(case: str) -> None:
     assert config.models["moderation"].baseline == "teacher"
 
 
-def test_every_models_key_reaches_the_configuration() -> None:
-    assert canarium_yaml("full")["models"] == charts.values("full")["models"]
+def test_every_section_that_is_given_word_for_word_reaches_the_configuration() -> None:
+    for section in ("models", "governance", "card"):
+        assert canarium_yaml("full")[section] == charts.values("full")[section]
+    config = parse_config(canarium_yaml("full"))
+    assert (config.governance.mode, config.models["moderation"].policy) == ("enforce", "limited")
+    assert config.auth.data_plane == "open"
+    assert parse_config(canarium_yaml("default")).auth.data_plane == "tokens"
+
+
+def test_a_changed_configuration_changes_every_application() -> None:
+    """In-place updates rebuild only what has other arguments; the file that they are built from is one for all."""
+
+    def applications(**variant: Any) -> tuple[str, dict[str, Any]]:
+        given = charts.with_value(charts.values("full"), "models.moderation.variants.int8", variant)
+        rendered = charts.render(given)
+        (file,) = charts.parse(rendered["configmap.yaml"])
+        (service,) = charts.parse(rendered["rayservice.yaml"])
+        listed = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+        return file["data"]["revision"], {one["name"]: one["args"] for one in listed}
+
+    (first, before), (second, after) = applications(artifact="m/int8:3"), applications(artifact="m/int8:4")
+    assert before.keys() == after.keys()
+    assert first != second
+    for name in before:
+        assert (before[name].pop("revision"), after[name].pop("revision")) == (first, second)
+    assert before == after
 
 
 @pytest.mark.parametrize("name", ["8", "010", "1e3", "0x1f", "on", "no", "null", "2026-01-01"])
@@ -126,7 +151,8 @@ def test_a_name_that_yaml_would_read_as_something_else_stays_a_name(name: str) -
     (service,) = charts.parse(rendered["rayservice.yaml"])
     _, application = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
     assert application["name"] == f"canarium-{name}-{name}"
-    assert application["args"] == {"config": "/etc/canarium/canarium.yaml", "model": name, "variant": name}
+    args = {"config": CONFIG, "revision": config["data"]["revision"], "model": name, "variant": name}
+    assert application["args"] == args
     assert [deployment["name"] for deployment in application["deployments"]] == [name]
     assert all(f': "{text}"' in service["spec"]["serveConfigV2"] for text in (name, application["name"]))
 
@@ -151,6 +177,11 @@ def test_every_name_that_a_user_gives_the_chart_stays_a_name(name: str) -> None:
     (service,) = (item for item in objects if item["kind"] == "RayService")
     for pod in pods(service):
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def revision(case: str) -> str:
+    found: str = charts.one(case, "ConfigMap")["data"]["revision"]
+    return found
 
 
 def canarium_yaml(case: str) -> dict[str, Any]:

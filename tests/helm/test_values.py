@@ -21,10 +21,19 @@ def test_without_a_model_it_does_not_render() -> None:
         charts.render(charts.with_value(charts.values("default"), "models", {}))
 
 
-def test_a_worker_pod_without_a_gateway_is_refused() -> None:
-    given = charts.with_value(charts.values("default"), "worker.replicas", 2)
-    with pytest.raises(HelmRenderError, match=r"server\.gateways is less than worker\.replicas"):
+@pytest.mark.parametrize(("gateways", "pods"), [(1, 2), (4, 3)])
+def test_a_worker_pod_that_may_be_without_a_gateway_is_refused(gateways: int, pods: int) -> None:
+    given = charts.with_value(charts.values("default"), "worker.replicas", pods)
+    with pytest.raises(HelmRenderError, match=r"server\.gateways \(\d\) must be a multiple of worker\.replicas"):
+        charts.render(charts.with_value(given, "server.gateways", gateways))
+
+
+def test_governance_that_would_do_nothing_is_refused() -> None:
+    given = charts.with_value(charts.values("default"), "models.moderation.policy", "high")
+    with pytest.raises(HelmRenderError, match=r"models\.moderation\.policy has no effect while governance\.mode"):
         charts.render(given)
+    with pytest.raises(HelmRenderError, match=r"governance\.mode is enforce, which needs governance\.trusted_keys"):
+        charts.render(charts.with_value(given, "governance.mode", "enforce"))
 
 
 def test_two_monitors_of_the_same_pods_are_refused() -> None:
@@ -37,6 +46,10 @@ def test_two_monitors_of_the_same_pods_are_refused() -> None:
     ("path", "value"),
     [
         ("auth.mode", "none"),
+        ("auth.dataPlane", "none"),
+        ("governance.mode", False),  # what YAML 1.1 makes of off
+        ("governance.trusted_keys", [{"name": "ann", "key": "rsa"}]),
+        ("card.owners", "us"),
         ("server.gateways", 0),
         ("server.gateways", "two"),
         ("server.host", "127.0.0.1"),

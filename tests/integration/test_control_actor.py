@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,8 @@ import pytest
 from serving.config import AuthConfig, Config
 from serving.contract import ControlWord, Snapshot, VariantEntry, slot_key
 from serving.control.actor import ControlActor, ControlSettings, VariantFacts
+from serving.control.backup import backup, restore
+from serving.control.database import Database
 from serving.control.tokens import Token, add, hashed, remove
 from serving.errors import StartError
 
@@ -101,6 +104,19 @@ async def test_a_restart_brings_everything_back_and_a_running_one_keeps_its_port
     assert ready["lease"] == 2
     assert ready["differences"][0].startswith("moderation: weights.int8 is 5 in the file and 0 in the store")
     await second.shutdown()
+
+
+async def test_its_state_is_not_replaced_while_it_runs(tmp_path: Path) -> None:
+    """As on a cluster, where no `canarium up` holds the instance's own lock."""
+    given, where = settings(tmp_path), Database.of("sqlite", tmp_path, {})
+    actor = ControlActor(given)
+    await actor.ready()
+    backup(where, tmp_path / "copy")
+    put_back = partial(restore, where, tmp_path / "copy", tmp_path, actor="ann", reason="lost", now_ns=1)
+    with pytest.raises(StartError, match=r"in use by a control plane \(process \d+\)"):
+        put_back()
+    await actor.shutdown()
+    assert put_back().entries > 0
 
 
 async def test_tokens_are_made_and_revoked_while_it_runs(tmp_path: Path) -> None:

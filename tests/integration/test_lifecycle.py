@@ -52,6 +52,24 @@ def stop_twice_is_refused(stack: Stack) -> bool:
     return second.returncode == 1 and f"in use by process {stack.process.pid}" in second.stderr
 
 
+def test_drained_gateways_finish_and_take_nothing_more(tmp_path: Path) -> None:
+    with running(tiny_document(tmp_path / "registry", {}), tmp_path) as stack:
+        kept = http.client.HTTPConnection("127.0.0.1", stack.http_port, timeout=30)
+        kept.request("GET", "/v2/health/ready")
+        answer = kept.getresponse()
+        assert (answer.status, answer.read()) == (200, b"")
+        with ThreadPoolExecutor(1) as threads:
+            drain = threads.submit(stack.canarium, "drain", "-f", str(stack.config_file))
+            assert wait_for(lambda: stack.http.get("/v2/health/ready").status_code == 503)
+            kept.request("GET", "/v2/health/ready")  # on the same connection, which ends behind the answer
+            answer = kept.getresponse()
+            assert (answer.status, answer.getheader("connection")) == (503, "close")
+            answer.read()
+            assert stack.infer("tiny", "spam").status_code == 200
+            assert drain.result().stdout == "drained\n"
+        assert stack.canarium("drain", "-f", str(stack.config_file)).stdout == "no gateway takes requests here\n"
+
+
 def test_the_store_wins_over_the_file_and_a_crash_leaves_nothing_that_down_cannot_end(tmp_path: Path) -> None:
     document = tiny_document(tmp_path / "registry", {"good": ""})
     with running(document, tmp_path) as stack:

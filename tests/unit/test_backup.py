@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -168,6 +169,33 @@ def test_a_running_instance_is_not_touched(folder: Path, tmp_path: Path) -> None
         put_back(folder, tmp_path / "copy")
     lock.release()
     put_back(folder, tmp_path / "copy")
+
+
+def test_the_state_of_a_control_plane_that_no_up_started_is_not_touched(folder: Path, tmp_path: Path) -> None:
+    backup(database(folder), tmp_path / "copy")
+    paths = Paths.of(folder)
+    paths.create()
+    before = (folder / "canarium.db").read_bytes()
+    control = processes.InstanceLock(paths.control_lock)
+    assert control.acquire()
+    with pytest.raises(StartError, match=r"in use by a control plane \(process \d+\); end it first"):
+        put_back(folder, tmp_path / "copy")
+    assert (folder / "canarium.db").read_bytes() == before
+    control.release()
+    put_back(folder, tmp_path / "copy")
+
+
+def test_what_root_puts_back_belongs_to_the_owner_of_the_directory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup(database(folder), tmp_path / "copy")
+    given: dict[str, tuple[int, int]] = {}
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", lambda path, *owner: given.update({Path(path).name: owner}))
+    put_back(folder, tmp_path / "copy")
+    owner = folder.stat()
+    assert {"canarium.db", "run", "up.lock", "control.lock"} <= set(given)
+    assert set(given.values()) == {(owner.st_uid, owner.st_gid)}
 
 
 def test_for_postgresql_its_own_commands_are_named_without_the_password(folder: Path, tmp_path: Path) -> None:

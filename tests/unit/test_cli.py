@@ -92,7 +92,7 @@ def test_help_names_every_command_and_every_exit_code(capsys: pytest.CaptureFixt
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     commands = (
-        *("up", "down", "check", "monitor", "status", "traffic", "rollback", "kill", "rearm", "audit"),
+        *("up", "down", "drain", "check", "monitor", "status", "traffic", "rollback", "kill", "rearm", "audit"),
         *("rollout", "infer", "feedback", "build", "registry", "doctor", "token", "slo", "state", "events"),
         *("approve", "calibration", "card", "gate", "key"),
     )

@@ -12,6 +12,7 @@ from control_kit import ME, Rig, spec, table, until
 
 from serving.contract import Latch, Snapshot, slot_key
 from serving.control.gateways import GatewayInfo
+from serving.control.lease import StoreError
 from serving.control.monitor_link import Heartbeat
 from serving.control.plane import REVS_PER_LEASE
 from serving.core.commands import By, Kill, Rearm, Rollback, SetTraffic
@@ -127,6 +128,23 @@ async def test_kill_and_rollback_work_with_a_dead_database_and_are_saved_when_it
     rows = await rig.trail()
     assert [(row.actor, row.action) for row in rows[1:]] == [("monitor", "kill"), ("ann", "rollback")]
     assert rig.plane.status()["control"]["database"] == "ok"
+
+
+async def test_a_fault_lasts_as_long_as_the_database_does_not_answer(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent() -> None:
+        raise StoreError("the state database: connection refused")
+
+    monkeypatch.setattr(rig.store, "renew", silent)
+    await rig.plane.renew()
+    assert rig.plane.status()["control"]["database"] == "error: the state database: connection refused"
+    monkeypatch.undo()
+    await rig.plane.renew()
+    assert rig.plane.status()["control"]["database"] == "ok"
+    rig.store.failing = True
+    await rig.plane.execute(Kill("moderation", ME))
+    assert not await rig.plane.save_pending()
+    await rig.plane.renew()
+    assert rig.plane.status()["control"]["database"].startswith("error: ")  # it answers, but the kill is not saved
 
 
 async def test_the_writer_tries_again_with_growing_pauses(rig: Rig) -> None:

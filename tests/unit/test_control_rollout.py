@@ -28,7 +28,7 @@ from serving.core.commands import (
     WordWrite,
 )
 from serving.core.rollout import Event, Hold, Move, Rollout, State
-from serving.core.rollout_policy import Policy, Step
+from serving.core.rollout_policy import Hook, Policy, Step
 from serving.core.routing import weights
 from serving.errors import ErrorKind, RequestError
 
@@ -82,6 +82,15 @@ def test_a_started_rollout_changes_no_traffic_and_is_in_the_trail() -> None:
     assert (row.action, row.variant, row.actor) == ("rollout-create", "distilled", "ann")
     assert (row.after["rollout"], row.after["policy"]["holdback"]) == ("distilled-1", 5.0)
     assert outcome.state.snapshot().rollouts == {"moderation/distilled": "pending"}
+
+
+def test_the_trail_does_not_tell_where_webhooks_are_only_whose() -> None:
+    hook = Hook("https://ann:pw@hooks.example.org/T0/s3cret?k=s3cret", "/etc/key")
+    policy = msgspec.structs.replace(POLICY["short"], notify=(hook,))
+    outcome = run(fresh(), msgspec.structs.replace(start(), policy=policy))
+    (row,) = outcome.audit
+    assert list(row.after["policy"]["notify"]) == [{"url": "https://hooks.example.org", "secret_file": "/etc/key"}]
+    assert only(outcome.state).policy.notify == (hook,)  # which is where it is posted
 
 
 def test_what_may_not_be_started() -> None:

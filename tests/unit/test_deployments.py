@@ -176,7 +176,11 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def last(name: str) -> str:
-    return [value for instruction, value in instructions() if instruction == name][-1]
+    return instructions_of(name)[-1]
+
+
+def instructions_of(name: str) -> list[str]:
+    return [value for instruction, value in instructions() if instruction == name]
 
 
 def test_the_image_runs_as_nobody_special_on_the_four_ports() -> None:
@@ -187,6 +191,24 @@ def test_the_image_runs_as_nobody_special_on_the_four_ports() -> None:
     assert json.loads(last("ENTRYPOINT")) == ["tini", "--"]
     values = yaml.safe_load((ROOT / "helm" / "canarium" / "values.yaml").read_text(encoding="utf-8"))
     assert values["podSecurityContext"]["runAsUser"] == 10001
+
+
+def test_the_images_example_gives_what_an_instance_with_tokens_needs() -> None:
+    from serving.config import parse_config
+
+    text = (DEPLOYMENTS / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    comment = [line.removeprefix("#").removeprefix("   ") for line in text.split("\n\n")[0].splitlines()]
+    said = yaml.safe_load("\n".join(line for line in comment if re.match(r"(server|auth|state|registry): \{", line)))
+    models = {"m": {"baseline": "a", "variants": {"a": {"artifact": "m/a:1"}}}}
+    config = parse_config({"apiVersion": "canarium/v1", "models": models, **said})
+    command = " ".join(comment).replace("\\", " ")
+    mounted = re.findall(r" -v (\S+?):(/[^\s:]+)", command)
+    assert ("./auth", str(Path(config.auth.tokens_file or "").parent)) in mounted  # the file itself changes by a rename
+    assert {config.state.dir, config.registry.dir, json.loads(last("CMD"))[-1]} <= {inside for _, inside in mounted}
+    assert " -e CANARIUM_MONITOR_TOKEN " in command
+    assert f"chown {last('USER')} auth/tokens" in command
+    environment = dict(part.split("=", 1) for part in instructions_of("ENV")[-1].split())
+    assert environment["CANARIUM_STATE_DIR"] == config.state.dir == last("VOLUME")
 
 
 def test_the_images_command_is_one_that_canarium_has() -> None:

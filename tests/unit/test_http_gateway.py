@@ -138,6 +138,15 @@ async def test_a_gzip_bomb_is_refused_without_being_unpacked(gateway: InProcessG
     assert (await client.infer(GOOD)).status == 200
 
 
+async def test_a_gateway_that_is_about_to_go_is_not_ready_and_answers(
+    client: Client, gateway: InProcessGateway
+) -> None:
+    gateway.plane.leaving = True
+    for path, status in (("/v2/health/ready", 503), ("/-/healthz", 503), ("/v2/models/tiny/ready", 200)):
+        assert (await client.request("GET", path)).status == status
+    assert (await client.infer(GOOD)).status == 200
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

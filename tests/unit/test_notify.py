@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import hmac
 import json
+import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from serving.core.commands import StartRollout
 from serving.core.rollout_policy import Hook
 
 HOOK = Hook("https://hooks.example.org/canarium")
+SECRET_URL = "https://u:pw@hooks.example.org:8443/T0/s3cret?k=s3cret"
 
 
 def entry(seq: int = 1) -> AuditEntry:
@@ -94,14 +97,41 @@ async def test_a_failed_delivery_is_tried_again_with_growing_pauses() -> None:
     assert "x-canarium-signature" not in receiver.requests[0].headers
 
 
-@pytest.mark.parametrize("secret", ["absent", "empty"])
+@pytest.mark.parametrize("secret", ["absent", "empty", "pipe", ""])
 async def test_what_cannot_be_signed_is_never_sent_and_given_up(tmp_path: Path, secret: str) -> None:
     (tmp_path / "empty").touch()
+    os.mkfifo(tmp_path / "pipe")  # nobody writes into it
     receiver = Receiver()
     receiver.notifier.tell((Hook(HOOK.url, str(tmp_path / secret)),), entry())
     await receiver.notifier.drain()
     assert (receiver.requests, receiver.pauses) == ([], list(PAUSES_S))
     assert receiver.notifier.view()["failed"] == 1
+
+
+async def test_a_secret_that_takes_its_time_holds_up_nothing_and_ends_with_the_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = threading.Event()
+    monkeypatch.setattr(notify, "TIMEOUT_S", 0.0)
+    monkeypatch.setattr(notify, "_secret", lambda _: held.wait(5))
+    receiver = Receiver()
+    receiver.notifier.tell((Hook(HOOK.url, str(tmp_path / "secret")),), entry())
+    await receiver.notifier.drain()  # on this loop, while the threads wait
+    held.set()
+    assert (receiver.requests, receiver.notifier.failed) == ([], 1)
+    assert "no answer within 0 s: given up" in caplog.text
+
+
+@pytest.mark.parametrize("fault", [500, httpx.ConnectError(f"no way to {SECRET_URL}")])
+async def test_the_address_of_a_hook_is_a_secret_to_logs(
+    fault: int | Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = Receiver(*[fault] * 4)
+    receiver.notifier.tell((Hook(SECRET_URL),), entry())
+    await receiver.notifier.drain()
+    assert "webhook https://hooks.example.org:8443: " in caplog.text
+    assert "s3cret" not in caplog.text
+    assert "pw" not in caplog.text
 
 
 async def test_the_queue_is_bounded_and_counts_what_it_drops() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from serving.cli import main
 from serving.clock import FakeClock
+from serving.config import parse_config
 from serving.control.auth import Auth
 from serving.control.tokens import HEADER, TokensFile, add, hashed, new_secret, parse_tokens, read, remove
 from serving.control.tokens import Token as Entry
@@ -138,6 +141,26 @@ def test_a_damaged_file_is_not_changed(path: Path) -> None:
     assert path.read_text() == "what is this"
 
 
+@pytest.mark.parametrize(("before", "after"), [(0o640, 0o640), (0o660, 0o640), (0o644, 0o640), (0o600, 0o600)])
+def test_whoever_read_the_file_by_its_group_still_can(path: Path, before: int, after: int) -> None:
+    path.chmod(before)
+    group = path.stat().st_gid
+    add(path, Entry("bob", "viewer", hashed("b0b")))
+    assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_gid) == (after, group)
+    remove(path, "bob")
+    assert stat.S_IMODE(path.stat().st_mode) == after
+
+
+def test_another_group_than_before_may_not_read_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    path.chmod(0o640)
+    monkeypatch.setattr(os, "chown", refused)
+    add(path, Entry("bob", "viewer", hashed("b0b")))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_secrets_are_long_and_never_the_same() -> None:
     made = {new_secret() for _ in range(100)}
     assert len(made) == 100
@@ -217,3 +240,27 @@ def test_the_file_can_be_named_by_the_configuration(tmp_path: Path, capsys: pyte
     assert [token.name for token in read(tmp_path / "tokens")] == ["eve"]
     assert run("list") == 2
     assert "name the tokens file" in capsys.readouterr().err
+
+
+def test_a_mounted_secret_is_followed_through_its_links(tmp_path: Path) -> None:
+    """Kubernetes renews a Secret by moving the link ..data to a new directory and removing the old one."""
+
+    def mounted(version: str, content: str) -> None:
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "tokens").write_text(content)
+        (tmp_path / "next").symlink_to(version)
+        (tmp_path / "next").rename(tmp_path / "..data")
+
+    mounted("..ts1", ANN + BOB)
+    (tmp_path / "tokens").symlink_to("..data/tokens")
+    document = {"auth": {"mode": "tokens", "tokens_file": str(tmp_path / "tokens")}, "apiVersion": "canarium/v1"}
+    models = {"m": {"baseline": "a", "variants": {"a": {"artifact": "m/a:1"}}}}
+    named = parse_config({**document, "models": models}).absolute().auth.tokens_file
+    assert named == str(tmp_path / "tokens")
+    clock = FakeClock()
+    file = TokensFile(Path(named), clock)
+    mounted("..ts2", BOB)
+    shutil.rmtree(tmp_path / "..ts1")
+    clock.advance(1.0)
+    assert [token.name for token in file.current()] == ["bob"]
+    assert file.fault is None

@@ -36,7 +36,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
 {{- define "canarium.podAnnotations" -}}
-canarium/config-sha256: {{ include "canarium.config" . | sha256sum }}
+canarium/config-sha256: {{ include "canarium.revision" . }}
 {{- with .Values.podAnnotations }}
 {{ toYaml . }}
 {{- end }}
@@ -70,8 +70,17 @@ canarium/config-sha256: {{ include "canarium.config" . | sha256sum }}
 {{- if not .Values.models }}
 {{- fail "models is required: put the models section of your canarium.yaml here" }}
 {{- end }}
-{{- if lt (int .Values.server.gateways) (int .Values.worker.replicas) }}
-{{- fail "server.gateways is less than worker.replicas: a worker pod without a gateway listens on no port and never becomes ready" }}
+{{- if mod .Values.server.gateways .Values.worker.replicas }}
+{{- fail (printf "server.gateways (%v) must be a multiple of worker.replicas (%v): Ray Serve fills one pod after the other, and a worker pod without a gateway listens on no port and never becomes ready" .Values.server.gateways .Values.worker.replicas) }}
+{{- end }}
+{{- $mode := default "off" .Values.governance.mode }}
+{{- if and (ne $mode "off") (not .Values.governance.trusted_keys) }}
+{{- fail (printf "governance.mode is %s, which needs governance.trusted_keys: the public key of at least one approver" $mode) }}
+{{- end }}
+{{- range $model, $settings := .Values.models }}
+{{- if and (eq $mode "off") $settings.policy }}
+{{- fail (printf "models.%s.policy has no effect while governance.mode is off: set governance.mode to warn or enforce, and governance.trusted_keys" $model) }}
+{{- end }}
 {{- end }}
 {{- if and .Values.metrics.podMonitor.enabled .Values.metrics.serviceMonitor.enabled }}
 {{- fail "metrics.podMonitor and metrics.serviceMonitor would scrape every monitor twice: enable one of them" }}
@@ -98,11 +107,26 @@ registry:
 auth:
   mode: {{ .Values.auth.mode }}
   tokens_file: /etc/canarium/auth/tokens
+  data_plane: {{ .Values.auth.dataPlane }}
+{{- with .Values.governance }}
+governance:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.card }}
+card:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 models:
   {{- toYaml .Values.models | nindent 2 }}
 {{- end }}
 
+{{/* What the applications wait for to be in the file, and the monitors look for: the kubelet brings a new file within minutes. */}}
+{{- define "canarium.revision" -}}
+{{- include "canarium.config" . | sha256sum }}
+{{- end }}
+
 {{- define "canarium.serveConfig" -}}
+{{- $revision := include "canarium.revision" . -}}
 # Gateways listen for themselves. A trace of a CPU keeps all replicas off the head, which has none.
 proxy_location: Disabled
 logging_config:
@@ -113,10 +137,11 @@ applications:
     route_prefix: null
     import_path: serving.app:build_app
     args:
-      config: /etc/canarium/canarium.yaml
+      config: /etc/canarium/config/canarium.yaml
+      revision: {{ $revision | quote }}
     deployments:
       - name: Gateway
-        max_replicas_per_node: {{ divf .Values.server.gateways .Values.worker.replicas | ceil }}
+        max_replicas_per_node: {{ div .Values.server.gateways .Values.worker.replicas }}
         ray_actor_options: {num_cpus: 0.01}
 {{- range $model, $settings := .Values.models }}
 {{- range $variant, $given := $settings.variants }}
@@ -125,7 +150,8 @@ applications:
     route_prefix: null
     import_path: serving.app:build_variant
     args:
-      config: /etc/canarium/canarium.yaml
+      config: /etc/canarium/config/canarium.yaml
+      revision: {{ $revision | quote }}
       model: {{ $model | quote }}
       variant: {{ $variant | quote }}
     deployments:
@@ -148,6 +174,8 @@ applications:
 {{- end }}
 - name: HOME
   value: /tmp
+- name: CANARIUM_MONITOR
+  value: {{ printf "http://%s-monitor.%s.svc:8002" (include "canarium.fullname" .) .Release.Namespace }}
 {{- end }}
 
 {{- define "canarium.monitorEnv" -}}
@@ -167,9 +195,8 @@ applications:
   mountPath: /var/lib/canarium
 - name: tmp
   mountPath: /tmp
-- name: config
-  mountPath: /etc/canarium/canarium.yaml
-  subPath: canarium.yaml
+- name: config  # as a whole, not by subPath: a file mounted so is never renewed
+  mountPath: /etc/canarium/config
   readOnly: true
 - name: tokens
   mountPath: /etc/canarium/auth
