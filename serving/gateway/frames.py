@@ -32,6 +32,9 @@ MAX_AXES = 32
 MAX_DIM = (1 << 31) - 1
 MAX_MESSAGE = 500
 
+#: The tensor of an answer that says how long its batch ran, int64 [1] nanoseconds.
+RAN = "canarium.ran_ns"
+
 HEADER = struct.Struct("<IBBHQ")
 _TENSOR = struct.Struct("<BBBBI")
 _LENGTH = struct.Struct("<I")

@@ -99,7 +99,7 @@ async def test_a_reserve_takes_no_more_than_the_baseline_can_do_alone(tmp_path: 
     baseline = gateway.plane.planes.get("tiny", "teacher")
     assert baseline is not None
     for _ in range(3):
-        baseline.batcher._pace.measured(4, 40 * 10**9, full=True)  # a row in ten seconds
+        baseline.batcher._work.measured(4, 40 * 10**9, full=True)  # a row in ten seconds
     assert (await gateway.ask("ham")).variant == "candidate"
     with pytest.raises(RequestError) as caught:
         await gateway.ask("ham")
