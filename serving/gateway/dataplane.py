@@ -65,6 +65,8 @@ class _Work(msgspec.Struct):
     live: bool = True
     shadows: tuple[str, ...] = ()
     reference: bool = False
+    diverted: bool = False  # a candidate's, which is not open here
+    unopened: int = 0  # candidates that are not, as a record holds them
     client_inputs: dict[str, np.ndarray] = {}
     inputs: dict[str, np.ndarray] = {}
 
@@ -210,11 +212,13 @@ class DataPlane:
             return plane
         key = caller.sticky or work.trace.request_id
         chosen = route(table, key, killed=view.killed, vetoed=view.vetoed)
+        work.unopened = self.planes.unopened(table)
         plane = self.planes.get(model, chosen.variant)
         if plane is not None:
             work.variant, work.reason = chosen.variant, chosen.reason
             work.shadows, work.reference = chosen.shadows, chosen.reference
             return plane
+        work.diverted = chosen.variant != table.baseline
         plane = self.planes.get(model, table.baseline)  # the candidate is still being opened: nobody's fault
         if plane is None:
             raise RequestError(ErrorKind.UNAVAILABLE, f"{table.baseline} is being opened, try again", 1)
@@ -374,6 +378,8 @@ class DataPlane:
             live=work.live,
             baseline_valid=status == 200 and (answered == table.baseline or work.reason is Reason.FALLBACK),
             killed=work.view.killed,
+            diverted=work.diverted,
+            unopened=work.unopened,
         )
 
 

@@ -10,6 +10,7 @@ from serving.contract import RouteTable, Snapshot, VariantEntry
 from serving.errors import ErrorKind, RequestError
 from serving.gateway.live import LiveRouting
 from serving.gateway.variants import VariantPlane
+from serving.packing import pack_unopened
 from serving.protocol.types import shown
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,12 @@ class Planes:
     def get(self, model: str, name: str) -> VariantPlane | None:
         """An open variant by name."""
         return self._open.get(model, {}).get(name)
+
+    def unopened(self, table: RouteTable) -> int:
+        """The table's candidates with traffic that are not open, as `packing.pack_unopened` has them."""
+        planes = self._open.get(table.model, {})
+        missing = [name for name in table.candidates if name not in planes]
+        return pack_unopened(missing) if missing else 0
 
     def all(self) -> dict[str, list[VariantPlane]]:
         """Open variants of each model, baseline first."""

@@ -75,8 +75,14 @@ class Recorder:
         live: bool = True,
         baseline_valid: bool = False,
         killed: bool = False,
+        diverted: bool = False,
+        unopened: int = 0,
     ) -> None:
-        """One request that was answered or refused."""
+        """One request that was answered or refused.
+
+        `diverted`: a candidate's that it could not be given to, as it is not open here. `unopened`: see
+        `packing.pack_unopened`.
+        """
         spool, now = self._spool, self._clock.monotonic_ns()
         series = self.series(model, routed)
         total_ns = now - trace.arrived_ns
@@ -100,6 +106,7 @@ class Recorder:
             | (Flag.BASELINE_VALID if baseline_valid else 0)
             | (Flag.CLIENT_FAULT if client_fault else 0)
             | (Flag.KILLED if killed else 0)
+            | (Flag.UNOPENED if diverted else 0)
         )
         # By position, in the order of contract.RECORD_DTYPE: thirty keywords would cost more than the write itself.
         spool.record(
@@ -133,6 +140,7 @@ class Recorder:
             summary.energy,
             1.0,
             trace.slices,
+            unopened,
         )
 
     def pair(

@@ -311,7 +311,11 @@ async def test_traffic_of_a_variant_that_is_not_open_goes_to_the_baseline_withou
     )
     await gateway.plane.apply(msgspec.structs.replace(gateway.snapshot, rev=99, tables={"tiny": moved}))
     assert (await gateway.ask("ham")).reason == "baseline"
-    assert gateway.records()[-1]["cause"] == Cause.NONE
+    record = gateway.records()[-1]
+    assert record["cause"] == Cause.NONE
+    assert record["flags"] & contract.Flag.UNOPENED  # so that the monitor takes it for no user of the baseline's
+    assert packing.is_unopened(int(record["extra"]), "ghost")
+    assert not packing.is_unopened(int(record["extra"]), "candidate")
 
 
 async def test_if_candidate_and_baseline_fail_the_candidate_is_the_one_recorded(start: Start) -> None:
