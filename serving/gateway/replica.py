@@ -17,6 +17,7 @@ from serving.clock import SystemClock
 from serving.config import Config, VariantConfig
 from serving.contract import Cause, ControlWord, Snapshot, VariantEntry
 from serving.control.auth import VISITOR, Auth
+from serving.errors import RegistryError
 from serving.gateway.auditor import auditor_of
 from serving.gateway.budget import InflightBudget
 from serving.gateway.caller import RequestIds
@@ -89,8 +90,8 @@ class Gateway:
         self._recorder = Recorder(spool, self._clock, settings.unit_secret)
         for name, model in config.models.items():
             thresholds = [slo.threshold_ms for slo in model.slo if slo.threshold_ms is not None]
-            manifest = registry.resolve(model.variants[model.baseline].artifact)
-            self._recorder.model(name, list(latency_buckets_ms(thresholds)), list(manifest.postprocess.labels))
+            labels = _labels(registry, model.variants[model.baseline].artifact)
+            self._recorder.model(name, list(latency_buckets_ms(thresholds)), labels)
         self._routing = LiveRouting(config, ControlWord.open(paths.word_path), self._clock)
         sampled = {name: model.payloads for name, model in config.models.items()}
         payloads = PayloadLog(paths.payload_dir, self._id, sampled, self._recorder, self._clock)
@@ -233,6 +234,15 @@ class Gateway:
             task.cancel()
         with contextlib.suppress(Exception):
             await self._plane.close()
+
+
+def _labels(registry: Registry, artifact: str) -> list[str]:
+    """The artifact's class names; none if it cannot be read, which stops its own model and no other."""
+    try:
+        return list(registry.resolve(artifact).postprocess.labels)
+    except RegistryError:
+        log.exception("cannot read %s", artifact)
+        return []
 
 
 class VariantReplica:
