@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 
+from serving.gateway.offload import offloaded
 from serving.protocol import compress
 
 #: Bytes from which packing leaves the loop, and unpacking, which may make a thousand times as many of them.
@@ -15,11 +16,11 @@ async def unpacked(body: bytes, encoding: str, limit: int) -> bytes:
     """`compress.decompress`."""
     if len(body) < INLINE_PACKED:
         return compress.decompress(body, encoding, limit)
-    return await asyncio.to_thread(compress.decompress, body, encoding, limit)
+    return await offloaded(partial(compress.decompress, body, encoding, limit))
 
 
 async def packed(pieces: Sequence[bytes], accept: str) -> tuple[list[bytes], str | None]:
     """`compress.compress`."""
     if sum(map(len, pieces)) < INLINE:
         return compress.compress(pieces, accept)
-    return await asyncio.to_thread(compress.compress, pieces, accept)
+    return await offloaded(partial(compress.compress, pieces, accept))

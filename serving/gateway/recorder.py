@@ -73,6 +73,7 @@ class Recorder:
         trace: Trace,
         summary: Summary = UNKNOWN,
         live: bool = True,
+        judged: bool = True,
         baseline_valid: bool = False,
         killed: bool = False,
         diverted: bool = False,
@@ -80,6 +81,7 @@ class Recorder:
     ) -> None:
         """One request that was answered or refused.
 
+        `judged`: whether it tells one variant from another; if not, it counts for the service level alone.
         `diverted`: a candidate's that it could not be given to, as it is not open here. `unopened`: see
         `packing.pack_unopened`.
         """
@@ -102,7 +104,7 @@ class Recorder:
             if status == 200:
                 spool.observe_latency(series, self._bounds[model], total_ns)
         flags = (
-            (Flag.LIVE if live else 0)
+            (Flag.LIVE if live and judged else 0)
             | (Flag.BASELINE_VALID if baseline_valid else 0)
             | (Flag.CLIENT_FAULT if client_fault else 0)
             | (Flag.KILLED if killed else 0)

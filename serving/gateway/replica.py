@@ -24,6 +24,7 @@ from serving.gateway.caller import RequestIds
 from serving.gateway.dataplane import DataPlane
 from serving.gateway.grpc import GrpcGateway
 from serving.gateway.http import HttpGateway
+from serving.gateway.kept import KeptSnapshot
 from serving.gateway.live import LiveRouting
 from serving.gateway.payloads import PayloadLog
 from serving.gateway.recorder import Recorder
@@ -32,7 +33,7 @@ from serving.gateway.variants import FrameCall, VariantPlane
 from serving.gateway.worker_server import WorkerServer
 from serving.gateway.workers import WorkerFailure
 from serving.loading import Loader
-from serving.paths import Paths, write_private
+from serving.paths import Paths
 from serving.registry.store import Registry
 from serving.runtimes.base import open_session
 from serving.transport.http1 import Http1Server
@@ -102,6 +103,7 @@ class Gateway:
         ids = RequestIds()
         self._http = Http1Server(HttpGateway(config, self._plane, auth, self._clock, budget, ids))
         self._grpc = Http2Server(GrpcGateway(config, self._plane, auth, self._clock, budget, ids))
+        self._kept = KeptSnapshot(paths.snapshot_file)
         self._applied = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follow()), loop.create_task(self._tick())]
@@ -203,8 +205,7 @@ class Gateway:
             try:
                 await self._plane.apply(msgspec.json.decode(encoded, type=Snapshot))
                 self._applied.set()
-                with contextlib.suppress(OSError):  # a full disk must not stop a gateway
-                    await asyncio.to_thread(write_private, self._paths.snapshot_file, encoded)
+                self._kept.keep(encoded)
             except Exception:
                 log.exception("cannot take over a snapshot, keeping rev %s", rev)
                 await asyncio.sleep(RETRY_S)

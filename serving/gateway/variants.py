@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from serving.contract import Cause, VariantEntry
 from serving.errors import ErrorKind, RequestError
 from serving.gateway.auditor import auditor_of
 from serving.gateway.batcher import Batcher
+from serving.gateway.offload import offloaded
 from serving.gateway.recorder import Recorder, Trace
 from serving.gateway.workers import HandleWorker, LocalWorker, SocketPool, Worker, WorkerFailure
 from serving.registry.manifest import Manifest
@@ -161,7 +163,7 @@ class VariantPlane:
         self._clock = clock
         self._told = (0, 0)  # what was last published of the batcher's counters
         self._sharers = gateways if entry.placement == "isolated" else 1
-        self._running = 0  # callers that wait for an answer
+        self._users = 0  # requests that it is to answer
         self._drained: asyncio.Event | None = None  # who waits until there is none
         self.batcher = Batcher(
             entry.name,
@@ -202,6 +204,17 @@ class VariantPlane:
         """Rows a second that it can do for this gateway in full batches; 0 while none has run."""
         return self.batcher.capacity / self._sharers
 
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """While a request is prepared for it and waits for its answer; `drain` waits for these."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if self._drained is not None and not self._users:
+                self._drained.set()
+
     async def run(self, inputs: dict[str, np.ndarray], rows: int, deadline_ns: int, *, live: bool = True) -> Answer:
         """Answer session inputs: batched, run, checked and postprocessed.
 
@@ -214,7 +227,6 @@ class VariantPlane:
             Fault: no valid answer; says whose fault it is.
         """
         name = self.entry.name
-        self._running += 1
         try:
             result = await self.batcher.submit(inputs, rows, deadline_ns, live=live)
         except WorkerFailure as failure:
@@ -224,10 +236,6 @@ class VariantPlane:
             if error.kind in (ErrorKind.BAD_REQUEST, ErrorKind.TOO_LARGE):
                 raise  # the client's doing: nobody is to blame
             raise self._refusal(error) from None
-        finally:
-            self._running -= 1
-            if self._drained is not None and not self._running:
-                self._drained.set()
         began = self._clock.monotonic_ns()
         try:
             wrong = self.pipeline.check(result.outputs, rows)
@@ -253,13 +261,21 @@ class VariantPlane:
         cause = _CAUSES.get(error.kind, Cause.OVERLOADED)
         return Fault(self.entry.name, cause, error.message, retry_after_s=error.retry_after_s)
 
-    async def preprocess(self, inputs: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-        """Client tensors to session tensors; off the event loop if there is much to tokenize."""
+    async def preprocess(self, inputs: dict[str, np.ndarray], rows: int, deadline_ns: int) -> dict[str, np.ndarray]:
+        """Client tensors to session tensors; off the event loop if there is much to tokenize.
+
+        Raises:
+            Fault: TIMEOUT, the deadline passed first.
+        """
         if self.manifest.preprocess.kind == "none":
             return inputs
         if rows <= INLINE_ROWS and sum(len(text) for data in inputs.values() for text in data.flat) <= INLINE_BYTES:
             return self.pipeline.preprocess(inputs)
-        return await asyncio.to_thread(self.pipeline.preprocess, inputs)
+        name, left_s = self.entry.name, (deadline_ns - self._clock.monotonic_ns()) / 1e9
+        try:
+            return await offloaded(partial(self.pipeline.preprocess, inputs), left_s)
+        except TimeoutError:
+            raise Fault(name, Cause.TIMEOUT, f"the deadline passed before the text for {name} was tokenized") from None
 
     async def warm(self, limit_s: float) -> None:
         """Wait until it has a worker, at most `limit_s` seconds."""
@@ -269,8 +285,8 @@ class VariantPlane:
             await asyncio.sleep(POLL_S)
 
     async def drain(self, limit_s: float) -> None:
-        """Wait until nobody waits for it any more, at most `limit_s` seconds."""
-        if self._running:
+        """Wait until nobody uses it any more, at most `limit_s` seconds."""
+        if self._users:
             self._drained = asyncio.Event()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._drained.wait(), limit_s)
