@@ -212,8 +212,8 @@ class DataPlane:
             if plane is None:
                 raise RequestError(ErrorKind.UNAVAILABLE, f"{name} is being opened, try again", 1)
             return plane
-        key = caller.sticky or work.trace.request_id
-        chosen = route(table, key, killed=view.killed, vetoed=view.vetoed)
+        request_id = work.trace.request_id
+        chosen = route(table, caller.sticky or request_id, request_id, killed=view.killed, vetoed=view.vetoed)
         work.unopened = self.planes.unopened(table)
         plane = self.planes.get(model, chosen.variant)
         if plane is not None:

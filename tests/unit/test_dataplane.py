@@ -15,8 +15,9 @@ from serving import contract, packing
 from serving.clock import FakeClock
 from serving.contract import Cause, Kind, Latch, Reason, slot_key
 from serving.errors import ErrorKind, RequestError
-from serving.gateway.dataplane import Caller
+from serving.gateway.dataplane import Caller, _Work
 from serving.gateway.live import LiveRouting
+from serving.gateway.recorder import Trace
 from serving.protocol.types import OutputRequest
 from tests.support.gateway import InProcessGateway, labels, request
 
@@ -194,6 +195,19 @@ async def test_the_teacher_is_asked_again_only_while_it_is_compared_with(start: 
     (pair,) = await _pairs(gateway, Kind.REFERENCE)
     assert pair["series"] == pair["answered"]
     assert (pair["flips"], pair["inclusion"], pair["overlap"]) == (0, 1.0, 0)  # of two classes both are always there
+
+
+async def test_a_share_of_one_users_requests_is_scored(start: Start) -> None:
+    gateway = start(candidate="flips", routing={"reference_percent": 50})
+    await gateway.publish({"candidate": 100})
+    chosen = set()
+    for n in range(40):
+        work = _Work(
+            "tiny", gateway.config.models["tiny"], gateway.plane._view("tiny"), Trace(f"r-{n}", 0), 0, "teacher"
+        )
+        gateway.plane._route(work, "", Caller(0, sticky="the only user"))
+        chosen.add(work.reference)
+    assert chosen == {False, True}
 
 
 async def test_shadow_answers_are_compared_and_never_returned(start: Start) -> None:
