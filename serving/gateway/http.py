@@ -204,6 +204,8 @@ class HttpGateway:
             version, rest = rest[1], rest[2:]
         if rest == ["infer"]:
             _allow(head, "POST")
+            if not version and not self._open:
+                self._identify(head).require("viewer")  # the monitor pins a version; this is the path with a slash
             exchange.route(self._infers(model, version), self._max_body)
         elif rest == ["feedback"] and not version:
             _allow(head, "POST")
