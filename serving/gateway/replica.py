@@ -158,7 +158,7 @@ class Gateway:
             recorder=self._recorder,
             clock=self._clock,
             socket_dir=self._paths.worker_dir(model, entry.name, entry.version),
-            remote=self._remote(model, entry, config),
+            remote=lambda: self._remote(entry, config),
             gateways=self._config.server.gateways,
             guards=configured.guards,
             dropped=lambda: self._killed(model, entry.name),
@@ -170,7 +170,7 @@ class Gateway:
             return None
         return WorkerFailure(Cause.KILLED, "killed while it was queued")
 
-    def _remote(self, model: str, entry: VariantEntry, config: VariantConfig) -> FrameCall | None:
+    def _remote(self, entry: VariantEntry, config: VariantConfig) -> FrameCall | None:
         if entry.placement != "isolated":
             return None
         alone = len([node for node in ray.nodes() if node["Alive"]]) < 2  # type: ignore[no-untyped-call]

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 INLINE_ROWS, INLINE_BYTES = 8, 32_768
 
 POLL_S = 0.05
+#: How often a variant without a replica on this node looks whether there are other nodes, seconds.
+SEEK_S = 2.0
 
 #: Calls a variant over its Serve handle with one frame; used between nodes.
 FrameCall = Callable[[bytes], Awaitable[bytes]]
@@ -131,7 +133,7 @@ class VariantPlane:
         manifest, folder: its verified artifact.
         config: threads, timeouts and placement from the configuration file.
         socket_dir: where its replicas announce themselves, if it is isolated.
-        remote: calls it over the Serve handle, if that path is in use.
+        remote: gives what calls it over the Serve handle, or None while that path is of no use (blocking).
         gateways: gateway processes that share its workers.
         guards: which audits of a colocated variant are wanted (an isolated one is audited by its replicas); None: none.
         dropped: asked when a batch closes; an exception it returns fails the batch (the kill-switch).
@@ -149,7 +151,7 @@ class VariantPlane:
         recorder: Recorder,
         clock: Clock,
         socket_dir: Path,
-        remote: FrameCall | None,
+        remote: Callable[[], FrameCall | None] | None,
         gateways: int = 1,
         guards: GuardsConfig | None = None,
         dropped: Callable[[], Exception | None] | None = None,
@@ -179,13 +181,15 @@ class VariantPlane:
         )
         self._own: list[Worker] = []
         self._pool: SocketPool | None = None
+        self._remote = remote
+        self._seeking: asyncio.Task[None] | None = None
         if entry.placement == "colocated":
             session = open_session(manifest, folder, runtime=entry.runtime, threads=config.threads)
             sessions = [session, *(session.share() for _ in range(entry.replicas - 1))]
             auditor = auditor_of(manifest, folder, guards, clock) if guards is not None else None
             self._own += [LocalWorker(f"{entry.name}@gateway-{n}", each, auditor) for n, each in enumerate(sessions)]
         elif remote is not None:
-            self._own += [HandleWorker(f"{entry.name}@handle-{n}", remote) for n in range(entry.replicas)]
+            self._own += self._handles(remote())
         if entry.placement == "isolated" and config.transport == "auto":
             self._pool = SocketPool(socket_dir, clock=clock, on_change=self._on_workers, name=entry.name)
 
@@ -310,6 +314,8 @@ class VariantPlane:
         self._told = now
 
     async def close(self) -> None:
+        if self._seeking is not None:
+            self._seeking.cancel()
         if self._pool is not None:
             await self._pool.close()
         await self.batcher.close()
@@ -319,6 +325,26 @@ class VariantPlane:
     def _on_workers(self, local: Sequence[Worker]) -> None:
         # The Serve handle reaches replicas on other nodes; it would only be a slower way to those on this one.
         self._set_workers(local or self._own)
+        if not local and not self._own and (self._seeking is None or self._seeking.done()):
+            self._seeking = asyncio.get_running_loop().create_task(self._seek())
+
+    async def _seek(self) -> None:
+        """Reach the replicas of other nodes, which may have joined since this was opened."""
+        remote, pool = self._remote, self._pool
+        while remote is not None and pool is not None and not pool.workers:
+            try:
+                self._own += self._handles(await asyncio.to_thread(remote))
+            except Exception:
+                log.exception("%s: looking for other nodes failed", self.entry.name)
+            if self._own:
+                self._on_workers(pool.workers)
+                return
+            await asyncio.sleep(SEEK_S)
+
+    def _handles(self, call: FrameCall | None) -> list[Worker]:
+        if call is None:
+            return []
+        return [HandleWorker(f"{self.entry.name}@handle-{n}", call) for n in range(self.entry.replicas)]
 
     def _set_workers(self, workers: Sequence[Worker]) -> None:
         for worker in workers:

@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+import numpy as np
 import pytest
 
 from serving.clock import FakeClock
-from serving.config import parse_config
+from serving.config import QueueConfig, VariantConfig, parse_config
 from serving.contract import ControlWord, Latch, RouteTable, Snapshot, VariantEntry
 from serving.gateway import planes as module
+from serving.gateway import variants
 from serving.gateway.live import LiveRouting
 from serving.gateway.planes import Planes
 from serving.gateway.variants import VariantPlane
+from serving.gateway.worker_server import WorkerServer
+from serving.runtimes.base import open_session
+from tests.support.gateway import InProcessGateway
 
 
 class Opened:
@@ -112,6 +117,44 @@ async def test_a_new_baseline_that_cannot_be_opened_freezes_its_own_table_only(r
     assert (rig.answering("a"), rig.answering("b")) == ("old", "old")
     assert not [model for model, _ in rig.planes.opening()]
     await rig.planes.close()
+
+
+async def test_an_isolated_variant_is_reached_on_a_node_that_joined_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(variants, "SEEK_S", 0.0)
+    gateway = InProcessGateway(tmp_path, {})
+    nodes, looks = 1, 0
+
+    def remote() -> variants.FrameCall | None:
+        nonlocal looks
+        looks += 1
+        return server.handle_frame if nodes > 1 else None
+
+    entry = msgspec.structs.replace(gateway.snapshot.tables["tiny"].variants["teacher"], placement="isolated")
+    manifest, folder = gateway.registry.open(entry.artifact)
+    server = WorkerServer(open_session(manifest, folder, runtime=entry.runtime, threads=1), None)
+    plane = VariantPlane(
+        "tiny", entry, manifest, folder, config=VariantConfig(artifact=entry.artifact), queue=QueueConfig(),
+        recorder=gateway.recorder, clock=gateway.clock, socket_dir=tmp_path / "no-replica-here", remote=remote,
+    )  # fmt: skip
+    await plane.start()
+    for _ in range(100_000):
+        if looks > 3:
+            break
+        await asyncio.sleep(0)
+    assert not plane.ready
+    nodes = 2
+    for _ in range(100_000):
+        if plane.ready:
+            break
+        await asyncio.sleep(0)
+    inputs = await plane.preprocess({"text": np.array([b"spam"], object)}, 1, 2**62)
+    answer = await plane.run(inputs, 1, gateway.clock.monotonic_ns() + 60 * 10**9)
+    assert answer.tensors["label"].tolist() == [b"spam"]
+    await plane.close()
+    await server.close()
+    await gateway.plane.close()
 
 
 async def test_two_snapshots_at_once_open_a_variant_once(rig: Rig) -> None:
