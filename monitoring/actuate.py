@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import httpx
@@ -30,6 +30,8 @@ TIMEOUT_S = 3.0
 KEPT = 256
 #: Statuses by which the control plane says that there is nothing left to do.
 SETTLED = (404, 409)
+#: The reason of a kill that was found in the word.
+WRITTEN_HERE = "the control word of this node holds a kill that the control plane had not seen"
 #: From the tripping record's time to the word, seconds.
 SECONDS_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -77,6 +79,7 @@ class Actuator:
         self.seconds_buckets = [0] * (len(SECONDS_BOUNDS) + 1)
         self.seconds_sum = 0.0
         self.last_beat_ns = clock.wall_ns()  # of the last heartbeat in the word; at first of the start
+        self._unpublished: dict[str, int] = {}  # kills in the word, by model, that were not published at the last look
         self.failures = 0  # attempts that the control plane did not acknowledge
 
     def submit(self, trip: Trip) -> bool:
@@ -102,6 +105,41 @@ class Actuator:
         """Write the heartbeat into the control word. Raises `OSError`."""
         self._opened().beat(self._clock.monotonic_ns())
         self.last_beat_ns = self._clock.wall_ns()
+
+    async def report_kills(self, models: Iterable[str]) -> None:
+        """Tell the control plane of kills that the word of this node holds and that were never published.
+
+        Somebody wrote them while it was down, and it looks into the word of its own node only: nobody could re-arm
+        them. A kill is told when it is found twice, as one that comes from elsewhere may be in the word a moment
+        before it is published.
+
+        Raises:
+            OSError: there is no word.
+            httpx.HTTPError: the control plane did not take it; the next call tells it again.
+        """
+        snapshot, word = self._snapshot(), self._opened()
+        if snapshot is None:
+            return
+        found: dict[str, int] = {}
+        for model in ("*", *models):
+            latch = word.latch(slot_key(model))
+            if latch is not None and latch.on and latch.seq > snapshot.kills.get(model, Latch()).seq:
+                found[model] = latch.seq
+        before, self._unpublished = self._unpublished, found
+        for model, seq in found.items():
+            if before.get(model) == seq and not self._telling(model):
+                path = "/admin/v1/kill-switch" if model == "*" else f"/admin/v1/models/{model}:kill"
+                evidence = {"word_seq": seq, "instance": self._instance}
+                body = {"reason": WRITTEN_HERE, "actor": "monitor", "kill_seq": seq, "evidence": evidence}
+                response = await self._client.post(path, json=body, timeout=TIMEOUT_S)
+                if response.status_code not in SETTLED:
+                    response.raise_for_status()
+                log.warning("kill %d of %s was in the control word only: %d", seq, model, response.status_code)
+
+    def _telling(self, model: str) -> bool:
+        """Whether a kill of the model by a guard is on its way to the control plane."""
+        acts = (actuation for actuation in self._done.values() if not actuation.done)
+        return any(actuation.trip.action == "kill" and actuation.trip.model == model for actuation in acts)
 
     def kill_latch(self, model: str) -> Latch | None:
         """The model's kill latch in the word; None if it is unreadable, which means killed."""

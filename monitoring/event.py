@@ -37,7 +37,7 @@ class Event(msgspec.Struct, frozen=True):
     prob: float = 0.0  # probability of the predicted class, row 0; of a KPI: its value
     ref_prob: float = 0.0  # of a pair: the teacher's probability of the candidate's class, row 0
     slices: int = 0  # bits of the declared slices that the request is in
-    extra: int = 0  # of a KPI: hash of its name; of a pair, of an audit: see `packing`
+    extra: int = 0  # of a KPI: hash of its name; of a pair, of an audit, of a request: see `packing`
     reason: int = Reason.BASELINE
     unit_key: int = 0  # keyed hash of the sticky user; 0: it has none
     overlap: int = 0  # of a pair: see `packing.pack_overlap`, row 0
@@ -47,6 +47,11 @@ class Event(msgspec.Struct, frozen=True):
 def is_killed(event: Event) -> bool:
     """Whether the model was held on its baseline when this request was routed: it is of no split, and of no race."""
     return bool(event.flags & Flag.KILLED) or event.reason == Reason.KILLED
+
+
+def is_divided(event: Event) -> bool:
+    """Whether the split decided who answers. What a gateway could not give to its candidate is of no arm."""
+    return event.reason in DIVIDED and not is_killed(event) and not event.flags & Flag.UNOPENED
 
 
 def is_error(event: Event, baseline: str) -> bool:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from monitoring.audits import Audits
 from monitoring.config import MonitorModel
-from monitoring.event import DIVIDED, Event, is_killed
+from monitoring.event import Event, is_divided
 from monitoring.guard import ModelGuards
 from monitoring.join import DELAYS_S, Answer, Joiner, LabelledPair
 from monitoring.reliability import ModelReliability
@@ -58,7 +58,7 @@ class Evidence:
             self.guards.observe(event)
             if event.status == 200:
                 self._answer(event)
-            if self.returns is not None and event.reason in DIVIDED and not is_killed(event):
+            if self.returns is not None and is_divided(event):
                 asked = Asked(event.variant, event.unit_key, event.epoch)
                 for found in self.returns.request(event.request_key, asked, event.wall_ns):
                     self.guards.returned(event, found)

@@ -12,12 +12,13 @@ from monitoring.candidate import TRIPS, Arming, Attempt, Candidate
 from monitoring.config import MonitorModel
 from monitoring.detectors.agreement import Agreement
 from monitoring.detectors.errors import Errors
-from monitoring.event import DIVIDED, Event, is_error, is_killed
+from monitoring.event import Event, is_divided, is_error, is_killed
 from monitoring.guards.base import Guard, Names
 from monitoring.intervals import MeanSequence
 from monitoring.returns import Returned
 from monitoring.verdicts import Verdict, statistic, verdict
 from serving.contract import BUCKETS, Cause, Flag, Kind, Latch, RouteTable, Snapshot
+from serving.packing import is_unopened
 
 #: Epochs whose weights are remembered, for records that are read late.
 EPOCHS_KEPT = 256
@@ -209,11 +210,11 @@ class ModelGuards:
                 candidate.diverted()
             return
         weights = self._weights.get(event.epoch)
-        if weights is None or event.reason not in DIVIDED:
+        if weights is None or not is_divided(event):
             return
         for name, share in weights.items():
             known = self.candidates.get(name) if share > 0 else None
-            if known is not None and event.epoch >= known.arming[0] >= 0:
+            if known is not None and event.epoch >= known.arming[0] >= 0 and not is_unopened(event.extra, name):
                 arm = None if event.variant not in (name, self.baseline) else event.variant == name
                 known.divided(event, arm, share / (share + weights.get(self.baseline, 0.0)))
 
@@ -232,7 +233,7 @@ class ModelGuards:
         error = is_error(event, self.baseline)
         if event.variant == self.baseline:
             self.own.answered(event)
-            if is_killed(event):
+            if is_killed(event) or event.flags & Flag.UNOPENED:
                 return  # the candidates' users are among those who were answered
             alone, weights = self._alone(event), self._weights.get(event.epoch, {})
             for candidate in self.candidates.values():
@@ -254,6 +255,8 @@ class ModelGuards:
         self._race(own, event, error and not invalid, from_candidate=True)
 
     def _race(self, candidate: Candidate, event: Event, error: bool, from_candidate: bool) -> None:
+        if is_unopened(event.extra, candidate.name):
+            return  # on a gateway where it has no requests, the baseline's would outnumber the split
         weights = self._weights.get(event.epoch)
         if weights is None:
             self.unknown_epochs += from_candidate

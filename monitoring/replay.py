@@ -129,7 +129,7 @@ class Replay:
 
 
 _ROUTED = (Kind.REQUEST, Kind.REFERENCE, Kind.SHADOW)
-_SPLIT = Flag.LIVE | Flag.KILLED  # of a live request, LIVE alone: it was routed by the weights
+_SPLIT = Flag.LIVE | Flag.KILLED | Flag.UNOPENED  # of a live request, LIVE alone: it was routed by the weights
 
 
 def tables(recording: Recording, model: str, baseline: str, teacher: str) -> dict[int, RouteTable]:
@@ -142,9 +142,10 @@ def tables(recording: Recording, model: str, baseline: str, teacher: str) -> dic
     for epoch in np.unique(routed["epoch"]).tolist():
         of_epoch = routed[routed["epoch"] == epoch]
         live = of_epoch[(of_epoch["kind"] == Kind.REQUEST) & (of_epoch["flags"] & _SPLIT == Flag.LIVE)]
+        whole = live[live["extra"] == 0]  # of gateways with every candidate open
         candidates: dict[str, tuple[tuple[int, int], ...]] = {}
         low = 0
-        for variant, share in _shares(live["series"], variants).items():
+        for variant, share in _shares((whole if len(whole) else live)["series"], variants).items():
             if variant != baseline and low < BUCKETS:
                 high = min(BUCKETS, low + share)
                 candidates[variant] = ((low, high),)

@@ -184,6 +184,7 @@ class Sidecar:
     async def _beat_control(self) -> None:
         response = await self.client.post("/admin/v1/monitor/heartbeat", content=self._heartbeat(), headers=_JSON)
         response.raise_for_status()
+        await self.actuator.report_kills(self.config.models)
 
     async def _fetch_snapshot(self) -> None:
         known = self.watch.snapshot

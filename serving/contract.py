@@ -179,6 +179,7 @@ class Flag(IntEnum):
     BASELINE_VALID = 2  # the baseline's answer to the same input was valid
     CLIENT_FAULT = 4  # a 4xx that no variant is to blame for
     KILLED = 8  # routed while a kill or a silent monitor had the model on its baseline, whoever owned the bucket
+    UNOPENED = 16  # of a candidate's bucket, answered by the baseline because this gateway has not opened the candidate
 
 
 # ---------------------------------------------------------------- event spool
@@ -224,7 +225,8 @@ RECORD_DTYPE = np.dtype(
         ("energy", "<f4"),  # -logsumexp(logits), row 0. AUDIT: distance of the embedding, in thresholds
         ("inclusion", "<f4"),  # probability with which this observation was sampled
         ("slices", "<u4"),  # bits of the declared slices that the request is in, by name in the alphabet
-        ("extra", "<u8"),  # KPI: hash of its name. Pairs, audits: see `packing.pack_divergence`, `pack_noise`
+        # KPI: hash of its name. Pairs, audits, requests: see `packing.pack_divergence`, `pack_noise`, `pack_unopened`
+        ("extra", "<u8"),
     ]
 )
 #: The same layout for `struct.pack_into`; fields in RECORD_DTYPE's order.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+import xxhash
 
 _FLOATS, _BITS = struct.Struct("<ff"), struct.Struct("<Q")
 
@@ -30,6 +32,30 @@ def unpack_noise(extra: int) -> tuple[float, float]:
     """(mean, worst) in decibels."""
     mean, worst = _FLOATS.unpack(_BITS.pack(extra))
     return mean, worst
+
+
+#: A candidate that is not open takes 16 bits of `extra`. More of them than fit are told as all of them.
+_UNOPENED_BITS, _UNOPENED_MAX, _EVERYBODY = 16, 4, (1 << 64) - 1
+
+
+def pack_unopened(names: Iterable[str]) -> int:
+    """Candidates that a gateway has not opened when it routes a request, as `extra` of the request holds them."""
+    codes = [_code(name) for name in names]
+    if len(codes) > _UNOPENED_MAX:
+        return _EVERYBODY
+    return sum(code << _UNOPENED_BITS * at for at, code in enumerate(codes))
+
+
+def is_unopened(extra: int, name: str) -> bool:
+    """Whether the gateway that recorded a request with this `extra` had not opened the candidate."""
+    if not extra:
+        return False
+    code, mask = _code(name), (1 << _UNOPENED_BITS) - 1
+    return extra == _EVERYBODY or any(extra >> _UNOPENED_BITS * at & mask == code for at in range(_UNOPENED_MAX))
+
+
+def _code(name: str) -> int:
+    return xxhash.xxh3_64_intdigest(name) % ((1 << _UNOPENED_BITS) - 2) + 1  # neither none nor everybody
 
 
 #: By how many of the likeliest classes the overlap of two answers is told.

@@ -191,9 +191,24 @@ def _kill_by_word(state_dir: Path, target: str, cause: CanariumError) -> int:
         raise ClientError(f"unknown model {target!r}, expected one of {', '.join(known)}")
     word = ControlWord.open(path)
     try:
-        return word.latch_on(slot_key(target))
+        return word.latch_on(slot_key(target), _above_published(paths.snapshot_file, target))
     finally:
         word.close()
+
+
+def _above_published(snapshot: Path, target: str) -> int:
+    """The first number above the published kills of `target`; 0 if they cannot be read.
+
+    Gateways go by the higher of the word's and the published number, and the control plane of another node
+    never writes this node's word: a kill that counted on from the word alone might be one that was released.
+    """
+    import json
+
+    try:
+        latch = json.loads(snapshot.read_bytes())["kills"][target]
+        return max(int(latch["seq"]), int(latch["cleared"])) + 1
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _models_of(snapshot: Path) -> list[str]:

@@ -28,7 +28,7 @@ class Route(msgspec.Struct, frozen=True):
 
 
 def bucket_of(salt: str, key: str, domain: str = "route") -> int:
-    """Bucket in [0, 10000) of a sticky key. Domains (`route`, `shadow:V`, `reference`) are independent."""
+    """Bucket in [0, 10000) of a sticky key or a request id. Domains (`route`, `shadow:V`, ...) are independent."""
     return xxhash.xxh3_64_intdigest(f"{domain}\0{salt}\0{key}") % BUCKETS
 
 
@@ -46,26 +46,37 @@ def candidate_at(table: RouteTable, bucket: int) -> str | None:
     return None
 
 
-def route(table: RouteTable, key: str, *, killed: bool = False, vetoed: frozenset[str] = frozenset()) -> Route:
+def route(
+    table: RouteTable,
+    key: str,
+    request_id: str | None = None,
+    *,
+    killed: bool = False,
+    vetoed: frozenset[str] = frozenset(),
+) -> Route:
     """Decide one live request (not pinned, not overridden).
+
+    Users are divided among those who answer; what is copied or scored is a share of the requests, whoever sends them.
 
     Args:
         table: the model's table.
-        key: the sticky key.
+        key: the sticky key; without one the request id.
+        request_id: None: the key is one.
         killed: the model's kill-switch is on: only the baseline answers, nothing is copied.
         vetoed: candidates rolled back by a control word that the table does not show yet.
     """
     owner = candidate_at(table, bucket_of(table.salt, key))
     if killed:
         return Route(table.baseline, Reason.KILLED if owner is not None else Reason.BASELINE)
+    drawn = key if request_id is None else request_id
     shadows = tuple(
         name
         for name, share in table.shadow.items()
-        if name not in vetoed and name != owner and bucket_of(table.salt, key, f"shadow:{name}") < share
+        if name not in vetoed and name != owner and bucket_of(table.salt, drawn, f"shadow:{name}") < share
     )
     if owner is None or owner in vetoed:
         return Route(table.baseline, Reason.BASELINE, shadows)
-    scored = bucket_of(table.salt, key, "reference") < table.reference_bp
+    scored = bucket_of(table.salt, drawn, "reference") < table.reference_bp
     return Route(owner, Reason.CANARY, shadows, scored)
 
 

@@ -95,6 +95,7 @@ class Batcher:
         self._due = False
         self._key = secrets.randbits(64)
         self._pace = Pace()
+        self._work = Pace()  # by the workers' own time, without their batches of other gateways
         self._max_wait_ns = math.inf if max_wait_ms is None else max_wait_ms * 1e6
         self._outage_key = 0
         self._closed = False
@@ -113,13 +114,13 @@ class Batcher:
 
     @property
     def capacity(self) -> float:
-        """Rows a second that the workers can do in full batches; 0 while the pace is unknown."""
-        return self._pace.capacity(self._available)
+        """Rows a second that the workers can do in full batches, whoever's; 0 while that is unknown."""
+        return self._work.capacity(self._available)
 
     @property
     def capacity_at_least(self) -> float:
-        """The same, or while the pace is unknown what batches show at least; 0 while there was no batch at all."""
-        return self._pace.capacity_at_least(self._available)
+        """The same, or while it is unknown what batches show at least; 0 while there was no batch at all."""
+        return self._work.capacity_at_least(self._available)
 
     def set_workers(self, workers: Sequence[Worker]) -> None:
         """Replace the workers. One that is left out finishes its batch; closing it is its owner's business."""
@@ -196,7 +197,7 @@ class Batcher:
             failure.batch_key = key
             raise
         infer_ns = self._clock.monotonic_ns() - now
-        self._pace.measured(rows, infer_ns, full=False)
+        self._measured(rows, infer_ns, infer_ns, full=False)
         if self._on_batch is not None:
             self._on_batch(rows, infer_ns)
         return BatchResult(outputs, 0, infer_ns, rows, key)
@@ -313,7 +314,7 @@ class Batcher:
                     self._wake()  # in case the waking was meant for a worker that can run
                     await self._park(slot)
                     continue
-                batch = self._next_batch()
+                batch, share = self._next_batch()
                 if not batch:
                     self._idle.append(slot)
                     await self._park(slot)
@@ -321,7 +322,7 @@ class Batcher:
                 if self._idle and self._queue.rows:
                     self._wake()
                 try:
-                    await self._run(slot, batch)
+                    await self._run(slot, batch, share)
                 except asyncio.CancelledError:  # also those who wait to be run again, each alone
                     for entry in batch:
                         self._fail(entry.owner, self._closed_error())
@@ -350,27 +351,27 @@ class Batcher:
             self._idle.remove(slot)
             slot.wake()
 
-    def _next_batch(self) -> Sequence[Entry]:
-        """Close a batch now, or arrange to be woken when one should be."""
+    def _next_batch(self) -> tuple[Sequence[Entry], int]:
+        """Close a batch now, or arrange to be woken when one should be; with it, a worker's share of what waits."""
         now = self._clock.monotonic_ns()
         if self._close_check is not None and self._queue.rows and (error := self._close_check()) is not None:
             self.fail_queued(error)
-            return ()
+            return (), 0
         wait = self._queue.wait_ns(now)
         if wait is None:
             self._disarm()
-            return ()
+            return (), 0
         if wait and not self._due:
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(wait / 1e9, self._timer_fired)
-            return ()
+            return (), 0
         self._disarm()
         waiting = self._queue.live_rows or self._queue.rows
         share = -(-(waiting + self._pace.running_rows) // max(1, self._available))
         batch, expired = self._queue.take(now, share)
         if expired:
             self._expire(expired)
-        return batch
+        return batch, share
 
     def _timer_fired(self) -> None:
         self._timer = None
@@ -393,8 +394,8 @@ class Batcher:
             if slot.worker.available and slot not in self._idle:
                 slot.wake()
 
-    async def _run(self, slot: Slot, batch: Sequence[Entry]) -> None:
-        failure = await self._attempt(slot, batch)
+    async def _run(self, slot: Slot, batch: Sequence[Entry], share: int) -> None:
+        failure = await self._attempt(slot, batch, share)
         if failure is None:
             return
         if failure.cause is not Cause.ERROR or len(batch) == 1:
@@ -413,17 +414,19 @@ class Batcher:
                 self._expire((entry,))
             elif self._close_check is not None and (error := self._close_check()) is not None:
                 self._fail(entry.owner, error)
-            elif (again := await self._attempt(slot, (entry,), alone=True)) is not None:
+            elif (again := await self._attempt(slot, (entry,), 0)) is not None:
                 self._fail(entry.owner, again)
 
-    async def _attempt(self, slot: Slot, batch: Sequence[Entry], *, alone: bool = False) -> WorkerFailure | None:
+    async def _attempt(self, slot: Slot, batch: Sequence[Entry], share: int) -> WorkerFailure | None:
+        """Run a batch and answer its callers. `share`: rows that were this worker's part; 0: these are run again."""
         worker, key = slot.worker, self._next_key()
         closed_ns = self._clock.monotonic_ns()
         self._hangs.began(slot, closed_ns)
         rows = [entry.rows for entry in batch]
         total = sum(rows)
         left = self._queue.live_rows if batch[0].live else self._queue.rows
-        full = not alone and (total >= self._queue.max_batch or left > 0)
+        # One that ended with its share, the rest being for workers that are free, says nothing of a backlog.
+        full = share > 0 and (total >= self._queue.max_batch or (left > 0 and total < share))
         self._pace.started(key, total, closed_ns)
         try:
             inputs = merge([entry.inputs for entry in batch], self._layout.inputs)
@@ -443,16 +446,21 @@ class Batcher:
         finally:
             self._hangs.ended(slot)
             self._pace.ended(key)
-        shares = split(outputs, rows, self._layout.outputs)
-        if shares is None:
+        parts = split(outputs, rows, self._layout.outputs)
+        if parts is None:
             return WorkerFailure(Cause.ERROR, f"{worker.name} returned outputs without one row for each input row", key)
         infer_ns = self._clock.monotonic_ns() - closed_ns
-        self._pace.measured(total, infer_ns, full=full)
-        for entry, share in zip(batch, shares, strict=True):
-            entry.owner.deliver(entry, share, closed_ns, infer_ns, total, key)
+        self._measured(total, infer_ns, worker.ran_ns or infer_ns, full=full)
+        for entry, part in zip(batch, parts, strict=True):
+            entry.owner.deliver(entry, part, closed_ns, infer_ns, total, key)
         if self._on_batch is not None:
             self._on_batch(total, infer_ns)
         return None
+
+    def _measured(self, rows: int, infer_ns: int, ran_ns: int, *, full: bool) -> None:
+        """Learn from a batch that succeeded: how long it took here, and how long its worker ran it."""
+        self._pace.measured(rows, infer_ns, full=full)
+        self._work.measured(rows, ran_ns, full=full)
 
     # ------------------------------------------------------------ errors
 

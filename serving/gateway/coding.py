@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from serving.gateway.offload import offloaded
 from serving.protocol import compress
 from serving.protocol.types import InferRequest
 
@@ -19,18 +20,18 @@ async def unpacked(body: bytes, encoding: str, limit: int) -> bytes:
     """`compress.decompress`."""
     if len(body) < INLINE_PACKED:
         return compress.decompress(body, encoding, limit)
-    return await asyncio.to_thread(compress.decompress, body, encoding, limit)
+    return await offloaded(partial(compress.decompress, body, encoding, limit))
 
 
 async def packed(pieces: Sequence[bytes], accept: str) -> tuple[list[bytes], str | None]:
     """`compress.compress`."""
     if sum(map(len, pieces)) < INLINE:
         return compress.compress(pieces, accept)
-    return await asyncio.to_thread(compress.compress, pieces, accept)
+    return await offloaded(partial(compress.compress, pieces, accept))
 
 
 async def decoded(size: int, json: int, decode: Callable[..., InferRequest], *given: Any) -> InferRequest:
     """What `decode` makes of a body of `size` bytes, `json` of which are JSON."""
     if json < INLINE_JSON and size < INLINE_BODY:
         return decode(*given)
-    return await asyncio.to_thread(decode, *given)
+    return await offloaded(partial(decode, *given))

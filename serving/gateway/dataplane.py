@@ -63,10 +63,14 @@ class _Work(msgspec.Struct):
     reason: Reason = Reason.BASELINE
     cause: Cause = Cause.NONE
     live: bool = True
+    judged: bool = True
     shadows: tuple[str, ...] = ()
     reference: bool = False
+    diverted: bool = False  # a candidate's, which is not open here
+    unopened: int = 0  # candidates that are not, as a record holds them
     client_inputs: dict[str, np.ndarray] = {}
     inputs: dict[str, np.ndarray] = {}
+    ready_ns: int = 0  # when these were made
 
 
 class DataPlane:
@@ -257,13 +261,15 @@ class DataPlane:
             if plane is None:
                 raise RequestError(ErrorKind.UNAVAILABLE, f"{name} is being opened, try again", 1)
             return plane
-        key = caller.sticky or work.trace.request_id
-        chosen = route(table, key, killed=view.killed, vetoed=view.vetoed)
+        request_id = work.trace.request_id
+        chosen = route(table, caller.sticky or request_id, request_id, killed=view.killed, vetoed=view.vetoed)
+        work.unopened = self.planes.unopened(table)
         plane = self.planes.get(model, chosen.variant)
         if plane is not None:
             work.variant, work.reason = chosen.variant, chosen.reason
             work.shadows, work.reference = chosen.shadows, chosen.reference
             return plane
+        work.diverted = chosen.variant != table.baseline
         plane = self.planes.get(model, table.baseline)  # the candidate is still being opened: nobody's fault
         if plane is None:
             raise RequestError(ErrorKind.UNAVAILABLE, f"{table.baseline} is being opened, try again", 1)
@@ -272,7 +278,11 @@ class DataPlane:
     async def _answer(self, work: _Work, plane: VariantPlane) -> tuple[VariantPlane, Answer]:
         """The chosen variant's answer, or the baseline's if a candidate fails. Raises `Fault`."""
         if work.reason is not Reason.CANARY:
-            answer = await self._run(work, plane, work.deadline_ns)
+            try:
+                answer = await self._run(work, plane, work.deadline_ns)
+            except Fault as own:
+                self._excuse(work, own)
+                raise
             now = self._routing.view(work.model)
             if now is None or not now.killed or plane.entry.name == now.table.baseline:
                 return plane, answer
@@ -281,25 +291,36 @@ class DataPlane:
                 raise fault
             return await self._fall_back(work, plane, fault)
         # The candidate is given what the deadline allows after keeping the baseline's share, at least half.
-        settings = work.config.routing
-        total_ns = work.deadline_ns - work.trace.arrived_ns
-        budget_ns = min(settings.fallback.budget_ms * 1_000_000, total_ns // 2)
+        fallback = work.config.routing.fallback
+        own_ns = candidates_share(work.deadline_ns - work.trace.arrived_ns, fallback.budget_ms)
         began = self._clock.monotonic_ns()
         try:
-            answer = await self._run(work, plane, work.deadline_ns - budget_ns)
+            answer = await self._run(work, plane, work.trace.arrived_ns + own_ns)
             now = self._routing.view(work.model)
             if now is None or now.allows(plane.entry.name):
                 return plane, answer
             raise Fault(plane.entry.name, Cause.KILLED, f"{plane.entry.name} was taken out of traffic")
         except Fault as fault:
-            if fault.cause in _CONFIGURABLE and fault.cause.name.lower() not in settings.fallback.on:
+            self._excuse(work, fault)
+            if fault.cause in _CONFIGURABLE and fault.cause.name.lower() not in fallback.on:
                 raise
             work.trace.candidate_ns = self._clock.monotonic_ns() - began
-            if fault.cause is Cause.TIMEOUT:
-                # A client that leaves little time is not the candidate's doing: such a time-out counts against nobody.
-                fair_ns = (settings.queue.default_timeout_ms - settings.fallback.budget_ms) * 500_000
-                work.live = work.deadline_ns - budget_ns - began >= fair_ns
             return await self._fall_back(work, plane, fault)
+
+    def _excuse(self, work: _Work, fault: Fault) -> None:
+        """Have a failure tell nothing of its variant if there was too little time, as the client or making its inputs
+        left no more.
+
+        Too little is less than half of what a candidate has by the default deadline. It is the same for the baseline:
+        a race in which one of them is excused would be decided by that.
+        """
+        if fault.cause not in (Cause.TIMEOUT, Cause.OVERLOADED):
+            return
+        routing, arrived_ns = work.config.routing, work.trace.arrived_ns
+        fair_ns = candidates_share(routing.queue.default_timeout_ms * 1_000_000, routing.fallback.budget_ms) // 2
+        own_ns = candidates_share(work.deadline_ns - arrived_ns, routing.fallback.budget_ms)
+        if arrived_ns + own_ns - (work.ready_ns or self._clock.monotonic_ns()) < fair_ns:
+            work.judged = False
 
     async def _fall_back(self, work: _Work, failed: VariantPlane, fault: Fault) -> tuple[VariantPlane, Answer]:
         view = self._routing.view(work.model) or work.view
@@ -312,21 +333,32 @@ class DataPlane:
             answer = await self._run(work, baseline, work.deadline_ns)
         except Fault as second:
             second.first = fault if fault.cause is not Cause.KILLED else None
+            if second.first is None:
+                self._excuse(work, second)
             raise
         work.reason, work.cause, work.trace.batch_key = Reason.FALLBACK, fault.cause, fault.batch_key
         return baseline, answer
 
     async def _run(self, work: _Work, plane: VariantPlane, deadline_ns: int) -> Answer:
         trace = work.trace
-        if not work.inputs:
-            plane.refuse_if_late(trace.rows, deadline_ns)
-            began = self._clock.monotonic_ns()
-            work.inputs = await plane.preprocess(work.client_inputs, trace.rows)
-            trace.preprocess_ns += self._clock.monotonic_ns() - began
-        trace.dispatched = True
-        answer = await plane.run(work.inputs, trace.rows, deadline_ns)
+        with plane.used():
+            if not work.inputs:
+                plane.refuse_if_late(trace.rows, deadline_ns)
+                await self._prepare(work, plane, deadline_ns)
+            trace.dispatched = True
+            answer = await plane.run(work.inputs, trace.rows, deadline_ns)
         trace.queue_ns, trace.infer_ns, trace.batch_key = answer.queue_ns, answer.infer_ns, answer.batch_key
         return answer
+
+    async def _prepare(self, work: _Work, plane: VariantPlane, deadline_ns: int) -> None:
+        """Make the session inputs. Raises `Fault` TIMEOUT."""
+        baseline = self.planes.get(work.model, work.view.table.baseline)
+        if baseline is not None and baseline.pipeline.preprocess_key == plane.pipeline.preprocess_key:
+            deadline_ns = work.deadline_ns  # they are the baseline's as well: not to be made twice
+        began = self._clock.monotonic_ns()
+        work.inputs = await plane.preprocess(work.client_inputs, work.trace.rows, deadline_ns)
+        work.ready_ns = self._clock.monotonic_ns()
+        work.trace.preprocess_ns += work.ready_ns - began
 
     def _finish(self, work: _Work, request: InferRequest, plane: VariantPlane, answer: Answer) -> Reply:
         trace, table, entry = work.trace, work.view.table, plane.entry
@@ -421,9 +453,17 @@ class DataPlane:
             trace=work.trace,
             summary=summary,
             live=work.live,
+            judged=work.judged,
             baseline_valid=status == 200 and (answered == table.baseline or work.reason is Reason.FALLBACK),
             killed=work.view.killed,
+            diverted=work.diverted,
+            unopened=work.unopened,
         )
+
+
+def candidates_share(total_ns: int, budget_ms: int) -> int:
+    """What a candidate has of a request's time: all but what is kept for the baseline, which is at most half."""
+    return total_ns - min(budget_ms * 1_000_000, total_ns // 2)
 
 
 def _trace(request: InferRequest, caller: Caller) -> Trace:

@@ -30,6 +30,9 @@ VERSION = 1
 MAX_FRAME = 256 << 20
 MAX_MESSAGE = 500
 
+#: The tensor of an answer that says how long its batch ran, int64 [1] nanoseconds.
+RAN = "canarium.ran_ns"
+
 HEADER = struct.Struct("<IBBHQ")
 _TENSOR = struct.Struct("<BBBBI")
 _LENGTH = struct.Struct("<I")

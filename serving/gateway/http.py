@@ -212,6 +212,8 @@ class HttpGateway:
             version, rest = rest[1], rest[2:]
         if rest == ["infer"]:
             _allow(head, "POST")
+            if not version and not self._open:
+                self._identify(head).require("viewer")  # the monitor pins a version; this is the path with a slash
             self._route_infer(exchange, model, version, self._infers(model, version))
         elif rest == ["feedback"] and not version:
             _allow(head, "POST")

@@ -60,6 +60,12 @@ class LiveRouting:
         now = self.snapshot
         return now is None or (snapshot.lease, snapshot.rev) > (now.lease, now.rev)
 
+    def adopt(self, table: RouteTable) -> None:
+        """Put the table of one model in force: it is of the snapshot in force, and could not be obeyed before."""
+        now = self.snapshot
+        if now is not None and now.tables.get(table.model) is not table:
+            self.snapshot = msgspec.structs.replace(now, tables={**now.tables, table.model: table})
+
     def accept_latches(self, snapshot: Snapshot) -> None:
         """Obey the kills and vetoes of a newer snapshot at once, whatever else taking it over may need."""
         now = self.snapshot

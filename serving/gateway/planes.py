@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Callable
+
+import msgspec
 
 from serving.contract import RouteTable, Snapshot, VariantEntry
 from serving.errors import ErrorKind, RequestError
 from serving.gateway.live import LiveRouting
 from serving.gateway.variants import VariantPlane
+from serving.packing import pack_unopened
 from serving.protocol.types import shown
 
 log = logging.getLogger(__name__)
@@ -37,22 +41,32 @@ class Planes:
         self._open: dict[str, dict[str, VariantPlane]] = {name: {} for name in models}
         self._closing: set[asyncio.Task[None]] = set()
         self._following: asyncio.Task[None] | None = None
+        self._bringing: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._wanted: Snapshot | None = None  # as it was published
 
     # ------------------------------------------------------------ following the tables
 
     async def apply(self, snapshot: Snapshot) -> None:
         """Take over a snapshot: obey its kills, open new baselines, swap the tables, then follow with the rest.
 
-        Raises:
-            RegistryError: a new baseline cannot be opened; the tables in force stay.
+        A model whose new baseline cannot be opened keeps the table that it has, if any, until it can.
         """
         if not self._routing.newer(snapshot):
             return
         self._routing.accept_latches(snapshot)
         for model, table in snapshot.tables.items():
             if self.get(model, table.baseline) is None:
-                await self._bring(model, table.variants[table.baseline])
-        self._routing.accept(snapshot)
+                try:
+                    await self._bring(model, table.variants[table.baseline])
+                except Exception:
+                    log.exception("cannot open %s, the baseline of %s: its table stays", table.baseline, model)
+        held = {model for model, table in snapshot.tables.items() if self.get(model, table.baseline) is None}
+        now = self._routing.snapshot
+        tables = {name: table for name, table in snapshot.tables.items() if name not in held}
+        tables |= {name: table for name, table in (now.tables if now else {}).items() if name in held}
+        if not self._routing.accept(msgspec.structs.replace(snapshot, tables=tables)):
+            return
+        self._wanted = snapshot
         if self._following is None or self._following.done():
             self._following = asyncio.get_running_loop().create_task(self._follow())
 
@@ -68,33 +82,41 @@ class Planes:
     async def _follow(self) -> None:
         """Open what the tables name and let go of what they do not; a variant that cannot be opened is tried again."""
         while True:
-            snapshot, failed = self._routing.snapshot, False
-            for model, table in (snapshot.tables if snapshot else {}).items():
-                for name, entry in table.variants.items():
+            wanted, failed = self._wanted, False
+            for model, table in (wanted.tables if wanted else {}).items():
+                for name in sorted(table.variants, key=lambda name: name != table.baseline):
                     try:
-                        await self._bring(model, entry)
+                        await self._bring(model, table.variants[name])
                     except Exception:
                         failed = True
                         log.exception("cannot open %s of %s, trying again", name, model)
-                planes = self._open[model]
-                for name in [name for name in planes if name not in table.variants]:
-                    self._let_go(planes.pop(name))
-            if failed:
-                await asyncio.sleep(RETRY_S)
-            elif snapshot is self._routing.snapshot:
+                    if self.get(model, table.baseline) is None:
+                        break  # this table cannot be in force, so that the variants of the earlier one stay
+                if wanted is not self._wanted:
+                    break
+                planes = self._open.setdefault(model, {})
+                if table.baseline in planes:
+                    self._routing.adopt(table)
+                    for name in [name for name in planes if name not in table.variants]:
+                        self._let_go(planes.pop(name))
+            if wanted is not self._wanted:
+                continue
+            if not failed:
                 return
+            await asyncio.sleep(RETRY_S)
 
     async def _bring(self, model: str, entry: VariantEntry) -> None:
         planes = self._open.setdefault(model, {})
-        known = planes.get(entry.name)
-        if known is not None and known.entry == entry:
-            return
-        plane = await asyncio.to_thread(self._factory, model, entry)
-        await plane.start()
-        if known is not None:
-            await plane.warm(WARM_S)
-            self._let_go(known)
-        planes[entry.name] = plane
+        async with self._bringing[model, entry.name]:  # a snapshot may come while an earlier one opens its variants
+            known = planes.get(entry.name)
+            if known is not None and known.entry == entry:
+                return
+            plane = await asyncio.to_thread(self._factory, model, entry)
+            await plane.start()
+            if known is not None:
+                await plane.warm(WARM_S)
+                self._let_go(known)
+            planes[entry.name] = plane
 
     def _let_go(self, plane: VariantPlane) -> None:
         async def leave() -> None:
@@ -123,6 +145,12 @@ class Planes:
         """Open variants of a model, in the order in which they were opened."""
         return list(self._open.get(model, {}).values())
 
+    def unopened(self, table: RouteTable) -> int:
+        """The table's candidates with traffic that are not open, as `packing.pack_unopened` has them."""
+        planes = self._open.get(table.model, {})
+        missing = [name for name in table.candidates if name not in planes]
+        return pack_unopened(missing) if missing else 0
+
     def all(self) -> dict[str, list[VariantPlane]]:
         """Open variants of each model, baseline first."""
         listed: dict[str, list[VariantPlane]] = {}
@@ -133,11 +161,10 @@ class Planes:
         return listed
 
     def opening(self) -> list[tuple[str, VariantEntry]]:
-        """Variants of the tables in force that are not open yet."""
-        snapshot = self._routing.snapshot
+        """Variants of the published tables that are not open yet."""
         return [
             (model, entry)
-            for model, table in (snapshot.tables if snapshot else {}).items()
+            for model, table in (self._wanted.tables if self._wanted else {}).items()
             for name, entry in table.variants.items()
             if self.get(model, name) is None
         ]

@@ -75,10 +75,18 @@ class Recorder:
         trace: Trace,
         summary: Summary = UNKNOWN,
         live: bool = True,
+        judged: bool = True,
         baseline_valid: bool = False,
         killed: bool = False,
+        diverted: bool = False,
+        unopened: int = 0,
     ) -> None:
-        """One request that was answered or refused."""
+        """One request that was answered or refused.
+
+        `judged`: whether it tells one variant from another; if not, it counts for the service level alone.
+        `diverted`: a candidate's that it could not be given to, as it is not open here. `unopened`: see
+        `packing.pack_unopened`.
+        """
         spool, now = self._spool, self._clock.monotonic_ns()
         series = self.series(model, routed)
         total_ns = now - trace.arrived_ns
@@ -98,10 +106,11 @@ class Recorder:
             if status == 200:
                 spool.observe_latency(series, self._bounds[model], total_ns)
         flags = (
-            (Flag.LIVE if live else 0)
+            (Flag.LIVE if live and judged else 0)
             | (Flag.BASELINE_VALID if baseline_valid else 0)
             | (Flag.CLIENT_FAULT if client_fault else 0)
             | (Flag.KILLED if killed else 0)
+            | (Flag.UNOPENED if diverted else 0)
         )
         # By position, in the order of contract.RECORD_DTYPE: thirty keywords would cost more than the write itself.
         spool.record(
@@ -135,6 +144,7 @@ class Recorder:
             summary.energy,
             1.0,
             trace.slices,
+            unopened,
         )
 
     def refused(self, model: str, variant: str, status: int) -> None:

@@ -17,6 +17,7 @@ from serving.clock import SystemClock
 from serving.config import Config, Started, VariantConfig
 from serving.contract import Cause, ControlWord, Snapshot, VariantEntry
 from serving.control.auth import VISITOR, Auth
+from serving.errors import RegistryError
 from serving.gateway.auditor import auditor_of
 from serving.gateway.budget import InflightBudget
 from serving.gateway.caller import RequestIds
@@ -24,6 +25,7 @@ from serving.gateway.dataplane import DataPlane
 from serving.gateway.drain import Drain
 from serving.gateway.grpc import GrpcGateway
 from serving.gateway.http import HttpGateway
+from serving.gateway.kept import KeptSnapshot
 from serving.gateway.live import LiveRouting
 from serving.gateway.payloads import PayloadLog
 from serving.gateway.recorder import Recorder
@@ -32,7 +34,7 @@ from serving.gateway.variants import FrameCall, VariantPlane
 from serving.gateway.worker_server import WorkerServer
 from serving.gateway.workers import WorkerFailure
 from serving.loading import Loader
-from serving.paths import Paths, write_private
+from serving.paths import Paths
 from serving.registry.store import Registry
 from serving.runtimes.base import open_session
 from serving.transport.http1 import Http1Server
@@ -90,8 +92,8 @@ class Gateway:
         self._recorder = Recorder(spool, self._clock, settings.unit_secret)
         for name, model in config.models.items():
             thresholds = [slo.threshold_ms for slo in model.slo if slo.threshold_ms is not None]
-            manifest = registry.resolve(model.variants[model.baseline].artifact)
-            self._recorder.model(name, list(latency_buckets_ms(thresholds)), list(manifest.postprocess.labels))
+            labels = _labels(registry, model.variants[model.baseline].artifact)
+            self._recorder.model(name, list(latency_buckets_ms(thresholds)), labels)
         self._routing = LiveRouting(config, ControlWord.open(paths.word_path), self._clock)
         sampled = {name: model.payloads for name, model in config.models.items()}
         payloads = PayloadLog(paths.payload_dir, self._id, sampled, self._recorder, self._clock)
@@ -105,6 +107,7 @@ class Gateway:
         self._servers: list[asyncio.Server] = []
         self._sockets: Sockets | None = None
         self._drain = Drain(paths.drain_file, self._plane, self._http, self._finish)
+        self._kept = KeptSnapshot(paths.snapshot_file)
         self._applied = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._follow()), loop.create_task(self._tick())]
@@ -159,7 +162,7 @@ class Gateway:
             recorder=self._recorder,
             clock=self._clock,
             socket_dir=self._paths.worker_dir(model, entry.name, entry.version),
-            remote=self._remote(model, entry, config),
+            remote=lambda: self._remote(entry, config),
             gateways=self._config.server.gateways,
             guards=configured.guards,
             dropped=lambda: self._killed(model, entry.name),
@@ -171,7 +174,7 @@ class Gateway:
             return None
         return WorkerFailure(Cause.KILLED, "killed while it was queued")
 
-    def _remote(self, model: str, entry: VariantEntry, config: VariantConfig) -> FrameCall | None:
+    def _remote(self, entry: VariantEntry, config: VariantConfig) -> FrameCall | None:
         if entry.placement != "isolated":
             return None
         alone = len([node for node in ray.nodes() if node["Alive"]]) < 2  # type: ignore[no-untyped-call]
@@ -206,8 +209,7 @@ class Gateway:
             try:
                 await self._plane.apply(msgspec.json.decode(encoded, type=Snapshot))
                 self._applied.set()
-                with contextlib.suppress(OSError):  # a full disk must not stop a gateway
-                    await asyncio.to_thread(write_private, self._paths.snapshot_file, encoded)
+                self._kept.keep(encoded)
             except Exception:
                 log.exception("cannot take over a snapshot, keeping rev %s", rev)
                 await asyncio.sleep(RETRY_S)
@@ -244,6 +246,15 @@ class Gateway:
         if self._sockets is not None:
             self._sockets.close()
         await asyncio.gather(self._http.drain(limit_s), self._grpc.drain(limit_s))
+
+
+def _labels(registry: Registry, artifact: str) -> list[str]:
+    """The artifact's class names; none if it cannot be read, which stops its own model and no other."""
+    try:
+        return list(registry.resolve(artifact).postprocess.labels)
+    except RegistryError:
+        log.exception("cannot read %s", artifact)
+        return []
 
 
 class VariantReplica:

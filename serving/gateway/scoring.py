@@ -139,10 +139,11 @@ class Scorer:
 
     async def _answer(self, answer: Answered, plane: VariantPlane) -> tuple[Mapping[str, np.ndarray], int]:
         inputs = answer.session_inputs
-        if plane.pipeline.preprocess_key != answer.plane.pipeline.preprocess_key:
-            inputs = await plane.preprocess(answer.client_inputs, answer.rows)
-        deadline = self._clock.monotonic_ns() + int(PATIENCE_S * 1e9)
-        result = await plane.run(inputs, answer.rows, deadline, live=False)
+        with plane.used():
+            deadline = self._clock.monotonic_ns() + int(PATIENCE_S * 1e9)
+            if plane.pipeline.preprocess_key != answer.plane.pipeline.preprocess_key:
+                inputs = await plane.preprocess(answer.client_inputs, answer.rows, deadline)
+            result = await plane.run(inputs, answer.rows, deadline, live=False)
         return result.outputs, result.infer_ns
 
     def _pair(

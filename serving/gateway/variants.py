@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from serving.contract import Cause, VariantEntry
 from serving.errors import ErrorKind, RequestError
 from serving.gateway.auditor import auditor_of
 from serving.gateway.batcher import Batcher
+from serving.gateway.offload import offloaded
 from serving.gateway.recorder import Recorder, Trace
 from serving.gateway.workers import HandleWorker, LocalWorker, SocketPool, Worker, WorkerFailure
 from serving.registry.manifest import Manifest
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 INLINE_ROWS, INLINE_BYTES = 8, 32_768
 
 POLL_S = 0.05
+#: How often a variant without a replica on this node looks whether there are other nodes, seconds.
+SEEK_S = 2.0
 
 #: Calls a variant over its Serve handle with one frame; used between nodes.
 FrameCall = Callable[[bytes], Awaitable[bytes]]
@@ -129,7 +133,7 @@ class VariantPlane:
         manifest, folder: its verified artifact.
         config: threads, timeouts and placement from the configuration file.
         socket_dir: where its replicas announce themselves, if it is isolated.
-        remote: calls it over the Serve handle, if that path is in use.
+        remote: gives what calls it over the Serve handle, or None while that path is of no use (blocking).
         gateways: gateway processes that share its workers.
         guards: which audits of a colocated variant are wanted (an isolated one is audited by its replicas); None: none.
         dropped: asked when a batch closes; an exception it returns fails the batch (the kill-switch).
@@ -147,7 +151,7 @@ class VariantPlane:
         recorder: Recorder,
         clock: Clock,
         socket_dir: Path,
-        remote: FrameCall | None,
+        remote: Callable[[], FrameCall | None] | None,
         gateways: int = 1,
         guards: GuardsConfig | None = None,
         dropped: Callable[[], Exception | None] | None = None,
@@ -161,7 +165,7 @@ class VariantPlane:
         self._clock = clock
         self._told = (0, 0)  # what was last published of the batcher's counters
         self._sharers = gateways if entry.placement == "isolated" else 1
-        self._running = 0  # callers that wait for an answer
+        self._users = 0  # requests that it is to answer
         self._drained: asyncio.Event | None = None  # who waits until there is none
         self.batcher = Batcher(
             entry.name,
@@ -177,13 +181,15 @@ class VariantPlane:
         )
         self._own: list[Worker] = []
         self._pool: SocketPool | None = None
+        self._remote = remote
+        self._seeking: asyncio.Task[None] | None = None
         if entry.placement == "colocated":
             session = open_session(manifest, folder, runtime=entry.runtime, threads=config.threads)
             sessions = [session, *(session.share() for _ in range(entry.replicas - 1))]
             auditor = auditor_of(manifest, folder, guards, clock) if guards is not None else None
             self._own += [LocalWorker(f"{entry.name}@gateway-{n}", each, auditor) for n, each in enumerate(sessions)]
         elif remote is not None:
-            self._own += [HandleWorker(f"{entry.name}@handle-{n}", remote) for n in range(entry.replicas)]
+            self._own += self._handles(remote())
         if entry.placement == "isolated" and config.transport == "auto":
             self._pool = SocketPool(socket_dir, clock=clock, on_change=self._on_workers, name=entry.name)
 
@@ -202,6 +208,17 @@ class VariantPlane:
         """Rows a second that it can do for this gateway in full batches; 0 while none has run."""
         return self.batcher.capacity / self._sharers
 
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """While a request is prepared for it and waits for its answer; `drain` waits for these."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if self._drained is not None and not self._users:
+                self._drained.set()
+
     async def run(self, inputs: dict[str, np.ndarray], rows: int, deadline_ns: int, *, live: bool = True) -> Answer:
         """Answer session inputs: batched, run, checked and postprocessed.
 
@@ -214,7 +231,6 @@ class VariantPlane:
             Fault: no valid answer; says whose fault it is.
         """
         name = self.entry.name
-        self._running += 1
         try:
             result = await self.batcher.submit(inputs, rows, deadline_ns, live=live)
         except WorkerFailure as failure:
@@ -224,10 +240,6 @@ class VariantPlane:
             if error.kind in (ErrorKind.BAD_REQUEST, ErrorKind.TOO_LARGE):
                 raise  # the client's doing: nobody is to blame
             raise self._refusal(error) from None
-        finally:
-            self._running -= 1
-            if self._drained is not None and not self._running:
-                self._drained.set()
         began = self._clock.monotonic_ns()
         try:
             wrong = self.pipeline.check(result.outputs, rows)
@@ -253,13 +265,21 @@ class VariantPlane:
         cause = _CAUSES.get(error.kind, Cause.OVERLOADED)
         return Fault(self.entry.name, cause, error.message, retry_after_s=error.retry_after_s)
 
-    async def preprocess(self, inputs: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-        """Client tensors to session tensors; off the event loop if there is much to tokenize."""
+    async def preprocess(self, inputs: dict[str, np.ndarray], rows: int, deadline_ns: int) -> dict[str, np.ndarray]:
+        """Client tensors to session tensors; off the event loop if there is much to tokenize.
+
+        Raises:
+            Fault: TIMEOUT, the deadline passed first.
+        """
         if self.manifest.preprocess.kind == "none":
             return inputs
         if rows <= INLINE_ROWS and sum(len(text) for data in inputs.values() for text in data.flat) <= INLINE_BYTES:
             return self.pipeline.preprocess(inputs)
-        return await asyncio.to_thread(self.pipeline.preprocess, inputs)
+        name, left_s = self.entry.name, (deadline_ns - self._clock.monotonic_ns()) / 1e9
+        try:
+            return await offloaded(partial(self.pipeline.preprocess, inputs), left_s)
+        except TimeoutError:
+            raise Fault(name, Cause.TIMEOUT, f"the deadline passed before the text for {name} was tokenized") from None
 
     async def warm(self, limit_s: float) -> None:
         """Wait until it has a worker, at most `limit_s` seconds."""
@@ -269,8 +289,8 @@ class VariantPlane:
             await asyncio.sleep(POLL_S)
 
     async def drain(self, limit_s: float) -> None:
-        """Wait until nobody waits for it any more, at most `limit_s` seconds."""
-        if self._running:
+        """Wait until nobody uses it any more, at most `limit_s` seconds."""
+        if self._users:
             self._drained = asyncio.Event()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._drained.wait(), limit_s)
@@ -294,6 +314,8 @@ class VariantPlane:
         self._told = now
 
     async def close(self) -> None:
+        if self._seeking is not None:
+            self._seeking.cancel()
         if self._pool is not None:
             await self._pool.close()
         await self.batcher.close()
@@ -303,6 +325,26 @@ class VariantPlane:
     def _on_workers(self, local: Sequence[Worker]) -> None:
         # The Serve handle reaches replicas on other nodes; it would only be a slower way to those on this one.
         self._set_workers(local or self._own)
+        if not local and not self._own and (self._seeking is None or self._seeking.done()):
+            self._seeking = asyncio.get_running_loop().create_task(self._seek())
+
+    async def _seek(self) -> None:
+        """Reach the replicas of other nodes, which may have joined since this was opened."""
+        remote, pool = self._remote, self._pool
+        while remote is not None and pool is not None and not pool.workers:
+            try:
+                self._own += self._handles(await asyncio.to_thread(remote))
+            except Exception:
+                log.exception("%s: looking for other nodes failed", self.entry.name)
+            if self._own:
+                self._on_workers(pool.workers)
+                return
+            await asyncio.sleep(SEEK_S)
+
+    def _handles(self, call: FrameCall | None) -> list[Worker]:
+        if call is None:
+            return []
+        return [HandleWorker(f"{self.entry.name}@handle-{n}", call) for n in range(self.entry.replicas)]
 
     def _set_workers(self, workers: Sequence[Worker]) -> None:
         for worker in workers:

@@ -11,7 +11,7 @@ import numpy as np
 from serving.contract import Cause
 from serving.errors import CanariumError
 from serving.gateway.auditor import AUDIT, unpacked
-from serving.gateway.frames import Frame, FrameKind
+from serving.gateway.frames import RAN, Frame, FrameKind
 from serving.runtimes.audit import Audit
 
 RunNow = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
@@ -40,6 +40,8 @@ class Worker(Protocol):
     on_change: Callable[[], None] | None
     #: Called (on the loop) with audits that came with an answer; set by who records them.
     on_audits: Callable[[list[Audit]], None] | None
+    #: Nanoseconds that the batch it answered last ran, without the wait for batches of others; 0: not known.
+    ran_ns: int
     #: Among free workers the lowest rank goes first: 0 in this process or on this node, 1 elsewhere.
     rank: int
 
@@ -75,6 +77,7 @@ class WorkerBase:
         self.name = name
         self.on_change: Callable[[], None] | None = None
         self.on_audits: Callable[[list[Audit]], None] | None = None
+        self.ran_ns = 0
         self.rank = 0
 
     @property
@@ -90,7 +93,9 @@ class WorkerBase:
             self.on_audits(audits)
 
     def _outputs(self, frame: Frame) -> dict[str, np.ndarray]:
-        """The arrays of an answer, and tell the audits that came with it. Raises `WorkerFailure` if it is an error."""
+        """The arrays of an answer, and take what came with it. Raises `WorkerFailure` if it is an error."""
+        ran = frame.tensors.pop(RAN, None)
+        self.ran_ns = int(ran[0]) if ran is not None and ran.shape == (1,) and ran.dtype == np.int64 else 0
         if AUDIT in frame.tensors:
             self._audited(unpacked(frame.tensors.pop(AUDIT)))
         return batch_outputs(self.name, frame)

@@ -24,6 +24,7 @@ from serving.gateway.auditor import AUDIT, Auditor, packed
 from serving.gateway.frames import (
     HEADER,
     MAX_FRAME,
+    RAN,
     Buffer,
     Frame,
     FrameError,
@@ -197,7 +198,7 @@ class WorkerServer:
             self._settle()
             if isinstance(error, _AbandonedError):
                 return
-            reply(self._answer(number, outputs, error))
+            reply(self._answer(number, outputs, error, took_ns))
             if error is None and self._on_batch is not None:
                 self._on_batch(_rows(frame.tensors), took_ns)
             if error is None and self._auditor is not None:
@@ -205,24 +206,29 @@ class WorkerServer:
 
         self._thread.submit(run, done)
 
-    def _answer(self, number: int, outputs: dict[str, np.ndarray] | None, error: BaseException | None) -> list[Buffer]:
+    def _answer(
+        self, number: int, outputs: dict[str, np.ndarray] | None, error: BaseException | None, took_ns: int
+    ) -> list[Buffer]:
         if error is None:
             try:
-                frame = encode(FrameKind.OK, number, outputs or {}, self._max_frame)
-                return self._with_audits(frame, number, outputs or {})
+                return self._success(number, outputs or {}, took_ns)
             except Exception as unfit:  # outputs that are not arrays, or not of a kind that travels
                 error = unfit
         log.warning("a batch failed", exc_info=error)
         return [encode_error(number, Cause.ERROR, short_message(error))]
 
-    def _with_audits(self, frame: list[Buffer], number: int, outputs: dict[str, np.ndarray]) -> list[Buffer]:
-        """The answer's frame, with the audits that were finished meanwhile; without them if they do not fit."""
-        if self._auditor is None or not (audits := self._auditor.take()):
-            return frame
+    def _success(self, number: int, outputs: dict[str, np.ndarray], took_ns: int) -> list[Buffer]:
+        """The answer's frame, with how long it ran and the audits finished meanwhile; without those if they do not fit.
+
+        Raises what `encode` raises.
+        """
+        beside = {RAN: np.array([took_ns], np.int64)}
+        if self._auditor is not None and (audits := self._auditor.take()):
+            beside[AUDIT] = packed(audits)
         try:
-            return encode(FrameKind.OK, number, {**outputs, AUDIT: packed(audits)}, self._max_frame)
+            return encode(FrameKind.OK, number, outputs | beside, self._max_frame)
         except FrameError:
-            return frame
+            return encode(FrameKind.OK, number, outputs, self._max_frame)
 
 
 class _Connection(asyncio.BufferedProtocol):

@@ -108,9 +108,11 @@ class Classification:
         return {"probabilities": self.probabilities(logits), "label": self._label_bytes[logits.argmax(axis=1)]}
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Softmax of logits / temperature, float32 [n, C]."""
-        scaled = logits.astype(np.float32) / np.float32(self._temperature)
-        scaled -= scaled.max(axis=1, keepdims=True)
+        """Softmax of logits / temperature, float32 [n, C]; of all finite logits, however large."""
+        wide = logits if logits.dtype == np.float64 else logits.astype(np.float32)
+        with np.errstate(over="ignore"):  # a difference beyond all floats is minus infinity, whose weight is 0
+            scaled: np.ndarray = (wide - wide.max(axis=1, keepdims=True)).astype(np.float32)
+            scaled /= np.float32(self._temperature)
         np.exp(scaled, out=scaled)
         scaled /= scaled.sum(axis=1, keepdims=True)
         return scaled

@@ -72,6 +72,7 @@ class Doubler:
     """
 
     rank = 0
+    ran_ns = 0
     run_now = None
     one_row = np.ones((1, 2))
 

@@ -144,6 +144,37 @@ async def test_what_is_told_late_does_not_strike_a_newer_arming(tmp_path: Path, 
     assert (again.latch("m"), again.latch("m", "int8")) == before
 
 
+@pytest.mark.parametrize(("model", "path"), [("m", "/admin/v1/models/m:kill"), ("*", "/admin/v1/kill-switch")])
+async def test_a_kill_that_only_this_nodes_word_knows_is_told_until_it_is_published(
+    tmp_path: Path, model: str, path: str
+) -> None:
+    bench = Bench(tmp_path, Snapshot(1, 1, {}, {model: Latch(1, 1)}))
+    ControlWord.open(bench.path).latch_on(slot_key(model), at_least=2)
+    await bench.actuator.report_kills(["m"])
+    assert bench.posts == []  # the control plane may have written it, and be about to publish it
+    bench.status = 503
+    with pytest.raises(httpx.HTTPStatusError):
+        await bench.actuator.report_kills(["m"])
+    bench.status = 200
+    await bench.actuator.report_kills(["m"])
+    assert [(where, body["kill_seq"]) for where, body in bench.posts] == [(path, 2)] * 2
+    for published in (Latch(2, 1), Latch(2, 2)):  # taken over, and re-armed, of which this word hears nothing
+        bench.snapshot = Snapshot(2, 1, {}, {model: published})
+        for _ in range(2):
+            await bench.actuator.report_kills(["m"])
+    assert len(bench.posts) == 2
+
+
+async def test_a_kill_by_a_guard_is_told_by_that_alone(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Snapshot(1, 1, {}), status=503)
+    bench.actuator.submit(trip("kill"))
+    await bench.settle()
+    for _ in range(3):
+        await bench.actuator.report_kills(["m"])
+    assert [body["reason"] for _, body in bench.posts] == ["int8 fails"]
+    await bench.actuator.close()
+
+
 async def test_the_time_of_the_last_heartbeat_is_that_of_the_word(tmp_path: Path) -> None:
     clock, broken = FakeClock(), tmp_path / "absent" / "word"
     path = broken

@@ -87,6 +87,48 @@ def test_a_stall_before_the_pace_is_known_has_no_light_traffic_refused() -> None
     simulate(main)
 
 
+def test_batches_that_leave_the_rest_to_a_free_worker_have_no_burst_refused() -> None:
+    async def main(loop: TimedLoop) -> None:
+        workers = Doubler("a", took_s=0.01, row_s=0.0005), Doubler("b", took_s=0.01, row_s=0.0005)
+        at = rig(loop, *workers, max_batch=16, max_rows=64, max_wait_ms=50)
+        for _ in range(3 * LEAST):  # pairs, of which each worker runs one row
+            at.send(1)
+            at.send(2)
+            await pause(0.05)
+        assert {len(batch) for worker in workers for batch in worker.batches} == {1}
+        assert at.batcher.capacity == 0  # nobody has seen a full batch
+        at.send(0, rows=8)
+        at.send(0, rows=8)
+        await pause(0)
+        for value in range(16):
+            at.send(value)
+        assert not any(isinstance(outcome, Exception) for outcome in await at.outcomes())
+        assert at.batcher.shed == 0
+        await at.batcher.close()
+
+    simulate(main)
+
+
+def test_capacity_is_by_the_workers_own_time_and_a_wait_by_what_a_batch_takes_here() -> None:
+    async def main(loop: TimedLoop) -> None:
+        worker = Doubler(took_s=0.04)
+        worker.ran_ns = 10 * MS  # the rest of the time it runs the batches of three other gateways
+        at = rig(loop, worker)
+        for value in range(4 * LEAST):
+            at.send(value)
+        await at.outcomes()
+        assert at.batcher.capacity == pytest.approx(400)
+        for value in range(12):
+            at.send(value)
+        await pause(0)
+        with pytest.raises(RequestError, match="expected to begin in 120 ms"):
+            await at.batcher.submit({"x": worker.one_row}, 1, loop.monotonic_ns() + 100 * MS)
+        await at.outcomes()
+        await at.batcher.close()
+
+    simulate(main)
+
+
 def test_a_request_that_would_wait_too_long_is_refused_when_it_comes() -> None:
     async def main(loop: TimedLoop) -> None:
         at = rig(loop, Doubler(took_s=0.04), max_wait_ms=50)

@@ -17,8 +17,9 @@ from serving import contract, packing
 from serving.clock import FakeClock
 from serving.contract import Cause, Kind, Latch, Reason, slot_key
 from serving.errors import ErrorKind, RequestError
-from serving.gateway.dataplane import Caller
+from serving.gateway.dataplane import Caller, _Work
 from serving.gateway.live import LiveRouting
+from serving.gateway.recorder import Trace
 from serving.protocol.types import OutputRequest
 from tests.support.gateway import InProcessGateway, labels, request, status_cells, totals
 
@@ -106,7 +107,7 @@ async def test_a_reserve_takes_no_more_than_the_baseline_can_do_alone(tmp_path: 
     baseline = gateway.plane.planes.get("tiny", "teacher")
     assert baseline is not None
     for _ in range(3):
-        baseline.batcher._pace.measured(4, 40 * 10**9, full=True)  # a row in ten seconds
+        baseline.batcher._work.measured(4, 40 * 10**9, full=True)  # a row in ten seconds
     assert (await gateway.ask("ham")).variant == "candidate"
     with pytest.raises(RequestError) as caught:
         await gateway.ask("ham")
@@ -227,6 +228,19 @@ async def test_the_teacher_is_asked_again_only_while_it_is_compared_with(start: 
     assert (pair["flips"], pair["inclusion"], pair["overlap"]) == (0, 1.0, 0)  # of two classes both are always there
 
 
+async def test_a_share_of_one_users_requests_is_scored(start: Start) -> None:
+    gateway = start(candidate="flips", routing={"reference_percent": 50})
+    await gateway.publish({"candidate": 100})
+    chosen = set()
+    for n in range(40):
+        work = _Work(
+            "tiny", gateway.config.models["tiny"], gateway.plane._view("tiny"), Trace(f"r-{n}", 0), 0, "teacher"
+        )
+        gateway.plane._route(work, "", Caller(0, sticky="the only user"))
+        chosen.add(work.reference)
+    assert chosen == {False, True}
+
+
 async def test_shadow_answers_are_compared_and_never_returned(start: Start) -> None:
     gateway = start(shadowed="flips")
     await gateway.publish(shadow={"shadowed": 100})
@@ -342,7 +356,11 @@ async def test_traffic_of_a_variant_that_is_not_open_goes_to_the_baseline_withou
     )
     await gateway.plane.apply(msgspec.structs.replace(gateway.snapshot, rev=99, tables={"tiny": moved}))
     assert (await gateway.ask("ham")).reason == "baseline"
-    assert gateway.records()[-1]["cause"] == Cause.NONE
+    record = gateway.records()[-1]
+    assert record["cause"] == Cause.NONE
+    assert record["flags"] & contract.Flag.UNOPENED  # so that the monitor takes it for no user of the baseline's
+    assert packing.is_unopened(int(record["extra"]), "ghost")
+    assert not packing.is_unopened(int(record["extra"]), "candidate")
 
 
 async def test_if_candidate_and_baseline_fail_the_candidate_is_the_one_recorded(start: Start) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from serving.config import Config
+from serving.contract import Flag
 from serving.control.auth import VISITOR, Auth, Principal
 from serving.control.tokens import Token, hashed
 from serving.gateway.budget import InflightBudget
@@ -69,6 +70,15 @@ class Gate:
 async def gateway(tmp_path: Path) -> AsyncIterator[InProcessGateway]:
     async with published(tmp_path, {"candidate": ""}) as running:
         yield running
+
+
+@pytest.mark.parametrize("spelling", ["/v2/models/tiny/infer", "/v2/models/tiny/infer/", "//v2/models/tiny/infer"])
+async def test_the_monitor_takes_no_part_in_routed_traffic(gateway: InProcessGateway, spelling: str) -> None:
+    gate = Gate(gateway, None)
+    assert (await gate._post(spelling, BODY, "monitor", {})).status == 403
+    assert (await gate._post(spelling, BODY, "viewer", {})).status == 200
+    assert (await gate._post("/v2/models/tiny/versions/1/infer", BODY, "monitor", {})).status == 200
+    assert not [record for record in gateway.records() if record["flags"] & Flag.LIVE][1:]
 
 
 async def test_by_default_inference_needs_a_token(gateway: InProcessGateway) -> None:

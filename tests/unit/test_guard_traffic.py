@@ -13,6 +13,7 @@ from monitoring.event import Event
 from monitoring.evidence import Evidence
 from monitoring.verdicts import Verdict
 from serving.contract import Cause, Flag, Kind, Reason, RouteTable, Snapshot, VariantEntry, kpi_key
+from serving.packing import is_unopened, pack_unopened
 
 SECOND = 1_000_000_000
 
@@ -158,6 +159,48 @@ class TestHeldOnTheBaseline:
         for _ in range(100):
             world.request("teacher")
         assert world.of("interference").statistic["threshold_ms"] < 8
+
+
+class TestGatewayThatHasNotOpenedTheCandidate:
+    """Of two gateways one gives the candidate's users to the baseline, until it has opened the candidate."""
+
+    WITHOUT = pack_unopened(["int8"])
+    DIVERTED = Flag.LIVE | Flag.BASELINE_VALID | Flag.UNOPENED
+
+    def run(self, weights: dict[str, int], number: int = 4000) -> World:
+        world = World()
+        world.guards.configure(snapshot(weights, 2))
+        shares = {"teacher": 10_000 - sum(weights.values()), **weights}
+        names, chances = list(shares), [share / 10_000 for share in shares.values()]
+        for at, owner in enumerate(world.random.choice(names, number, p=chances).tolist()):
+            error = {"status": 500, "flags": Flag.LIVE} if at % 10 < 2 else {}  # a fifth of either arm
+            if at % 2 and owner == "int8":
+                world.request("teacher", flags=self.DIVERTED, extra=self.WITHOUT)
+            else:
+                reason = Reason.BASELINE if owner == "teacher" else Reason.CANARY
+                world.request(owner, reason, extra=self.WITHOUT if at % 2 else 0, **error)
+        return world
+
+    def test_is_of_neither_arm(self) -> None:
+        world = self.run({"int8": 5000})
+        srm, errors = world.of("srm"), world.of("errors").statistic
+        assert srm.verdict != "fail"
+        assert srm.statistic["observations"] == pytest.approx(2000, abs=150)  # one gateway's, but the first and last
+        # Half of the errors of that gateway are the candidate's, as half of the users are.
+        assert errors["events"] / errors["observations"] == pytest.approx(0.5, abs=0.05)
+
+    def test_but_of_those_of_a_candidate_that_is_open(self) -> None:
+        world = self.run({"int8": 3000, "tiny": 3000})
+        tiny = world.of("srm", "tiny").statistic
+        assert world.of("srm", "tiny").verdict != "fail"
+        assert tiny["observations"] == pytest.approx(4000 * 0.7, abs=200)  # the baseline's and its own, on both
+        assert tiny["events"] / tiny["observations"] == pytest.approx(3 / 7, abs=0.03)
+
+    @pytest.mark.parametrize("number", range(7))
+    def test_all_candidates_that_are_not_open_are_told(self, number: int) -> None:
+        names = [f"candidate-{at}" for at in range(number)]
+        assert all(is_unopened(pack_unopened(names), name) for name in names)
+        assert is_unopened(pack_unopened(names), "another") == (number > 4)  # of so many nothing is compared
 
 
 class TestInterference:

@@ -230,6 +230,15 @@ def test_shadows_are_copied_independently_and_never_to_the_one_who_answers() -> 
         assert sum(name in route.shadows for route in others) / len(others) == pytest.approx(0.5, abs=0.07)
 
 
+def test_of_one_user_as_many_requests_are_copied_and_scored_as_of_many() -> None:
+    for key, reason in ((keys_of(LIVE, "int8")[0], Reason.CANARY), (keys_of(LIVE, "teacher")[0], Reason.BASELINE)):
+        routes = [routing.route(LIVE, key, f"request-{n}") for n in range(2_000)]
+        assert {route.reason for route in routes} == {reason}
+        assert sum("tiny" in route.shadows for route in routes) / 2_000 == pytest.approx(0.5, abs=0.05)
+        scored = 0.3 if reason is Reason.CANARY else 0.0
+        assert sum(route.reference for route in routes) / 2_000 == pytest.approx(scored, abs=0.05)
+
+
 def test_a_killed_model_answers_from_the_baseline_and_copies_nothing() -> None:
     for key in KEYS[:500]:
         would_be, route = routing.route(LIVE, key), routing.route(LIVE, key, killed=True)

@@ -20,6 +20,7 @@ from serving.build.text.recipe import TokenizerRecipe
 from serving.build.training import save_module
 from serving.errors import ErrorKind, RegistryError, RequestError
 from serving.registry.manifest import File, Manifest, Postprocess, Signature, TensorSpec
+from serving.runtimes.answers import Classification
 from serving.runtimes.base import open_session
 from serving.runtimes.modules import CLASSES
 from serving.runtimes.onnx import OnnxSession
@@ -38,6 +39,18 @@ def manifest(format: str = "onnx", temperature: float = 2.0, **changes: Any) -> 
     parameters = {"variant": "v", "format": format, "interface": interface, "files": ["tokenizer.json"]}
     made = msgspec.structs.replace(draft(parameters, temperature), **changes)
     return msgspec.structs.replace(made, files={made.entry: File("0" * 64, 0)} | made.files)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("size", [3e38, 1e300])
+def test_finite_logits_have_probabilities_however_large_they_are(dtype: type, temperature: float, size: float) -> None:
+    size = min(size, float(np.finfo(dtype).max) * 0.9)
+    post = Postprocess("classification", logits="logits", labels=("ham", "spam"), temperature=temperature)
+    answer = Classification(post).probabilities(np.array([[size, -size], [size, size], [1.0, 2.0]], dtype))
+    odds = np.exp(1.0 / temperature)
+    assert answer.dtype == np.float32
+    assert answer == pytest.approx(np.array([[1, 0], [0.5, 0.5], [1 / (1 + odds), odds / (1 + odds)]]), abs=1e-6)
 
 
 @pytest.fixture(scope="module")

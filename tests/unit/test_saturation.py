@@ -17,7 +17,7 @@ from serving.clock import FakeClock
 from serving.config_monitoring import GuardsConfig, OodGuard, SaturationGuard
 from serving.contract import RouteTable, Snapshot, VariantEntry
 from serving.gateway.auditor import AUDIT, Auditor, auditor_of, packed, unpacked
-from serving.gateway.frames import FrameKind, decode, encode
+from serving.gateway.frames import RAN, FrameKind, decode, encode
 from serving.gateway.recorder import Recorder
 from serving.gateway.spool import SpoolWriter
 from serving.gateway.worker_server import WorkerServer
@@ -173,7 +173,7 @@ class TestWorkers:
         worker.on_audits = told.extend
         for _ in range(3):
             assert list(await worker.run({"x": ROW})) == ["logits"]
-        assert frames == [frozenset({"logits"}), frozenset({"logits", AUDIT}), frozenset({"logits"})]
+        assert frames == [{"logits", RAN}, {"logits", RAN, AUDIT}, {"logits", RAN}]
         assert [audit[:2] for audit in told] == [(0.125, 0.25)]
         await worker.close()
         await server.close()
@@ -195,6 +195,25 @@ class TestWorkers:
         for _ in range(2):
             frame = decode(await server.handle_frame(request))
             assert (frame.kind, list(frame.tensors)) == (FrameKind.OK, ["y"])
+        await server.close()
+
+    async def test_a_replica_tells_how_long_a_batch_ran_whatever_waited_before_it(self) -> None:
+        clock = FakeClock()
+
+        class Slow:
+            def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+                clock.advance(0.25)
+                return {"y": inputs["x"]}
+
+            def close(self) -> None:
+                pass
+
+        server = WorkerServer(Slow(), None, clock=clock)
+        workers = [HandleWorker(f"gateway-{n}", server.handle_frame) for n in range(2)]
+        await asyncio.gather(*(worker.run({"x": ROW}) for worker in workers))
+        assert [worker.ran_ns for worker in workers] == [250_000_000] * 2
+        for worker in workers:
+            await worker.close()
         await server.close()
 
     async def test_a_colocated_worker_tells_likewise(self, tmp_path: Path) -> None:

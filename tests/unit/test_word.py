@@ -8,10 +8,15 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.client import Unreachable
+from serving.clock import FakeClock
+from serving.commands.traffic import _kill_by_word
+from serving.config import parse_config
 from serving.contract import (
     S_CHECK,
     S_CLEARED,
@@ -22,9 +27,14 @@ from serving.contract import (
     WORD_SLOTS,
     ControlWord,
     Latch,
+    RouteTable,
+    Snapshot,
+    VariantEntry,
     slot_check,
     slot_key,
 )
+from serving.gateway.live import LiveRouting
+from serving.paths import Paths
 
 KEY = slot_key("moderation")
 OTHER = slot_key("anomaly")
@@ -295,3 +305,33 @@ def test_a_slot_that_lost_its_key_is_not_given_away(path: Path, word: ControlWor
 def test_a_foreign_file_is_unreadable(path: Path) -> None:
     path.write_bytes(os.urandom(WORD_BYTES))
     assert ControlWord.open(path).latch(KEY) is None
+
+
+# ---------------------------------------------------------------- kills beside published ones
+
+
+@pytest.mark.parametrize("published", [Latch(1, 1), Latch(4, 2), Latch()])
+@pytest.mark.parametrize("target", ["moderation", "*"])
+def test_a_kill_by_the_word_is_above_all_that_was_published_though_the_word_never_saw_it(
+    tmp_path: Path, target: str, published: Latch
+) -> None:
+    paths = Paths.of(tmp_path)
+    paths.create()
+    word = ControlWord.open(paths.word_path)  # of a node on which there is no control plane
+    entry = VariantEntry("fp32", 1, "moderation/fp32:1", placement="colocated")
+    table = RouteTable("moderation", 1, "salt", "fp32", "fp32", {"fp32": entry})
+    snapshot = Snapshot(7, 1, {"moderation": table}, {target: published})
+    paths.snapshot_file.write_bytes(msgspec.json.encode(snapshot))
+    config = parse_config(
+        {
+            "apiVersion": "canarium/v1",
+            "models": {"moderation": {"baseline": "fp32", "variants": {"fp32": {"artifact": "moderation/fp32:1"}}}},
+        }
+    )
+    live = LiveRouting(config, word, FakeClock())
+    live.accept(snapshot)
+    seq = _kill_by_word(tmp_path, target, Unreachable("the control plane is down"))
+    view = live.view("moderation")
+    assert view is not None
+    assert view.killed
+    assert seq > max(published.seq, published.cleared)
