@@ -87,8 +87,9 @@ export const api = {
   rollback: (model, body) => request("POST", `${at(model)}:rollback`, body),
   kill: (model, body) => request("POST", `${at(model)}:kill`, body),
   rearm: (model, body) => request("POST", `${at(model)}:rearm`, body),
-  startRollout: (body) => request("POST", "rollouts", body),
-  askRollout: (id, action, body) => request("POST", `rollouts/${encodeURIComponent(id)}:${action}`, body),
+  /** Both: refused with 412 if the model's table is no longer at `epoch`; without one they act on whatever there is. */
+  startRollout: (body, epoch) => request("POST", "rollouts", body, epoch),
+  askRollout: (id, action, body, epoch) => request("POST", `rollouts/${encodeURIComponent(id)}:${action}`, body, epoch),
   killAll: (body) => request("POST", "kill-switch", body),
   rearmAll: (body) => request("POST", "kill-switch:rearm", body),
 };

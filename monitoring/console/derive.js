@@ -31,6 +31,10 @@ export const ownKill = (model) =>
 /** Index of a variant's colour and dash: its place in the model's list, so that it never changes on screen. */
 export const slotOf = (model, name) => Math.max(0, model.variants.findIndex((variant) => variant.name === name)) % 6;
 
+/** What to say of a table that is no longer at the epoch that was on view when a dialog opened; null while it is. */
+export const movedOn = (model, epoch) => (model.epoch === epoch ? null
+  : `The traffic of ${model.model} was changed since you opened this (epoch ${epoch}, now ${model.epoch}). Close it and look again.`);
+
 export const candidates = (model) => model.variants.filter(({ name }) => name !== model.baseline);
 
 /** A candidate with users or shadow copies. */

@@ -4,8 +4,8 @@ For looking at the console while working on it, and for its tests:
 
     python tests/console/mock_control.py --port 8003 --scenario failing
 
-Scenarios: normal, failing, killed, all_killed, monitor_down, empty, rollout, rollout_paused, rollout_waived. They
-can be changed while it runs by
+Scenarios: normal, failing, killed, all_killed, monitor_down, empty, rollout, rollout_later, rollout_paused,
+rollout_waived, rollout_braked. They can be changed while it runs by
 `POST /mock/set {"scenario": ..., "down": bool, "token": str, "refuse": str, "delay_s": float}`;
 `GET /mock/requests` lists the mutations that came in.
 """
@@ -38,8 +38,21 @@ CSP = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 
 Json = dict[str, Any]
 
 
-def change(world: World, path: str, body: Json) -> Json:
+def model_of(world: World, path: str, body: Json) -> Json | None:
+    """The model that a mutation is about; None for the kill-switch of all and for what is not known."""
+    section, _, rest = path.partition("/")
+    name = rest.partition(":")[0].partition("/")[0]
+    if section == "models":
+        return world.models.get(name)
+    asked = [one["model"] for model in world.models.values() for one in model["rollouts"] if one["id"] == name]
+    return world.models.get(body.get("model") or next(iter(asked), ""))
+
+
+def change(world: World, path: str, body: Json, if_match: str | None) -> Json:
     """One mutation, as the control plane would decide it."""
+    model = model_of(world, path, body)
+    if if_match is not None and model is not None and if_match.strip('"') != str(model["epoch"]):
+        raise Refused(412, f"the table of {model['model']} is at epoch {model['epoch']}, not {if_match}")
     who = (body.get("actor") or "anonymous", str(body.get("reason", "")).strip())
     if not who[1]:
         raise Refused(400, "reason: say why, it goes into the audit trail")
@@ -170,7 +183,7 @@ def create_app(world: World) -> Starlette:
             seen = {"method": request.method, "path": f"/admin/v1/{path}", "body": body}
             world.requests.append(seen | {"if_match": request.headers.get("if-match")})
             await asyncio.sleep(world.delay_s)
-            return JSONResponse(change(world, path, body))
+            return JSONResponse(change(world, path, body, request.headers.get("if-match")))
         except Refused as refused:
             return JSONResponse({"error": str(refused)}, refused.status)
 

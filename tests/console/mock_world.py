@@ -132,8 +132,10 @@ class World:
             settle(moderation)
         elif scenario == "rollout":
             moderation["rollouts"] = [mock_rollouts.new("moderation", "int8", "fast", 7)]
-        elif scenario in ("rollout_paused", "rollout_waived"):
-            waived = ["ood", "slices"] if scenario == "rollout_waived" else ["ood"]
+        elif scenario == "rollout_later":
+            moderation["rollouts"] = [mock_rollouts.later(mock_rollouts.new("moderation", "int8", "fast", 7))]
+        elif scenario in ("rollout_paused", "rollout_waived", "rollout_braked"):
+            waived = {"rollout_waived": ["ood", "slices"], "rollout_paused": ["ood"]}.get(scenario, [])
             moderation["rollouts"] = [mock_rollouts.braked(mock_rollouts.new("moderation", "int8", "fast", 7), *waived)]
         elif scenario == "failing":
             moderation["rollback_headroom_ratio"] = 0.84

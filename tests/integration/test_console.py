@@ -101,8 +101,8 @@ class Watched:
         page.on("request", lambda request: self._on_request(request.url, origin))
 
     def _on_console(self, kind: str, text: str) -> None:
-        refusal = re.match(r"Failed to load resource: the server responded with a status of (401|409|503)", text)
-        if kind in ("error", "warning") and not refusal:
+        refused = r"Failed to load resource: the server responded with a status of (401|409|412|429|503)"
+        if kind in ("error", "warning") and not re.match(refused, text):
             self.faults.append(text)
 
     def _on_request(self, url: str, origin: str) -> None:
@@ -180,6 +180,40 @@ def test_setting_a_share_sends_it_with_the_reason_and_the_epoch_on_screen(page: 
             "if_match": '"12"',
         }
     ]
+
+
+def roll_back(mock: Mock, variant: str) -> None:
+    """Somebody else does, or a guard."""
+    told = {"variant": variant, "reason": "flips", "actor": "monitor"}
+    httpx.post(f"{mock.url}admin/v1/models/moderation:rollback", json=told, timeout=5).raise_for_status()
+
+
+def test_a_table_that_was_changed_under_an_open_dialog_is_not_changed_by_it(page: Page, mock: Mock) -> None:
+    page.get_by_role("button", name="Set traffic of int8", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Weight: share of users answered by int8", exact=True).fill("10")
+    dialog.get_by_label("Reason").fill("half of it")
+    expect(dialog.get_by_role("button", name="Set int8 to 10 %")).to_be_enabled()
+    roll_back(mock, "int8")
+    expect(dialog.get_by_role("alert")).to_contain_text("changed since you opened this (epoch 12, now 13)")
+    expect(dialog).to_contain_text("int8 was rolled back by monitor: flips. Giving it traffic lifts that.")
+    expect(dialog.get_by_role("button", name="Set int8 to 10 %")).to_be_disabled()
+    page.keyboard.press("Enter")
+    dialog.get_by_label("Weight: share of users answered by int8", exact=True).fill("20")  # what it was at opening
+    expect(dialog).not_to_contain_text("→")
+    assert [seen["path"].rpartition(":")[2] for seen in mock.requests()] == ["rollback"]
+
+
+def test_a_change_that_the_page_has_not_heard_of_is_not_overwritten(page: Page, mock: Mock) -> None:
+    old = httpx.get(f"{mock.url}admin/v1/status", timeout=5).json()
+    page.route("**/admin/v1/status", lambda route: route.fulfill(json=old))
+    page.get_by_role("button", name="Reference share…").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Reference share", exact=True).fill("50")
+    dialog.get_by_label("Reason").fill("faster verdicts")
+    roll_back(mock, "int8")
+    dialog.get_by_role("button", name="Set to 50 %").click()
+    expect(dialog.get_by_role("alert").filter(has_text="Not done (HTTP 412)")).to_contain_text("is at epoch 13")
 
 
 def test_an_impossible_share_cannot_be_sent(page: Page, mock: Mock) -> None:
@@ -284,6 +318,43 @@ def test_a_rollout_says_what_it_waits_for_and_is_approved_with_a_reason(page: Pa
     (sent,) = mock.requests()
     assert sent["path"] == "/admin/v1/rollouts/int8-7:approve"
     assert sent["body"] == {"reason": "the numbers are good"}
+    assert sent["if_match"] == '"12"'
+
+
+def test_an_open_approval_is_none_of_a_later_step(page: Page, mock: Mock) -> None:
+    mock.set(scenario="rollout")
+    page.get_by_role("button", name="Approve rollout int8-7").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Reason").fill("the numbers are good")
+    expect(dialog.get_by_role("button", name="Approve int8")).to_be_enabled()
+    mock.set(scenario="rollout_later")
+    expect(dialog.get_by_role("alert")).to_contain_text("has moved on since you opened this")
+    expect(dialog.get_by_role("button", name="Approve int8")).to_be_disabled()
+
+
+def test_a_rollout_that_has_moved_on_can_still_be_ended(page: Page, mock: Mock) -> None:
+    mock.set(scenario="rollout")
+    page.get_by_role("button", name="Abort rollout int8-7").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Reason").fill("enough")
+    roll_back(mock, "distilled")
+    mock.set(scenario="rollout_later")
+    expect(page.get_by_test_id("rollout-int8-7")).to_contain_text("50 % of the traffic")
+    dialog.get_by_role("button", name="Abort int8").click()
+    expect(page.get_by_test_id("rollout-int8-7")).to_contain_text("Rolled back")
+    assert mock.requests()[-1]["if_match"] is None
+
+
+def test_a_box_that_was_ticked_for_one_guard_is_not_for_another(page: Page, mock: Mock) -> None:
+    mock.set(scenario="rollout_paused")
+    page.get_by_role("button", name="Approve rollout int8-7").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Reason").fill("a known slice")
+    dialog.get_by_label("Go on all the same").check()
+    mock.set(scenario="rollout_braked")
+    expect(dialog).to_contain_text("ood is beyond its limit")
+    expect(dialog.get_by_label("Go on all the same")).not_to_be_checked()
+    expect(dialog.get_by_role("button", name="Approve int8")).to_be_disabled()
 
 
 def test_an_approval_while_a_guard_pauses_needs_a_box_that_names_the_guard(page: Page, mock: Mock) -> None:
