@@ -290,8 +290,10 @@ class Admin:
         model = self._known(request)
         command = Rollback(model, _by(body, principal, body.evidence), body.variant)
         outcome = await self._plane.execute(command)
-        epoch = table_of(self._plane.state, model).epoch
-        return http.answer({"model": model, "epoch": epoch, "rolled_back": [row.variant for row in outcome.audit]})
+        epoch = table_of(outcome.state, model).epoch
+        # A rollout that it ends has a row of its own, of the same variant.
+        taken = [row.variant for row in outcome.audit if row.action == "rollback"]
+        return http.answer({"model": model, "epoch": epoch, "rolled_back": taken})
 
     @operation("Only the baseline answers, until re-armed. It acts whatever If-Match says.", body=KillBody)
     async def _kill(self, request: Request, principal: Principal) -> Response:
@@ -300,8 +302,9 @@ class Admin:
         seq = body.kill_seq or 0
         if not 0 <= seq <= SEQ_MAX:
             raise bad_request(f"kill_seq: {seq} is not between 1 and {SEQ_MAX}")
-        await self._plane.execute(Kill(model, _by(body, principal, body.evidence), seq))
-        return http.answer({"model": model, "kill_seq": self._plane.state.kills[model].seq})
+        outcome = await self._plane.execute(Kill(model, _by(body, principal, body.evidence), seq))
+        # By now another kill may have come: whoever re-arms by this answer must not release that one.
+        return http.answer({"model": model, "kill_seq": outcome.state.kills[model].seq})
 
     @operation("Release the kill of this number, and no other.", body=RearmBody, conditional=True)
     async def _rearm(self, request: Request, principal: Principal) -> Response:
