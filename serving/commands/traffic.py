@@ -15,6 +15,7 @@ from serving.commands.common import (
     emit_json,
     json_option,
     percentages,
+    printable,
     reason_option,
     said,
     state_dir_option,
@@ -132,7 +133,7 @@ def kill(
         emit_json({"model": target, "kill_seq": seq, "path": path, "control_error": trouble})
         return OK
     if trouble:
-        click.echo(f"canarium: {trouble}", err=True)
+        click.echo(f"canarium: {printable(trouble)}", err=True)
     subject = "all models are" if every else f"{target} is"
     click.echo(f"{subject} on the baseline (kill {seq}, through the {path})")
     click.echo(f"re-arm with: canarium rearm {'--all' if every else target} --kill-seq {seq} --reason WHY")
