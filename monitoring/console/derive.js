@@ -12,6 +12,10 @@ export const VERDICTS = {
 export const verdictLook = (verdict) => VERDICTS[verdict] ?? { level: "warn", icon: "empty", word: String(verdict ?? "unknown"), rank: 2 };
 
 export const VERDICT_STALE_MS = 10_000;
+const SERIES_STALE_MS = 10_000; // polled every 2 s
+
+/** Whether a slot of the series is what is so now: what the monitor said before it fell silent is not. */
+export const usable = (slot, now) => Boolean(slot?.data) && !slot.error && now - slot.at < SERIES_STALE_MS;
 
 /** The kill-switch of all models: {on, seq, mark: null | {at, reason, actor}}. */
 export function globalKill({ status }) {
