@@ -6,7 +6,8 @@ For looking at the console while working on it, and for its tests:
 
 Scenarios: normal, failing, killed, all_killed, monitor_down, empty, rollout, rollout_later, rollout_paused,
 rollout_waived, rollout_braked. They can be changed while it runs by
-`POST /mock/set {"scenario": ..., "down": bool, "token": str, "refuse": str, "delay_s": float}`;
+`POST /mock/set {"scenario": ..., "down": bool, "monitor_away": bool, "token": str, "locked": bool, "refuse": str,
+"delay_s": float}` and `{"restore": true}`, which puts another trail in place of the one that is there;
 `GET /mock/requests` lists the mutations that came in.
 """
 
@@ -154,6 +155,8 @@ def read(world: World, path: str, query: dict[str, str]) -> Json:
         return {"ok": True, "entries": len(world.audit), "first_bad": None}
     parts = path.split("/")
     if len(parts) == 3 and parts[0] == "models" and parts[1] in world.models:
+        if world.monitor_away and parts[2] in ("series", "calibration"):
+            raise Refused(503, "the monitor at http://127.0.0.1:8002 does not answer: connection refused")
         if parts[2] == "verdicts":
             return world.verdicts(parts[1])
         if parts[2] == "calibration":
@@ -172,6 +175,8 @@ def create_app(world: World) -> Starlette:
             if world.down:
                 raise Refused(503, "the control plane is shutting down")
             if world.token and request.headers.get("authorization") != f"Bearer {world.token}":
+                if world.locked:
+                    raise Refused(429, "too many failed attempts, try again later")
                 raise Refused(401, "a bearer token is required: Authorization: Bearer TOKEN")
             if path == "events":
                 return StreamingResponse(stream(world), media_type="text/event-stream")
@@ -192,8 +197,10 @@ def create_app(world: World) -> Starlette:
 
     async def adjust(request: Request) -> Response:
         body = await request.json()
-        for key in ("down", "token", "refuse", "delay_s"):
+        for key in ("down", "monitor_away", "token", "locked", "refuse", "delay_s"):
             setattr(world, key, body.get(key, getattr(world, key)))
+        if "restore" in body:
+            world.restore()
         if "scenario" in body:
             world.play(body["scenario"])
         return JSONResponse({"ok": True})
