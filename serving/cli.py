@@ -25,7 +25,7 @@ from serving.commands import (
     tokens,
     traffic,
 )
-from serving.commands.common import ERROR, OK, REFUSED, UNREACHABLE
+from serving.commands.common import ERROR, OK, REFUSED, UNREACHABLE, printable
 from serving.errors import CanariumError
 
 if TYPE_CHECKING:
@@ -97,13 +97,13 @@ def main(arguments: Sequence[str] | None = None, *, transport: httpx.BaseTranspo
 def _report(error: CanariumError) -> int:
     from serving.client import Refused, Unreachable
 
-    for line in str(error).splitlines():
+    for line in printable(str(error)).splitlines():
         _say(line)
     return UNREACHABLE if isinstance(error, Unreachable) else REFUSED if isinstance(error, Refused) else ERROR
 
 
 def _say(line: str) -> None:
-    click.echo(f"canarium: {line}", err=True)
+    click.echo(printable(f"canarium: {line}"), err=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ ANSWER_TIMEOUT_S = 10.0
 
 Json = dict[str, Any]
 
+#: Then the server has not seen the request. After any other failure it may have, and may be at it.
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
+
 #: Audit rows fetched at a time.
 PAGE = 1000
 
@@ -103,19 +106,26 @@ class _Http:
             response = self._client.request(method, path, params=params, json=body, headers=headers)
         except httpx.InvalidURL as error:
             raise Unreachable(f"{self.url!r} is no address of {self._what}: {error}") from None
-        except httpx.TimeoutException:
-            late = "" if method == "GET" else "; it may still take effect: look at `canarium audit`"
-            raise Unreachable(f"{self._what} at {self.url} did not answer within {self._timeout_s:g} s{late}") from None
         except httpx.TransportError as error:
-            raise Unreachable(
-                f"cannot reach {self._what} at {self.url} ({error}); is it running? Start it with `canarium up -f FILE`"
-            ) from None
+            raise Unreachable(self._lost(error, changing=method != "GET" and path.startswith("/admin/"))) from None
         if response.is_success:
             return response
         message = f"{self._what} refused: {_message(response)}"
         if response.status_code in (401, 403, 409, 412):
             raise Refused(message)
         raise Failed(message, response.status_code)
+
+    def _lost(self, error: httpx.TransportError, changing: bool) -> str:
+        """Why there is no answer, and whether what was asked may be done all the same."""
+        if isinstance(error, httpx.TimeoutException):
+            what = f"{self._what} at {self.url} did not answer within {self._timeout_s:g} s"
+        elif isinstance(error, httpx.ConnectError):
+            start = "is it running? Start it with `canarium up -f FILE`"
+            what = f"cannot reach {self._what} at {self.url} ({error}); {start}"
+        else:
+            what = f"{self._what} at {self.url} did not answer: the connection broke off ({error})"
+        doubt = changing and not isinstance(error, _NEVER_SENT)
+        return f"{what}; it may still take effect: look at `canarium audit`" if doubt else what
 
     def json(self, method: str, path: str, *, params: Json | None = None, body: Any = None) -> Json:
         """`send`, decoded: every answer of the admin API is a JSON object."""

@@ -5,7 +5,7 @@ const ACTOR_KEY = "canarium.actor";
 const READ_TIMEOUT_MS = 5000;
 const WRITE_TIMEOUT_MS = 15_000;
 
-/** A refused or failed request. `status` is 0 when no answer came. `message` is the server's own text. */
+/** A refused or failed request. `status` is 0 when no answer came: a change may have been made all the same. `message` is the server's own text. */
 export class ApiError extends Error {
   constructor(message, status = 0) {
     super(message);
@@ -28,11 +28,8 @@ function headers(extra = {}) {
   return secret ? { ...extra, Authorization: `Bearer ${secret}` } : extra;
 }
 
-function networkError(error, timeoutMs, method) {
-  if (error.name === "TimeoutError") {
-    const doubt = method === "GET" ? "" : " It is not known whether the change was made: look at the timeline.";
-    return new ApiError(`The control plane did not answer within ${timeoutMs / 1000} s.${doubt}`);
-  }
+function networkError(error, timeoutMs) {
+  if (error.name === "TimeoutError") return new ApiError(`The control plane did not answer within ${timeoutMs / 1000} s.`);
   if (error.name === "AbortError") return error;
   return new ApiError("The control plane cannot be reached.");
 }
@@ -64,7 +61,7 @@ async function request(method, path, body, epoch) {
   } catch (error) {
     if (error instanceof ApiError) throw error;
     if (error instanceof SyntaxError) throw new ApiError("The control plane's answer is not valid JSON.");
-    throw networkError(error, timeoutMs, method);
+    throw networkError(error, timeoutMs);
   }
 }
 
@@ -87,8 +84,9 @@ export const api = {
   rollback: (model, body) => request("POST", `${at(model)}:rollback`, body),
   kill: (model, body) => request("POST", `${at(model)}:kill`, body),
   rearm: (model, body) => request("POST", `${at(model)}:rearm`, body),
-  startRollout: (body) => request("POST", "rollouts", body),
-  askRollout: (id, action, body) => request("POST", `rollouts/${encodeURIComponent(id)}:${action}`, body),
+  /** Both: refused with 412 if the model's table is no longer at `epoch`; without one they act on whatever there is. */
+  startRollout: (body, epoch) => request("POST", "rollouts", body, epoch),
+  askRollout: (id, action, body, epoch) => request("POST", `rollouts/${encodeURIComponent(id)}:${action}`, body, epoch),
   killAll: (body) => request("POST", "kill-switch", body),
   rearmAll: (body) => request("POST", "kill-switch:rearm", body),
 };

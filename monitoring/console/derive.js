@@ -12,6 +12,10 @@ export const VERDICTS = {
 export const verdictLook = (verdict) => VERDICTS[verdict] ?? { level: "warn", icon: "empty", word: String(verdict ?? "unknown"), rank: 2 };
 
 export const VERDICT_STALE_MS = 10_000;
+const SERIES_STALE_MS = 10_000; // polled every 2 s
+
+/** Whether a slot of the series is what is so now: what the monitor said before it fell silent is not. */
+export const usable = (slot, now) => Boolean(slot?.data) && !slot.error && now - slot.at < SERIES_STALE_MS;
 
 /** The kill-switch of all models: {on, seq, mark: null | {at, reason, actor}}. */
 export function globalKill({ status }) {
@@ -30,6 +34,10 @@ export const ownKill = (model) =>
 
 /** Index of a variant's colour and dash: its place in the model's list, so that it never changes on screen. */
 export const slotOf = (model, name) => Math.max(0, model.variants.findIndex((variant) => variant.name === name)) % 6;
+
+/** What to say of a table that is no longer at the epoch that was on view when a dialog opened; null while it is. */
+export const movedOn = (model, epoch) => (model.epoch === epoch ? null
+  : `The traffic of ${model.model} was changed since you opened this (epoch ${epoch}, now ${model.epoch}). Close it and look again.`);
 
 export const candidates = (model) => model.variants.filter(({ name }) => name !== model.baseline);
 

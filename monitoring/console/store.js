@@ -15,6 +15,7 @@ let state = {
   audit: { entries: [], at: 0, error: null, complete: false },
   selected: null, //       model on view
   windowS: 600, //         span of the charts
+  paused: false, //        the tab is hidden: nothing is asked for
   needToken: null, //      the API's words when it answered 401
   dialog: null, //         {kind, …} of the open dialog
   notices: [], //          [{id, level, title, text}]

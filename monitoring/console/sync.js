@@ -1,5 +1,5 @@
 // Keeps the store in step with the control plane: events are hints, polling is the safety net.
-import { api } from "./api.js";
+import { api, token } from "./api.js";
 import { get, set } from "./store.js";
 import { follow } from "./stream.js";
 
@@ -29,8 +29,11 @@ function coalesce(work, gapMs) {
 }
 
 function failed(error) {
-  if (error.status !== 401) return;
-  set({ needToken: error.message });
+  if (error.status === 401) askForToken(error);
+}
+
+function askForToken({ message }) {
+  set({ needToken: message });
   stop?.(); // until a token is entered, asking again is pointless
 }
 
@@ -44,6 +47,8 @@ const refreshStatus = coalesce(async () => {
     }));
   } catch (error) {
     failed(error);
+    // After too many failures of this address 429 stands for 401, and a valid token is let in.
+    if (error.status === 429 && !(get().status && token.get())) askForToken(error);
     set({ statusError: error.message });
   }
 }, 300);
@@ -79,11 +84,13 @@ const refreshAudit = coalesce(async () => {
   try {
     const { entries = [] } = await api.audit({ limit: AUDIT_PAGE });
     set(({ audit }) => {
-      // A gap between the new page and what is loaded would hide entries: start over then.
-      const joins = !audit.entries.length || !entries.length || entries.at(-1).seq <= audit.entries[0].seq + 1;
+      // Unless the newest that is loaded is in the page, there is a gap that would hide entries, or this is another
+      // trail, of a copy that was restored: start over then.
+      const newest = audit.entries[0];
+      const joins = newest === undefined || entries.some(({ seq, hash }) => seq === newest.seq && hash === newest.hash);
       return {
         audit: {
-          entries: joins ? newestFirst([...entries, ...audit.entries]) : entries,
+          entries: joins ? newestFirst([...audit.entries, ...entries]) : entries,
           at: Date.now(), error: null,
           complete: entries.length < AUDIT_PAGE || (joins && audit.complete),
         },
@@ -99,7 +106,7 @@ const refreshAudit = coalesce(async () => {
 export async function loadOlderAudit() {
   const { entries: known } = get().audit;
   const { entries = [] } = await api.audit({ limit: AUDIT_PAGE, before: known.at(-1)?.seq ?? null });
-  set(({ audit }) => ({
+  set(({ audit }) => (audit.entries.at(-1)?.hash !== known.at(-1)?.hash ? {} : { // the trail was started over meanwhile
     audit: { ...audit, entries: newestFirst([...audit.entries, ...entries]), complete: entries.length < AUDIT_PAGE },
   }));
 }
@@ -151,11 +158,13 @@ function start() {
 
 /** Begin; pauses while the tab is hidden, so that a forgotten tab costs nothing. */
 export function run() {
-  document.addEventListener("visibilitychange", () => {
+  const heed = () => {
+    set({ paused: document.hidden });
     if (document.hidden) stop?.();
     else start();
-  });
-  if (!document.hidden) start();
+  };
+  document.addEventListener("visibilitychange", heed);
+  heed();
 }
 
 /** Drop the connection and begin again, after the token changed. */

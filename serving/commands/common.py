@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -133,16 +134,27 @@ def open_registry(directory: Path) -> Registry:
 
 def console() -> Console:
     """Where tables go. Piped output is not cut at 80 columns."""
-    from rich.console import Console
+    from serving.commands.screen import Screen
 
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=200)
+    found = Screen()
+    return found if found.is_terminal else Screen(width=200)
+
+
+def printable(text: str) -> str:
+    """A text of others without what terminals act on: every control character but tab and line feed."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
 
 
 def emit_json(value: Any) -> None:
+    click.echo(json_text(value, indent=2))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON with every control character escaped: JSON itself asks that of the first 32 only, terminals obey more."""
     import json
 
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
+    return re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def builtins_of(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from serving.commands.common import (
     emit_json,
     file_option,
     json_option,
+    json_text,
     read_config,
     state_dir_option,
 )
@@ -97,7 +97,7 @@ def audit(
             return _verify(client.audit_verify(), as_json)
         if model == "export":
             for entry in client.audit_export():
-                click.echo(json.dumps(entry, ensure_ascii=False))
+                click.echo(json_text(entry))
             return OK
         entries = client.audit(model, limit=limit)
     if as_json:

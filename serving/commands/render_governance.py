@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from serving.governance.gate import Verdict
 from serving.governance.policy import Policy
@@ -17,5 +18,5 @@ def gate_table(ref: str, policy: Policy, verdicts: list[Verdict]) -> Table:
         table.add_column(column, overflow="fold")
     for one in verdicts:
         found = "–" if one.found is None else f"{one.found:.4g}"
-        table.add_row(one.rule, f"[{_STYLES[one.verdict]}]{one.verdict}[/]", found, one.why)
+        table.add_row(one.rule, Text(one.verdict, style=_STYLES[one.verdict]), found, one.why)
     return table

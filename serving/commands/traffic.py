@@ -8,20 +8,26 @@ import click
 
 from serving.commands.common import (
     OK,
+    actor,
     admin,
     console,
     control_options,
     emit_json,
     json_option,
     percentages,
+    printable,
     reason_option,
     said,
     state_dir_option,
 )
-from serving.errors import CanariumError
 
 #: A kill waits this long (seconds) for the control plane before it uses the control word.
 KILL_PATIENCE_S = 2.0
+#: What is left to somebody whom the control plane refuses: the permissions of a file decide about the word.
+WAY_OUT = (
+    "whoever may write the state directory on the machine of the gateways can kill without the control plane: "
+    "`canarium kill … --by-word --state-dir DIR`"
+)
 
 
 @click.command()
@@ -96,6 +102,7 @@ def rollback(model: str, variant: str | None, reason: str, control: str, token_f
 @click.command()
 @click.argument("model", required=False)
 @click.option("--all", "every", is_flag=True, help="Every model of the deployment.")
+@click.option("--by-word", is_flag=True, help="Set the control word and do not ask the control plane.")
 @reason_option
 @control_options
 @state_dir_option
@@ -103,6 +110,7 @@ def rollback(model: str, variant: str | None, reason: str, control: str, token_f
 def kill(
     model: str | None,
     every: bool,
+    by_word: bool,
     reason: str,
     control: str,
     token_file: Path | None,
@@ -113,24 +121,19 @@ def kill(
 
     Asks the control plane first. If that cannot be reached, the control word in the state directory
     is set directly: gateways read it on every request, so the kill works while the control plane is
-    down; it must run on the machine of the gateways.
+    down; it must run on the machine of the gateways. A refusal, such as of a token that has expired,
+    is not passed over: --by-word does that, for whoever may write the state directory.
     """
     target, why = _target(model, every), said(reason)
-    from serving.client import Failed, Unreachable
-
-    try:
-        with admin(control, token_file, timeout_s=KILL_PATIENCE_S) as client:
-            answer = client.kill_all(reason=why) if every else client.kill(target, reason=why)
-        path, seq, trouble = "control plane", answer.get("kill_seq"), None
-    except (Unreachable, Failed) as error:
-        if isinstance(error, Failed) and error.status < 500:
-            raise
-        path, seq, trouble = "control word", _kill_by_word(state_dir, target, error), str(error)
+    seq, trouble = (None, None) if by_word else _kill_by_control(control, token_file, target, why)
+    path = "control word" if by_word or trouble else "control plane"
+    if path == "control word":
+        seq = _kill_by_word(state_dir, target, why, trouble)
     if as_json:
         emit_json({"model": target, "kill_seq": seq, "path": path, "control_error": trouble})
         return OK
     if trouble:
-        click.echo(f"canarium: {trouble}", err=True)
+        click.echo(f"canarium: {printable(trouble)}", err=True)
     subject = "all models are" if every else f"{target} is"
     click.echo(f"{subject} on the baseline (kill {seq}, through the {path})")
     click.echo(f"re-arm with: canarium rearm {'--all' if every else target} --kill-seq {seq} --reason WHY")
@@ -173,27 +176,55 @@ def _target(model: str | None, every: bool) -> str:
     return "*" if model is None else model
 
 
-def _kill_by_word(state_dir: Path, target: str, cause: CanariumError) -> int:
+def _kill_by_control(control: str, token_file: Path | None, target: str, why: str) -> tuple[int | None, str | None]:
+    """The number of the kill; None and what is wrong if the control plane cannot answer. Raises `CanariumError`."""
+    from serving.client import ClientError, Failed, Unreachable
+
+    try:
+        with admin(control, token_file, timeout_s=KILL_PATIENCE_S) as client:
+            answer = client.kill_all(reason=why) if target == "*" else client.kill(target, reason=why)
+    except ClientError as error:
+        status = error.status if isinstance(error, Failed) else 0
+        if isinstance(error, Unreachable) or status >= 500:
+            return None, str(error)
+        if status in (0, 429):  # who is asking is not accepted; anything else is wrong with what is asked
+            error.args = (f"{error}\n{WAY_OUT}",)
+        raise
+    return answer.get("kill_seq"), None
+
+
+def _kill_by_word(state_dir: Path, target: str, why: str, trouble: str | None) -> int:
     """Set the latch in the control word and return its number. Raises `CanariumError` if there is no word."""
     from serving.client import ClientError, Unreachable
     from serving.contract import ControlWord, slot_key
+    from serving.control import kill_notes
+    from serving.core.killswitch import KillNote
     from serving.paths import Paths
 
     paths = Paths.of(state_dir)
     path = paths.word_path
     if not path.is_file():
+        before = f"{trouble}\nand there" if trouble else "there"
         raise Unreachable(
-            f"{cause}\nand there is no control word at {path}: name the state directory with --state-dir, "
+            f"{before} is no control word at {path}: name the state directory with --state-dir, "
             "on the machine where the gateways run"
         )
     known = _models_of(paths.snapshot_file)
     if known and target not in (*known, "*"):
         raise ClientError(f"unknown model {target!r}, expected one of {', '.join(known)}")
-    word = ControlWord.open(path)
+    word, key = ControlWord.open(path), slot_key(target)
     try:
-        return word.latch_on(slot_key(target), _above_published(paths.snapshot_file, target))
+        now = word.latch(key)
+        # A kill of what is killed already is one of its own: whoever re-arms the first has not read about this one.
+        own = now.seq + 1 if now is not None and now.on else 0
+        seq = word.latch_on(key, max(own, _above_published(paths.snapshot_file, target)))
     finally:
         word.close()
+    try:
+        kill_notes.leave(kill_notes.beside(path), KillNote(target, seq, actor(), why))
+    except OSError as error:  # the kill is in force, and that comes first
+        click.echo(f"canarium: the audit log will not say who killed it and why: {error}", err=True)
+    return seq
 
 
 def _above_published(snapshot: Path, target: str) -> int:

@@ -23,6 +23,7 @@ from serving import processes
 from serving.clock import SystemClock
 from serving.config import Config, Started
 from serving.contract import ControlWord
+from serving.control import kill_notes
 from serving.control.api import create_app
 from serving.control.auth import Auth
 from serving.control.backup import seen_lease
@@ -153,7 +154,7 @@ class ControlActor:
             notifier = self._notifier = Notifier(httpx.AsyncClient(trust_env=False))
             plane = self._plane = Plane(
                 store=await asyncio.to_thread(_open_store, settings, config),
-                word=WordLink(word),
+                word=WordLink(word, kill_notes.beside(settings.word_path)),
                 clock=clock,
                 monitor=MonitorLink(settings.monitor_url, clock),
                 facts=settings.variants,

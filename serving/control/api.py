@@ -152,8 +152,7 @@ class Admin:
     def _route(self, method: str, path: str, action: Action, handler: Handler) -> AdminRoute:
         async def endpoint(request: Request) -> Response:
             try:
-                client = request.client.host if request.client else ""
-                principal = self._auth.identify(request.headers.get("authorization"), client)
+                principal = self._identified(request)
                 principal.permit(action)
                 key = request.headers.get("idempotency-key")
                 if key is None or request.method in http.SAFE_METHODS:
@@ -166,6 +165,18 @@ class Admin:
                 return http.of_error(error)
 
         return AdminRoute(path, endpoint, method, action, operation_of(handler))
+
+    def _identified(self, request: Request) -> Principal:
+        """Who asks. Raises `RequestError`."""
+        client = request.client.host if request.client else ""
+        return self._auth.identify(request.headers.get("authorization"), client)
+
+    def _may_read(self, request: Request) -> bool:
+        """Whether who asked may do so still."""
+        try:
+            return self._identified(request).may(Action.READ)
+        except RequestError:
+            return False
 
     # ------------------------------------------------------------ reading
 
@@ -245,19 +256,22 @@ class Admin:
             self._parked -= 1
 
     @operation("Server-sent events: `snapshot`, `audit`, `verdicts`, as they happen.", media="text/event-stream")
-    async def _events(self, _request: Request, _principal: Principal) -> Response:
+    async def _events(self, request: Request, _principal: Principal) -> Response:
         if self._plane.events.full:
             raise RequestError(ErrorKind.OVERLOADED, "too many clients follow the events already", 5)
         headers = {"x-accel-buffering": "no"}
-        return StreamingResponse(self._stream(), headers=headers, media_type="text/event-stream")
+        return StreamingResponse(self._stream(request), headers=headers, media_type="text/event-stream")
 
-    async def _stream(self) -> AsyncIterator[bytes]:
+    async def _stream(self, request: Request) -> AsyncIterator[bytes]:
+        """Frames for as long as the token may read: one that is revoked or expires is refused here too."""
         events = self._plane.events
         if (watcher := events.join()) is None:
             return
         try:
             events.greet(watcher, "snapshot", self._plane.snapshot)
             async for frame in watcher.frames(self._keep_alive_s):
+                if not self._may_read(request):
+                    return
                 yield frame
         finally:
             events.leave(watcher)
@@ -290,8 +304,10 @@ class Admin:
         model = self._known(request)
         command = Rollback(model, _by(body, principal, body.evidence), body.variant)
         outcome = await self._plane.execute(command)
-        epoch = table_of(self._plane.state, model).epoch
-        return http.answer({"model": model, "epoch": epoch, "rolled_back": [row.variant for row in outcome.audit]})
+        epoch = table_of(outcome.state, model).epoch
+        # A rollout that it ends has a row of its own, of the same variant.
+        taken = [row.variant for row in outcome.audit if row.action == "rollback"]
+        return http.answer({"model": model, "epoch": epoch, "rolled_back": taken})
 
     @operation("Only the baseline answers, until re-armed. It acts whatever If-Match says.", body=KillBody)
     async def _kill(self, request: Request, principal: Principal) -> Response:
@@ -300,8 +316,9 @@ class Admin:
         seq = body.kill_seq or 0
         if not 0 <= seq <= SEQ_MAX:
             raise bad_request(f"kill_seq: {seq} is not between 1 and {SEQ_MAX}")
-        await self._plane.execute(Kill(model, _by(body, principal, body.evidence), seq))
-        return http.answer({"model": model, "kill_seq": self._plane.state.kills[model].seq})
+        outcome = await self._plane.execute(Kill(model, _by(body, principal, body.evidence), seq))
+        # By now another kill may have come: whoever re-arms by this answer must not release that one.
+        return http.answer({"model": model, "kill_seq": outcome.state.kills[model].seq})
 
     @operation("Release the kill of this number, and no other.", body=RearmBody, conditional=True)
     async def _rearm(self, request: Request, principal: Principal) -> Response:

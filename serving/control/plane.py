@@ -134,6 +134,7 @@ class Plane:
         self._state = msgspec.structs.replace(imported.state, rev=imported.state.rev + 1)
         await self._save((*applied.audit, *imported.audit))
         self._publish()
+        self._word.taken(look)
         await self._word.write([*applied.effects, *imported.effects])
         await self.poll_word()
         self.monitor.listen()  # the wait for the lead was no silence of the monitor's
@@ -330,6 +331,7 @@ class Plane:
         """Take over what others wrote into the control word, and write what it lacks."""
         look = self._word.look(self._state, judge=True)
         imported = self._take_word(look)
+        self._word.taken(look)
         writes = [*imported.effects, *self._word.behind(self._state, look)]
         await self._word.write(writes)
 

@@ -46,7 +46,7 @@ from serving.core.commands import (
     StartRollout,
     WordWrite,
 )
-from serving.core.killswitch import OFF, engage, merge, release
+from serving.core.killswitch import OFF, KillNote, engage, merge, release
 from serving.core.routing import weights as shares_of
 from serving.errors import ErrorKind, RequestError, bad_request
 
@@ -219,12 +219,29 @@ def _import_word(state: ControlState, command: ImportWord, now_ns: int) -> Outco
 
 
 def _import_kill(state: ControlState, model: str, word: Latch, command: ImportWord, now_ns: int) -> Outcome:
+    old, writers = state.kills.get(model, OFF), "`canarium kill` or the monitor"
+    latch, why = _imported(old, word, model in command.unreadable, command.starting, writers)
+    said = {} if model in command.unreadable else _said(command.notes, model)
+    earlier = Outcome(state)
+    for seq in sorted(said):  # each is a kill of its own; the last one is in force
+        known = earlier.state.kills.get(model, OFF)
+        if max(known.seq, latch.cleared) < seq < min(latch.seq, word.seq):
+            earlier = join(earlier, _put_kill(earlier.state, model, Latch(seq, latch.cleared), said[seq], now_ns))
+    return join(earlier, _import_last_kill(earlier.state, model, latch, said.get(word.seq), why, now_ns))
+
+
+def _said(notes: tuple[KillNote, ...], model: str) -> dict[int, By]:
+    """By the numbers of a model's kills, who set them in the word and why."""
+    return {note.seq: By(note.actor, note.reason, {"through": CONTROL_WORD}) for note in notes if note.slot == model}
+
+
+def _import_last_kill(state: ControlState, model: str, latch: Latch, said: By | None, why: str, now_ns: int) -> Outcome:
     old = state.kills.get(model, OFF)
-    latch, why = _imported(old, word, model in command.unreadable, command.starting)
+    if latch.on and (said is not None or not old.on):
+        by = said or By(CONTROL_WORD, why, {"kill_seq": latch.seq})
+        return _put_kill(state, model, latch, by, now_ns)
     if latch == old:
         return Outcome(state)
-    if latch.on and not old.on:
-        return _put_kill(state, model, latch, By(CONTROL_WORD, why, {"kill_seq": latch.seq}), now_ns)
     after = replace(state, kills={**state.kills, model: latch})
     if latch.on or not old.on:
         return Outcome(after)
@@ -242,7 +259,7 @@ def _import_vetoes(state: ControlState, model: str, command: ImportWord, now_ns:
     for slot, word in sorted(command.vetoes.items()):
         owner, _, variant = slot.partition("/")
         old = state.vetoes.get(slot, OFF)
-        latch, why = _imported(old, word, slot in command.unreadable, command.starting)
+        latch, why = _imported(old, word, slot in command.unreadable, command.starting, "the monitor")
         if owner != model or latch == old:
             continue
         if latch.on and variant == table.baseline:  # where everything else goes back to: nothing to veto
@@ -257,13 +274,13 @@ def _import_vetoes(state: ControlState, model: str, command: ImportWord, now_ns:
     return join(counted, take_out(counted.state, table, targets, now_ns)) if targets else counted
 
 
-def _imported(old: Latch, word: Latch, unreadable: bool, starting: bool) -> tuple[Latch, str]:
+def _imported(old: Latch, word: Latch, unreadable: bool, starting: bool, writers: str) -> tuple[Latch, str]:
     if unreadable:
         return engage(old), "this slot of the control word is unreadable, which means baseline"
     latch = merge(old, word)
     if starting and word.on and not latch.on:
         latch = engage(latch)
-    return latch, "found in force in the control word, where the monitor writes when the control plane is silent"
+    return latch, f"found in force in the control word, where {writers} writes when the control plane is silent"
 
 
 def _apply_models(state: ControlState, command: ApplyModels, now_ns: int) -> Outcome:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from serving.contract import ControlWord, Latch, slot_key
+from serving.control import kill_notes
 from serving.core.commands import ControlState, ImportWord, WordWrite
 from serving.core.killswitch import OFF
 
@@ -31,10 +34,14 @@ class WordLink:
 
     A slot counts as unreadable only when two judging looks in a row found it so: a single
     one may have met a writer half-way.
+
+    Args:
+        word: the word.
+        notes: where those who set a kill in it say why (see `kill_notes`).
     """
 
-    def __init__(self, word: ControlWord) -> None:
-        self._word = word
+    def __init__(self, word: ControlWord, notes: Path) -> None:
+        self._word, self._notes = word, notes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="control-word")
         self._doubtful: frozenset[str] = frozenset()
 
@@ -42,9 +49,12 @@ class WordLink:
         """Everything the word holds for the models of `state`.
 
         Args:
-            judge: slots that this look and the last judging one could not read are unreadable.
+            judge: slots that this look and the last judging one could not read are unreadable; and read the notes,
+                which are files: other looks must wait for no disk.
             starting: see `ImportWord`.
         """
+        # Before the latches: then there is none here whose kill was not seen.
+        notes = kill_notes.read(self._notes) if judge else ()
         doubtful: set[str] = set()
 
         def latches(slots: Iterable[tuple[str, int]]) -> dict[str, Latch]:
@@ -65,7 +75,13 @@ class WordLink:
         now, unreadable = frozenset(doubtful), frozenset[str]()
         if judge:
             unreadable, self._doubtful = now & self._doubtful, now
-        return Look(ImportWord(kills, vetoes, unreadable, starting), now)
+        return Look(ImportWord(kills, vetoes, unreadable, starting, notes), now)
+
+    def taken(self, look: Look) -> None:
+        """What this look found is taken over: its notes are of no more use."""
+        if look.found.notes:
+            with contextlib.suppress(OSError):  # told twice, they change nothing
+                self._notes.unlink()
 
     def behind(self, state: ControlState, look: Look) -> list[WordWrite]:
         """The writes that bring the word up to the state; empty when it is."""

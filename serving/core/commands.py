@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from serving.contract import Latch, RouteTable, Snapshot, VariantEntry
+from serving.core.killswitch import KillNote
 from serving.core.rollout import Event, Rollout
 from serving.core.rollout_policy import Policy
 
@@ -131,13 +132,15 @@ class ImportWord(msgspec.Struct, frozen=True):
 
     An unreadable latch counts as in force. With `starting`, a latch that the word holds in
     force is taken over even if the store has seen a higher seq: the word may have been made
-    anew, and counted from one again, while no control plane ran.
+    anew, and counted from one again, while no control plane ran. `notes`: what was left to be
+    said of kills.
     """
 
     kills: dict[str, Latch] = {}
     vetoes: dict[str, Latch] = {}
     unreadable: frozenset[str] = frozenset()
     starting: bool = False
+    notes: tuple[KillNote, ...] = ()
 
 
 class ModelSpec(msgspec.Struct, frozen=True):

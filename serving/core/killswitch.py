@@ -6,9 +6,20 @@ of each counter, so the order in which they meet never matters.
 
 from __future__ import annotations
 
+import msgspec
+
 from serving.contract import Latch
 
 OFF = Latch()
+
+
+class KillNote(msgspec.Struct, frozen=True):
+    """Who set a kill in the control word, and why. `slot`: the model, or "*"."""
+
+    slot: str
+    seq: int
+    actor: str
+    reason: str
 
 
 def engage(latch: Latch, at_least: int = 0) -> Latch:

@@ -4,9 +4,10 @@ For looking at the console while working on it, and for its tests:
 
     python tests/console/mock_control.py --port 8003 --scenario failing
 
-Scenarios: normal, failing, killed, all_killed, monitor_down, empty, rollout, rollout_paused, rollout_waived. They
-can be changed while it runs by
-`POST /mock/set {"scenario": ..., "down": bool, "token": str, "refuse": str, "delay_s": float}`;
+Scenarios: normal, failing, killed, all_killed, monitor_down, empty, rollout, rollout_later, rollout_paused,
+rollout_waived, rollout_braked. They can be changed while it runs by
+`POST /mock/set {"scenario": ..., "down": bool, "monitor_away": bool, "token": str, "locked": bool, "refuse": str,
+"delay_s": float}` and `{"restore": true}`, which puts another trail in place of the one that is there;
 `GET /mock/requests` lists the mutations that came in.
 """
 
@@ -38,8 +39,21 @@ CSP = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 
 Json = dict[str, Any]
 
 
-def change(world: World, path: str, body: Json) -> Json:
+def model_of(world: World, path: str, body: Json) -> Json | None:
+    """The model that a mutation is about; None for the kill-switch of all and for what is not known."""
+    section, _, rest = path.partition("/")
+    name = rest.partition(":")[0].partition("/")[0]
+    if section == "models":
+        return world.models.get(name)
+    asked = [one["model"] for model in world.models.values() for one in model["rollouts"] if one["id"] == name]
+    return world.models.get(body.get("model") or next(iter(asked), ""))
+
+
+def change(world: World, path: str, body: Json, if_match: str | None) -> Json:
     """One mutation, as the control plane would decide it."""
+    model = model_of(world, path, body)
+    if if_match is not None and model is not None and if_match.strip('"') != str(model["epoch"]):
+        raise Refused(412, f"the table of {model['model']} is at epoch {model['epoch']}, not {if_match}")
     who = (body.get("actor") or "anonymous", str(body.get("reason", "")).strip())
     if not who[1]:
         raise Refused(400, "reason: say why, it goes into the audit trail")
@@ -141,6 +155,8 @@ def read(world: World, path: str, query: dict[str, str]) -> Json:
         return {"ok": True, "entries": len(world.audit), "first_bad": None}
     parts = path.split("/")
     if len(parts) == 3 and parts[0] == "models" and parts[1] in world.models:
+        if world.monitor_away and parts[2] in ("series", "calibration"):
+            raise Refused(503, "the monitor at http://127.0.0.1:8002 does not answer: connection refused")
         if parts[2] == "verdicts":
             return world.verdicts(parts[1])
         if parts[2] == "calibration":
@@ -159,6 +175,8 @@ def create_app(world: World) -> Starlette:
             if world.down:
                 raise Refused(503, "the control plane is shutting down")
             if world.token and request.headers.get("authorization") != f"Bearer {world.token}":
+                if world.locked:
+                    raise Refused(429, "too many failed attempts, try again later")
                 raise Refused(401, "a bearer token is required: Authorization: Bearer TOKEN")
             if path == "events":
                 return StreamingResponse(stream(world), media_type="text/event-stream")
@@ -170,7 +188,7 @@ def create_app(world: World) -> Starlette:
             seen = {"method": request.method, "path": f"/admin/v1/{path}", "body": body}
             world.requests.append(seen | {"if_match": request.headers.get("if-match")})
             await asyncio.sleep(world.delay_s)
-            return JSONResponse(change(world, path, body))
+            return JSONResponse(change(world, path, body, request.headers.get("if-match")))
         except Refused as refused:
             return JSONResponse({"error": str(refused)}, refused.status)
 
@@ -179,8 +197,10 @@ def create_app(world: World) -> Starlette:
 
     async def adjust(request: Request) -> Response:
         body = await request.json()
-        for key in ("down", "token", "refuse", "delay_s"):
+        for key in ("down", "monitor_away", "token", "locked", "refuse", "delay_s"):
             setattr(world, key, body.get(key, getattr(world, key)))
+        if "restore" in body:
+            world.restore()
         if "scenario" in body:
             world.play(body["scenario"])
         return JSONResponse({"ok": True})

@@ -28,6 +28,12 @@ def braked(rollout: Json, *waived: str) -> Json:
     return rollout | {"verdicts": [*rollout["verdicts"], *verdicts], "waived": list(waived)}
 
 
+def later(rollout: Json) -> Json:
+    """The same at its next approval."""
+    steps = [*rollout["steps"], {"approve": {"role": "operator"}}, {"set_weight": 75.0}]
+    return rollout | {"step": 4, "steps": steps, "weight": 50.0, "why": "50 % has held"}
+
+
 #: What a rollout becomes by what is asked of it.
 ROLLOUT_STATES = {
     "pause": ("paused", "manual"), "resume": ("ramping", None), "approve": ("ramping", None),

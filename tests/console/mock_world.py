@@ -95,6 +95,7 @@ class World:
         self.t0 = time.time()
         self.rev, self.seq, self.delay_s = 40, 0, 0.0
         self.down, self.token, self.refuse, self.scenario = False, "", "", scenario
+        self.monitor_away, self.locked = False, False
         self.requests: list[Json] = []
         self.audit: list[Json] = []
         self.listeners: set[asyncio.Queue[tuple[str, Json]]] = set()
@@ -132,8 +133,10 @@ class World:
             settle(moderation)
         elif scenario == "rollout":
             moderation["rollouts"] = [mock_rollouts.new("moderation", "int8", "fast", 7)]
-        elif scenario in ("rollout_paused", "rollout_waived"):
-            waived = ["ood", "slices"] if scenario == "rollout_waived" else ["ood"]
+        elif scenario == "rollout_later":
+            moderation["rollouts"] = [mock_rollouts.later(mock_rollouts.new("moderation", "int8", "fast", 7))]
+        elif scenario in ("rollout_paused", "rollout_waived", "rollout_braked"):
+            waived = {"rollout_waived": ["ood", "slices"], "rollout_paused": ["ood"]}.get(scenario, [])
             moderation["rollouts"] = [mock_rollouts.braked(mock_rollouts.new("moderation", "int8", "fast", 7), *waived)]
         elif scenario == "failing":
             moderation["rollback_headroom_ratio"] = 0.84
@@ -155,6 +158,12 @@ class World:
         self.audit.insert(0, entry)
         self.rev += 1
         self.publish("audit", entry)
+
+    def restore(self) -> None:
+        """The trail of a copy: the same numbers, other rows."""
+        old, self.audit, self.seq = self.audit[::-1], [], 0
+        for entry in old:
+            self.record(("backup", f"as it was: {entry['seq']}"), "traffic", (entry["model"], None), {}, {})
 
     def _seed_audit(self) -> None:
         start = self.t0 - 7200

@@ -11,6 +11,7 @@ import httpx
 
 from serving.clock import FakeClock
 from serving.contract import ControlWord, RouteTable, VariantEntry
+from serving.control import kill_notes
 from serving.control.audit import AuditEntry, Verification
 from serving.control.lease import Leader
 from serving.control.monitor_link import MonitorLink
@@ -137,7 +138,7 @@ class Rig:
         self.pauses: list[float] = []
         self.plane = Plane(
             store=self.store,
-            word=WordLink(ControlWord.open(folder / "control.word")),
+            word=WordLink(ControlWord.open(folder / "control.word"), kill_notes.beside(folder / "control.word")),
             clock=self.clock,
             monitor=self.monitor,
             facts=facts,

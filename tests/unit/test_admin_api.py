@@ -130,7 +130,7 @@ async def test_the_trail_is_paged_filtered_and_verified(api: httpx.AsyncClient) 
     assert (await api.get(f"{ROOT}/audit/verify")).json() == {"ok": True, "entries": 4, "first_bad": None}
 
 
-async def test_events_begin_with_the_snapshot_and_follow_every_act(rig: Rig) -> None:
+async def test_events_follow_every_act(rig: Rig) -> None:
     frames = rig.plane.events.join()
     assert frames is not None
     async with client(rig) as api:
@@ -139,34 +139,6 @@ async def test_events_begin_with_the_snapshot_and_follow_every_act(rig: Rig) -> 
     stream = frames.frames()
     events = [(await anext(stream)).split(b"\n")[0] for _ in range(3)]
     assert events == [b"event: audit", b"event: snapshot", b"event: verdicts"]
-
-
-async def test_the_event_stream_over_http(rig: Rig) -> None:
-    """httpx's in-process transport does not stream, so this speaks ASGI."""
-    app = create_app(rig.plane, Auth(None), clock=rig.clock, host="127.0.0.1", port=8003)
-    sent: list[dict[str, Any]] = []
-    gone = asyncio.Event()
-
-    async def receive() -> dict[str, Any]:
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "GET",
-        "path": f"{ROOT}/events", "raw_path": b"", "query_string": b"", "root_path": "", "scheme": "http",
-        "headers": [(b"host", b"127.0.0.1:8003")], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8003),
-    }  # fmt: skip
-    running = asyncio.create_task(app(scope, receive, send))
-    await until(lambda: len(sent) >= 2)
-    assert dict(sent[0]["headers"])[b"content-type"].startswith(b"text/event-stream")
-    assert sent[1]["body"].startswith(b"event: snapshot\nid: ")
-    assert rig.plane.events.watchers == 1
-    gone.set()
-    await running
-    assert rig.plane.events.watchers == 0
 
 
 # ---------------------------------------------------------------- changing
@@ -199,6 +171,22 @@ async def test_the_kill_switch_of_all_models(api: httpx.AsyncClient) -> None:
     response = await api.post(f"{ROOT}/kill-switch:rearm", json={**WHY, "kill_seq": 1})
     assert (response.status_code, response.json()["on"]) == (200, False)
     assert (await api.get(ONE)).json()["killed"] is False
+
+
+@pytest.mark.parametrize("path", [f"{ONE}:kill", f"{ROOT}/kill-switch"])
+async def test_a_kill_answers_with_its_own_number_though_another_comes_while_it_is_written(
+    api: httpx.AsyncClient, rig: Rig, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    write, others = rig.plane._word.write, [1]
+
+    async def slow(writes: Any) -> bool:
+        if others:
+            others.pop()
+            assert (await api.post(path, json=WHY)).json()["kill_seq"] == 2
+        return await write(writes)
+
+    monkeypatch.setattr(rig.plane._word, "write", slow)
+    assert (await api.post(path, json=WHY)).json()["kill_seq"] == 1
 
 
 async def test_rollback_carries_its_evidence_into_the_trail(api: httpx.AsyncClient, rig: Rig) -> None:

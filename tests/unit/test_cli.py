@@ -18,8 +18,6 @@ import pytest
 from monitoring.reliability import Diagram
 from serving.cli import canarium, main
 from serving.commands.examine import parse_listener, report
-from serving.contract import ControlWord, slot_key
-from serving.paths import Paths
 
 VARIANT = {
     "name": "int8",
@@ -283,59 +281,6 @@ def test_a_token_that_cannot_be_used_is_not_shown(
         assert Server().run("status", *options) == 1
         expected = "canarium: the token is not one line of printable ASCII, as `canarium token create` prints it\n"
         assert capsys.readouterr().err == expected
-
-
-def test_kill_says_that_it_went_through_the_control_plane(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    server = Server(**{"/admin/v1/models/moderation:kill": {"model": "moderation", "kill_seq": 6}})
-    assert server.run("kill", "moderation", "--reason", "bad answers", "--state-dir", str(tmp_path)) == 0
-    assert "through the control plane" in capsys.readouterr().out
-
-
-@pytest.fixture
-def state_dir(tmp_path: Path) -> Path:
-    path = Paths.of(tmp_path).word_path
-    path.parent.mkdir()
-    ControlWord.open(path).close()
-    return tmp_path
-
-
-@pytest.mark.parametrize(("target", "slot"), [("moderation", "moderation"), ("--all", "*")])
-def test_kill_reaches_the_gateways_when_the_control_plane_is_down(
-    state_dir: Path, target: str, slot: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["kill", target, "--reason", "bad answers", "--state-dir", str(state_dir), "--json"]
-    assert main(arguments, transport=DOWN) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["path"] == "control word"
-    assert "cannot reach" in said["control_error"]
-    latch = ControlWord.open(Paths.of(state_dir).word_path).latch(slot_key(slot))
-    assert latch is not None
-    assert latch.on
-    assert latch.seq == said["kill_seq"]
-
-
-def test_kill_uses_the_word_when_the_control_plane_is_broken_but_not_when_it_refuses(
-    state_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def answer(status: int) -> int:
-        path = "/admin/v1/models/moderation:kill"
-        server = Server(**{path: httpx.Response(status, json={"error": "no"})})
-        return server.run("kill", "moderation", "--reason", "x", "--state-dir", str(state_dir))
-
-    word = ControlWord.open(Paths.of(state_dir).word_path)
-    assert (answer(403), answer(404)) == (4, 1)
-    assert word.latch(slot_key("moderation")) is not None
-    assert not word.latch(slot_key("moderation")).on  # type: ignore[union-attr]
-    assert answer(500) == 0
-    assert word.latch(slot_key("moderation")).on  # type: ignore[union-attr]
-    assert "through the control word" in capsys.readouterr().out
-
-
-def test_kill_without_any_way_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["kill", "moderation", "--reason", "x", "--state-dir", str(tmp_path)], transport=DOWN) == 3
-    error = capsys.readouterr().err
-    assert "--state-dir" in error
-    assert not Paths.of(tmp_path).word_path.exists()
 
 
 # ---------------------------------------------------------------- models

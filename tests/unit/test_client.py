@@ -145,13 +145,33 @@ def test_an_error_without_a_message_names_what_was_asked() -> None:
     [
         (httpx.ConnectError("[Errno 111] Connection refused"), "is it running"),
         (httpx.ReadTimeout("slow"), "did not answer within 10 s"),
-        (httpx.RemoteProtocolError("gone"), "cannot reach"),
+        (httpx.RemoteProtocolError("gone"), "the connection broke off"),
     ],
 )
 def test_nobody_there_is_unreachable_and_says_where(error: Exception, words: str) -> None:
     with pytest.raises(Unreachable, match=words) as caught:
         admin(raising(error)).status()
     assert "http://127.0.0.1:8003" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "doubtful"),
+    [
+        (httpx.ConnectError("refused"), False),
+        (httpx.ConnectTimeout("slow"), False),
+        (httpx.WriteTimeout("slow"), True),
+        (httpx.ReadTimeout("slow"), True),
+        (httpx.ReadError("reset"), True),
+        (httpx.RemoteProtocolError("gone"), True),
+    ],
+)
+def test_a_change_whose_answer_was_lost_is_not_said_to_be_undone(error: Exception, doubtful: bool) -> None:
+    with pytest.raises(Unreachable) as caught:
+        admin(raising(error)).rollback("m", reason="r")
+    assert ("may still take effect" in str(caught.value)) == doubtful
+    with pytest.raises(Unreachable) as caught:
+        admin(raising(error)).status()
+    assert "may still take effect" not in str(caught.value)
 
 
 @pytest.mark.parametrize("body", ["hello", "[1]"])

@@ -161,6 +161,13 @@ async def test_a_dry_run_is_refused_for_what_a_start_is(api: httpx.AsyncClient) 
     assert answer.json() == {"error": "dry_run: 'maybe' is neither true nor false"}
 
 
+async def test_a_rollback_names_a_variant_once_although_it_ends_a_rollout_too(api: httpx.AsyncClient, rig: Rig) -> None:
+    await started(api)
+    await tick(rig, times=2)
+    answer = (await api.post("/admin/v1/models/moderation:rollback", json=WHY)).json()
+    assert answer["rolled_back"] == ["int8"]
+
+
 async def test_pause_resume_and_abort(api: httpx.AsyncClient, rig: Rig) -> None:
     id_ = await started(api)
     await tick(rig, times=2)

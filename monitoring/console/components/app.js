@@ -59,6 +59,7 @@ function titleOf(state) {
   const bad = models
     .map((model) => [model.model, health(model, state.verdicts[model.model], kill.on, Date.now())])
     .filter(([, look]) => look.level === "bad");
+  if (state.paused) return "⏸ paused · Canarium"; // what it said before may not be so any more
   if (state.statusError) return "⚠ stale · Canarium";
   if (kill.on) return "■ ALL KILLED · Canarium";
   if (bad.length) return `■ ${bad.map(([name, look]) => `${name}: ${look.word}`).join(", ")} · Canarium`;

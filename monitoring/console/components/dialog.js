@@ -63,9 +63,10 @@ export function ActionDialog({ title, verb, tone = "", invalid = null, onSubmit,
         <input id="${id}-actor" name="actor" autocomplete="off" maxlength="100" value=${actor} disabled=${busy}
           onInput=${(event) => setActor(event.currentTarget.value)} /></div>
       ${error && html`<div class="callout bad" role="alert"><${Icon} name="cross" /><div>
-        <b>Not done${error.status ? ` (HTTP ${error.status})` : ""}.</b> <span data-testid="action-error">${error.message}</span>
+        <b>${error.status ? `Not done (HTTP ${error.status}).` : "It is not known whether this was done: look at the timeline."}</b> ${" "}
+        <span data-testid="action-error">${error.message}</span>
         ${!error.status && fallback && html`<p>${fallback}</p>`}</div></div>`}
-      ${invalid && html`<div class="callout warn" role="alert"><${Icon} name="warning" /><span>${invalid}</span></div>`}
+      ${invalid && !busy && html`<div class="callout warn" role="alert"><${Icon} name="warning" /><span>${invalid}</span></div>`}
       <div class="dialog-actions">
         <button type="button" disabled=${busy} onClick=${() => ref.current.close()}>Cancel</button>
         <button type="submit" class=${tone === "danger" ? "danger" : "primary"} disabled=${busy || Boolean(invalid)}>

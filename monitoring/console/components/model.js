@@ -1,7 +1,7 @@
 // One model: its headline, the killed banner, and the panels.
 import { html } from "../html.js";
 import { openDialog, useNow } from "../store.js";
-import { candidates, effectiveSplit, globalKill, health, isLive, latest, ownKill } from "../derive.js";
+import { candidates, effectiveSplit, globalKill, health, isLive, latest, ownKill, usable } from "../derive.js";
 import { number } from "../format.js";
 import { select } from "../sync.js";
 import { Icon, Pill, Time } from "./parts.js";
@@ -46,15 +46,15 @@ export function ModelTabs({ state }) {
   })}</nav>`;
 }
 
-function totalRate(slot) {
-  const rates = Object.values(slot?.data?.variants ?? {}).map(({ rps }) => latest(rps)).filter((rate) => rate !== null);
+function totalRate(slot, now) {
+  const rates = Object.values(usable(slot, now) ? slot.data.variants ?? {} : {}).map(({ rps }) => latest(rps)).filter((rate) => rate !== null);
   return rates.length ? rates.reduce((sum, rate) => sum + rate, 0) : null;
 }
 
 function Headline({ model, state, killed }) {
   const now = useNow();
   const look = health(model, state.verdicts[model.model], globalKill(state).on, now);
-  const rate = totalRate(state.series[model.model]);
+  const rate = totalRate(state.series[model.model], now);
   const dialog = (kind) => () => openDialog({ kind, model: model.model });
   return html`<div class="headline ${look.level}">
     <div class="headline-main">
@@ -73,6 +73,7 @@ function Headline({ model, state, killed }) {
 }
 
 export function Model({ model, state }) {
+  const now = useNow();
   const kill = globalKill(state);
   const killed = Boolean(model.killed) || kill.on;
   const verdicts = state.verdicts[model.model];
@@ -87,7 +88,7 @@ export function Model({ model, state }) {
         <${Traffic} model=${model} killed=${killed} />
         <${Rollouts} model=${model} killed=${killed} />
         <${Verdicts} model=${model} slot=${verdicts} monitor=${state.status.urls?.monitor} />
-        <${Variants} model=${model} series=${series?.data} killed=${killed} />
+        <${Variants} model=${model} series=${usable(series, now) ? series.data : null} killed=${killed} />
         <${Series} model=${model} slot=${series} windowS=${state.windowS} />
         <${Calibration} key=${model.model} model=${model} slot=${state.calibration[model.model]} />
       </div>

@@ -2,7 +2,7 @@
 import { html, useMemo, useState } from "../html.js";
 import { duration, isNumber, number, ratio } from "../format.js";
 import { useNow } from "../store.js";
-import { WHOLE, slotOf } from "../derive.js";
+import { WHOLE, slotOf, usable } from "../derive.js";
 import { setWindow } from "../sync.js";
 import { LineChart } from "../charts.js";
 import { Empty, Panel, Pill, Warn } from "./parts.js";
@@ -59,7 +59,7 @@ export function Series({ model, slot, windowS }) {
   const data = slot?.data;
   const lastMs = data?.at?.length ? data.at.at(-1) * 1000 : null;
   const silent = lastMs === null ? null : now - lastMs;
-  const late = Boolean(slot?.error) || (silent !== null && silent > LATE_MS);
+  const late = Boolean(slot) && (!usable(slot, now) || (silent !== null && silent > LATE_MS));
   return html`<${Panel} title="Live" id="live-${model.model}" aside=${aside} tone=${late ? "stale" : ""}>
     ${late && html`<${Warn} level="bad"><b>These charts are not current.</b> ${slot.error ? `${slot.error} ` : ""}
       ${silent === null ? "" : `The last sample is ${duration(silent / 1000)} old.`}<//>`}
@@ -103,8 +103,12 @@ function Slo({ slo }) {
 }
 
 export function Slos({ model, slot }) {
+  const now = useNow();
   const slos = slot?.data?.slo ?? [];
-  return html`<${Panel} title="Objectives" id="slo-${model.model}">
+  const late = Boolean(slot) && !usable(slot, now);
+  return html`<${Panel} title="Objectives" id="slo-${model.model}" tone=${late ? "stale" : ""}>
+    ${late && html`<${Warn} level="bad"><b>These numbers are not current.</b> ${slot.error ?? ""}
+      ${slot.at > 0 ? ` They came ${duration((now - slot.at) / 1000)} ago.` : ""}<//>`}
     ${slos.length > 0 && html`<ul class="slos">${slos.map((slo) => html`<${Slo} key="${slo.name}/${slo.variant}" slo=${slo} />`)}</ul>`}
     ${slos.length === 0 && html`<${Empty}>No objective is reported for this model.<//>`}
   <//>`;

@@ -2,7 +2,7 @@
 import { html, useId, useState } from "../html.js";
 import { percent, words } from "../format.js";
 import { api } from "../api.js";
-import { candidates, configuredSplit, splitWords } from "../derive.js";
+import { candidates, configuredSplit, movedOn, splitWords } from "../derive.js";
 import { ActionDialog } from "./dialog.js";
 import { SplitBar } from "./traffic.js";
 import { Warn } from "./parts.js";
@@ -31,7 +31,8 @@ function PercentField({ label, name, text, onText, slider = true, focus = slider
 
 export function TrafficDialog({ model, variant: name, verdicts, killed }) {
   const variant = model.variants.find((one) => one.name === name);
-  const [from] = useState({ weight: variant?.weight ?? 0, shadow: variant?.shadow ?? 0 });
+  // What was on view when the operator began. The page goes on moving beneath; only this may be changed.
+  const [from] = useState({ epoch: model.epoch, weight: variant?.weight ?? 0, shadow: variant?.shadow ?? 0 });
   const [weightText, setWeightText] = useState(String(from.weight));
   const [shadowText, setShadowText] = useState(String(from.shadow));
   if (!variant) return null;
@@ -39,24 +40,24 @@ export function TrafficDialog({ model, variant: name, verdicts, killed }) {
   const shadow = parsePercent(shadowText, "Shadow");
   const others = candidates(model).filter((one) => one.name !== name).reduce((sum, one) => sum + (one.weight ?? 0), 0);
   const room = Math.max(0, 100 - others);
-  const before = configuredSplit(model);
-  const target = weight.value ?? from.weight;
-  const after = before.map((share) => share.name === name ? { ...share, percent: target }
-    : share.name === model.baseline ? { ...share, percent: Math.max(0, room - target) } : share);
   const change = {};
   if (weight.value !== null && weight.value !== from.weight) change.weights = { [name]: weight.value };
   if (shadow.value !== null && shadow.value !== from.shadow) change.shadow = { [name]: shadow.value };
+  const before = configuredSplit(model);
+  const target = change.weights ? weight.value : variant.weight ?? 0;
+  const after = before.map((share) => share.name === name ? { ...share, percent: target }
+    : share.name === model.baseline ? { ...share, percent: Math.max(0, room - target) } : share);
   const changed = Object.keys(change).length > 0;
-  const raises = weight.value > from.weight || shadow.value > from.shadow;
+  const raises = weight.value > (variant.weight ?? 0) || shadow.value > (variant.shadow ?? 0);
   const over = weight.value !== null && weight.value > room;
-  const invalid = weight.fault ?? shadow.fault
+  const invalid = movedOn(model, from.epoch) ?? weight.fault ?? shadow.fault
     ?? (over ? `Weight: ${percent(weight.value)} is more than the ${percent(room)} that the other candidates leave.` : null)
     ?? (changed ? null : "Nothing is changed yet.");
   const back = variant.rolled_back ? ` by ${variant.rolled_back.actor}: ${variant.rolled_back.reason}` : "";
   const failing = verdicts.filter((verdict) => verdict.variant === name && verdict.verdict === "fail");
   return html`<${ActionDialog} focusReason=${false} title="Set traffic of ${name}" invalid=${invalid}
       verb=${weight.value === null ? "Set traffic" : `Set ${name} to ${percent(weight.value)}`}
-      onSubmit=${(body) => api.setTraffic(model.model, { ...change, ...body }, model.epoch)}
+      onSubmit=${(body) => api.setTraffic(model.model, { ...change, ...body }, from.epoch)}
       success=${(view) => ({ title: `Traffic of ${model.model} is set`, text: `${splitWords(configuredSplit(view))}; epoch ${view.epoch}.` })}>
     <${PercentField} label="Weight: share of users answered by ${name}" name="weight" text=${weightText} onText=${setWeightText} />
     <${PercentField} label="Shadow: share of requests copied to it, answers never returned" name="shadow" text=${shadowText}
@@ -74,19 +75,19 @@ export function TrafficDialog({ model, variant: name, verdicts, killed }) {
 }
 
 export function ReferenceDialog({ model }) {
-  const [from] = useState(model.reference_percent ?? 0);
-  const [text, setText] = useState(String(from));
+  const [from] = useState({ epoch: model.epoch, percent: model.reference_percent ?? 0 });
+  const [text, setText] = useState(String(from.percent));
   const { value, fault } = parsePercent(text, "Reference share");
   const teacher = model.teacher ?? model.baseline;
   return html`<${ActionDialog} focusReason=${false} title="Reference share of ${model.model}"
       verb=${value === null ? "Set" : `Set to ${percent(value)}`}
-      invalid=${fault ?? (value === from ? "Nothing is changed yet." : null)}
-      onSubmit=${(body) => api.setTraffic(model.model, { reference_percent: value, ...body }, model.epoch)}
+      invalid=${movedOn(model, from.epoch) ?? fault ?? (value === from.percent ? "Nothing is changed yet." : null)}
+      onSubmit=${(body) => api.setTraffic(model.model, { reference_percent: value, ...body }, from.epoch)}
       success=${(view) => ({
         title: "Reference share is set", text: `${percent(view.reference_percent)} of candidate answers of ${model.model} are re-scored.` })}>
     <p>Share of candidate answers re-scored by <b>${teacher}</b>, off the request path. It is what agreement is judged on:
       less of it means slower verdicts, more of it means more load on ${teacher}.</p>
     <${PercentField} label="Reference share" name="reference" text=${text} onText=${setText} />
-    <ul class="outcome-list">${value !== null && value !== from && html`<li>${percent(from)} → <b>${percent(value)}</b></li>`}</ul>
+    <ul class="outcome-list">${value !== null && value !== from.percent && html`<li>${percent(from.percent)} → <b>${percent(value)}</b></li>`}</ul>
   <//>`;
 }

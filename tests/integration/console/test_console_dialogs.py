@@ -1,166 +1,15 @@
-"""The operator console in a real browser, against a mock of the admin API.
-
-Needs Chromium at /usr/bin/chromium (`apt-get install chromium`) and the `playwright` package;
-without them the tests are skipped, or fail where CANARIUM_CI is set.
-"""
+"""What can be changed from the console: each dialog, what it sends, and what it refuses to send."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from tests.support.load import Background
-from tests.support.stack import Stack
-
-CHROMIUM = Path("/usr/bin/chromium")
-MOCK = Path(__file__).parents[1] / "console" / "mock_control.py"
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PATIENCE_MS = 10_000
+from tests.support.console import Mock, Page, Watched, expect, panel, roll_back
 
 pytestmark = pytest.mark.integration
-
-try:
-    from playwright.sync_api import Browser, Page, expect, sync_playwright
-except ImportError:
-    MISSING = "the Python package playwright"
-else:
-    MISSING = "" if CHROMIUM.exists() else "the Debian package chromium"
-
-if MISSING and not os.environ.get("CANARIUM_CI"):
-    pytest.skip(f"{MISSING} is not installed", allow_module_level=True)
-
-
-def test_what_the_console_tests_need_is_installed() -> None:
-    assert not MISSING, f"{MISSING} is not installed, and CANARIUM_CI is set"
-
-
-class Mock:
-    """The mock control plane, a process of its own."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def set(self, **changes: Any) -> None:
-        httpx.post(f"{self.url}mock/set", json=changes, timeout=5).raise_for_status()
-
-    def requests(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = httpx.get(f"{self.url}mock/requests", timeout=5).json()
-        return found
-
-
-@pytest.fixture
-def mock() -> Iterator[Mock]:
-    process = subprocess.Popen([sys.executable, str(MOCK)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        assert url, "the mock control plane did not start"
-        yield Mock(url)
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-class Watched:
-    """A page and everything it did that it should not have done."""
-
-    def __init__(self, page: Page, origin: str) -> None:
-        self.page = page
-        self.faults: list[str] = []
-        self.foreign: list[str] = []
-        page.set_default_timeout(PATIENCE_MS)
-        page.on("pageerror", lambda error: self.faults.append(f"uncaught: {error}"))
-        page.on("console", lambda message: self._on_console(message.type, message.text))
-        page.on("request", lambda request: self._on_request(request.url, origin))
-
-    def _on_console(self, kind: str, text: str) -> None:
-        refusal = re.match(r"Failed to load resource: the server responded with a status of (401|409|503)", text)
-        if kind in ("error", "warning") and not refusal:
-            self.faults.append(text)
-
-    def _on_request(self, url: str, origin: str) -> None:
-        if urlsplit(url).netloc != urlsplit(origin).netloc:
-            self.foreign.append(url)
-
-
-@pytest.fixture
-def watched(browser: Browser, mock: Mock) -> Iterator[Watched]:
-    """The console, opened. Whatever a test does with it: no script error, no CSP violation, no foreign request."""
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
-    watched = Watched(page, mock.url)
-    expect.set_options(timeout=PATIENCE_MS)
-    page.goto(mock.url)
-    expect(page.get_by_role("heading", level=1)).to_have_text("moderation")
-    yield watched
-    page.close()
-    assert watched.faults == []
-    assert watched.foreign == []
-
-
-@pytest.fixture
-def page(watched: Watched) -> Page:
-    return watched.page
-
-
-def panel(page: Page, title: str) -> Any:
-    return page.get_by_role("region", name=title, exact=True)
-
-
-def test_a_model_is_shown_with_its_traffic_and_the_guards_own_sentence(page: Page, mock: Mock) -> None:
-    expect(page.get_by_test_id("connection")).to_have_text("Live")
-    expect(panel(page, "Traffic").get_by_role("listitem").nth(0)).to_have_text(re.compile(r"teacher\s*75 %\s*baseline"))
-    verdicts = httpx.get(f"{mock.url}admin/v1/models/moderation/verdicts", timeout=5).json()["verdicts"]
-    sentence = next(v["sentence"] for v in verdicts if v["guard"] == "harm" and v["variant"] == "int8")
-    expect(panel(page, "Verdicts").get_by_text(sentence, exact=True)).to_be_visible()
-    expect(panel(page, "Variants").get_by_text("moderation/distilled-int8:1")).to_be_visible()
-    expect(panel(page, "Live").locator(".plot path.line.v1[d^=M]").first).to_be_visible()
-    expect(panel(page, "Timeline").get_by_text("shadow only, after the fix")).to_be_visible()
-    expect(panel(page, "Objectives").get_by_text("99.321 %")).to_be_visible()
-
-
-def test_a_whole_policy_in_the_trail_is_shown_to_whoever_asks(page: Page, mock: Mock) -> None:
-    entry = panel(page, "Timeline").get_by_role("listitem").filter(has_text="try again").first
-    expect(entry.get_by_text("pending")).to_be_visible()
-    expect(entry.get_by_text("set_weight")).not_to_be_visible()
-    entry.get_by_text("1 more").click()
-    expect(entry.get_by_text("set_weight")).to_be_visible()
-
-
-def test_a_failing_guard_is_the_headline_and_comes_first(page: Page, mock: Mock) -> None:
-    mock.set(scenario="failing")
-    expect(page.get_by_test_id("health")).to_contain_text("Guard failing")
-    expect(page.get_by_test_id("health")).to_contain_text("over the limit of 3.6 %")
-    first = panel(page, "Verdicts").locator("tbody tr:not(.group)").first
-    expect(first).to_contain_text("Fail")
-    expect(first.get_by_role("meter")).to_have_attribute("aria-valuetext", re.compile("over the threshold"))
-    expect(panel(page, "Traffic")).to_contain_text("The baseline can carry only 0.84× of the present traffic")
 
 
 def test_setting_a_share_sends_it_with_the_reason_and_the_epoch_on_screen(page: Page, mock: Mock) -> None:
@@ -180,6 +29,34 @@ def test_setting_a_share_sends_it_with_the_reason_and_the_epoch_on_screen(page: 
             "if_match": '"12"',
         }
     ]
+
+
+def test_a_table_that_was_changed_under_an_open_dialog_is_not_changed_by_it(page: Page, mock: Mock) -> None:
+    page.get_by_role("button", name="Set traffic of int8", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Weight: share of users answered by int8", exact=True).fill("10")
+    dialog.get_by_label("Reason").fill("half of it")
+    expect(dialog.get_by_role("button", name="Set int8 to 10 %")).to_be_enabled()
+    roll_back(mock, "int8")
+    expect(dialog.get_by_role("alert")).to_contain_text("changed since you opened this (epoch 12, now 13)")
+    expect(dialog).to_contain_text("int8 was rolled back by monitor: flips. Giving it traffic lifts that.")
+    expect(dialog.get_by_role("button", name="Set int8 to 10 %")).to_be_disabled()
+    page.keyboard.press("Enter")
+    dialog.get_by_label("Weight: share of users answered by int8", exact=True).fill("20")  # what it was at opening
+    expect(dialog).not_to_contain_text("→")
+    assert [seen["path"].rpartition(":")[2] for seen in mock.requests()] == ["rollback"]
+
+
+def test_a_change_that_the_page_has_not_heard_of_is_not_overwritten(page: Page, mock: Mock) -> None:
+    old = httpx.get(f"{mock.url}admin/v1/status", timeout=5).json()
+    page.route("**/admin/v1/status", lambda route: route.fulfill(json=old))
+    page.get_by_role("button", name="Reference share…").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Reference share", exact=True).fill("50")
+    dialog.get_by_label("Reason").fill("faster verdicts")
+    roll_back(mock, "int8")
+    dialog.get_by_role("button", name="Set to 50 %").click()
+    expect(dialog.get_by_role("alert").filter(has_text="Not done (HTTP 412)")).to_contain_text("is at epoch 13")
 
 
 def test_an_impossible_share_cannot_be_sent(page: Page, mock: Mock) -> None:
@@ -268,6 +145,20 @@ def test_a_refusal_is_shown_word_for_word_and_a_change_in_flight_cannot_be_sent_
     assert len(mock.requests()) == 1
 
 
+def test_a_change_whose_answer_was_lost_is_not_said_to_be_undone(watched: Watched, mock: Mock) -> None:
+    page = watched.page
+    page.route("**:kill", lambda route: (route.fetch(), route.abort()))
+    page.get_by_role("button", name="Kill moderation…").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Reason").fill("test")
+    dialog.get_by_role("button", name="Kill moderation").click()
+    refusal = dialog.get_by_role("alert").filter(has_text="cannot be reached")
+    expect(refusal).to_contain_text("It is not known whether this was done: look at the timeline.")
+    expect(refusal).to_contain_text('canarium kill moderation --reason "…"')
+    expect(page.get_by_text("KILLED, kill_seq 3.")).to_be_visible()
+    watched.faults = [fault for fault in watched.faults if "net::ERR_FAILED" not in fault]
+
+
 def test_a_rollout_says_what_it_waits_for_and_is_approved_with_a_reason(page: Page, mock: Mock) -> None:
     mock.set(scenario="rollout")
     rollout = page.get_by_test_id("rollout-int8-7")
@@ -284,6 +175,43 @@ def test_a_rollout_says_what_it_waits_for_and_is_approved_with_a_reason(page: Pa
     (sent,) = mock.requests()
     assert sent["path"] == "/admin/v1/rollouts/int8-7:approve"
     assert sent["body"] == {"reason": "the numbers are good"}
+    assert sent["if_match"] == '"12"'
+
+
+def test_an_open_approval_is_none_of_a_later_step(page: Page, mock: Mock) -> None:
+    mock.set(scenario="rollout")
+    page.get_by_role("button", name="Approve rollout int8-7").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Reason").fill("the numbers are good")
+    expect(dialog.get_by_role("button", name="Approve int8")).to_be_enabled()
+    mock.set(scenario="rollout_later")
+    expect(dialog.get_by_role("alert")).to_contain_text("has moved on since you opened this")
+    expect(dialog.get_by_role("button", name="Approve int8")).to_be_disabled()
+
+
+def test_a_rollout_that_has_moved_on_can_still_be_ended(page: Page, mock: Mock) -> None:
+    mock.set(scenario="rollout")
+    page.get_by_role("button", name="Abort rollout int8-7").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Reason").fill("enough")
+    roll_back(mock, "distilled")
+    mock.set(scenario="rollout_later")
+    expect(page.get_by_test_id("rollout-int8-7")).to_contain_text("50 % of the traffic")
+    dialog.get_by_role("button", name="Abort int8").click()
+    expect(page.get_by_test_id("rollout-int8-7")).to_contain_text("Rolled back")
+    assert mock.requests()[-1]["if_match"] is None
+
+
+def test_a_box_that_was_ticked_for_one_guard_is_not_for_another(page: Page, mock: Mock) -> None:
+    mock.set(scenario="rollout_paused")
+    page.get_by_role("button", name="Approve rollout int8-7").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Reason").fill("a known slice")
+    dialog.get_by_label("Go on all the same").check()
+    mock.set(scenario="rollout_braked")
+    expect(dialog).to_contain_text("ood is beyond its limit")
+    expect(dialog.get_by_label("Go on all the same")).not_to_be_checked()
+    expect(dialog.get_by_role("button", name="Approve int8")).to_be_disabled()
 
 
 def test_an_approval_while_a_guard_pauses_needs_a_box_that_names_the_guard(page: Page, mock: Mock) -> None:
@@ -338,78 +266,3 @@ def test_a_rollout_is_started_for_a_candidate_without_traffic(page: Page, mock: 
     assert sent["path"] == "/admin/v1/rollouts"
     wanted = {"model": "moderation", "variant": "distilled-int8", "policy": "careful", "reason": "ready"}
     assert sent["body"] == wanted
-
-
-def test_losing_the_control_plane_makes_the_page_say_that_it_is_old(page: Page, mock: Mock) -> None:
-    expect(page.get_by_test_id("connection")).to_have_text("Live")
-    mock.set(down=True)
-    expect(page.get_by_test_id("connection")).to_have_text("Stale")
-    banner = page.get_by_role("alert").filter(has_text="This page is out of date.")
-    expect(banner).to_contain_text("the control plane is shutting down")
-    mock.set(down=False)
-    expect(page.get_by_test_id("connection")).to_have_text("Live")
-    expect(banner).not_to_be_visible()
-
-
-@pytest.mark.parametrize(
-    ("scenario", "headline", "said"),
-    [
-        ("monitor_down", "Not watched", "Verdicts are not current."),
-        ("empty", "Baseline only", "No data is not a pass."),
-    ],
-)
-def test_missing_data_is_never_shown_as_a_pass(page: Page, mock: Mock, scenario: str, headline: str, said: str) -> None:
-    mock.set(scenario=scenario)
-    expect(page.get_by_test_id("health")).to_contain_text(headline)
-    expect(panel(page, "Verdicts")).to_contain_text(said)
-
-
-def test_a_token_is_asked_for_sent_and_kept_in_the_session_only(page: Page, mock: Mock) -> None:
-    mock.set(token="s3cret")
-    expect(page.get_by_test_id("auth-error")).to_have_text("a bearer token is required: Authorization: Bearer TOKEN")
-    page.get_by_label("Bearer token").fill("s3cret")
-    page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_test_id("connection")).to_have_text("Live")
-    assert page.evaluate("[localStorage.length, sessionStorage.getItem('canarium.token'), document.cookie]") == [
-        0,
-        "s3cret",
-        "",
-    ]
-
-
-def test_nothing_overflows_a_narrow_screen(browser: Browser, mock: Mock) -> None:
-    page = browser.new_page(viewport={"width": 400, "height": 850})
-    page.goto(mock.url)
-    page.get_by_role("heading", level=1).wait_for()
-    page.locator(".chart").first.wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth") == 400
-    page.close()
-
-
-def test_the_console_of_a_running_instance_sets_a_canary(browser: Browser, quickstart: Stack, tmp_path: Path) -> None:
-    """The same page, served by the real control plane over a real instance under load."""
-    quickstart.post("/models/moderation:rollback", reason="a calm start").raise_for_status()
-    url = f"http://127.0.0.1:{quickstart.control_port}/"
-    page = browser.new_page(viewport={"width": 1440, "height": 1800})
-    watched = Watched(page, url)
-    with Background(f"http://127.0.0.1:{quickstart.http_port}", "moderation", 2):
-        page.goto(url)
-        expect(page.get_by_role("heading", level=1)).to_have_text("moderation")
-        expect(page.get_by_test_id("connection")).to_have_text("Live")
-        page.get_by_role("button", name="Set traffic of int8", exact=True).click()
-        dialog = page.get_by_role("dialog")
-        dialog.get_by_label("Weight: share of users answered by int8", exact=True).fill("30")
-        dialog.get_by_label("Reason").fill("from the console")
-        dialog.get_by_role("button", name="Set int8 to 30 %").click()
-        expect(dialog).not_to_be_visible()
-        expect(panel(page, "Timeline").get_by_text("from the console")).to_be_visible()
-        expect(panel(page, "Verdicts").get_by_text(re.compile("int8 disagrees with teacher on"))).to_be_visible(
-            timeout=20_000
-        )
-        expect(panel(page, "Live").locator(".plot path.line[d^=M]").first).to_be_visible()
-        page.screenshot(path=os.environ.get("CANARIUM_SCREENSHOT", str(tmp_path / "console.png")), full_page=True)
-    page.close()
-    shares = {variant["name"]: variant["weight"] for variant in quickstart.model("moderation")["variants"]}
-    assert shares["int8"] == 30
-    assert watched.faults == []
-    assert watched.foreign == []
