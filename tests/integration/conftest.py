@@ -16,6 +16,8 @@ from tests.support.stack import ROOT, Stack, running
 
 QUICKSTART = ROOT / "deployments" / "quickstart" / "canarium.yaml"
 REGISTRY = ROOT / ".canarium" / "registry"
+#: Of `routing.queue`: the tests that use it are not about deadlines, and the machine may stand still for seconds.
+PATIENT = {"default_timeout_ms": 20_000, "max_wait_ms": 10_000}
 
 
 def tiny_document(registry: Path, faults: dict[str, str], **variant: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def tiny_document(registry: Path, faults: dict[str, str], **variant: dict[str, A
             "tiny": {
                 "baseline": "teacher",
                 "variants": {name: {"artifact": f"tiny/{name}:1", **variant.get(name, {})} for name in graphs},
-                "routing": {"reference_percent": 100},
+                "routing": {"reference_percent": 100, "queue": dict(PATIENT)},
                 "slo": [
                     {"name": "latency", "objective": 0.99, "threshold_ms": 100},
                     {"name": "availability", "objective": 0.999},
@@ -64,13 +66,14 @@ def tiny_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The quickstart as shipped and its torch sibling, over the registry that `make test` has built, on free ports."""
+    """The quickstart, patient, and its torch sibling, over the registry that `make test` has built, on free ports."""
     if not (REGISTRY / "models" / "moderation").is_dir():
         pytest.fail(
             "the quickstart is not built: run `canarium build deployments/quickstart/recipe.yaml` (`make test` does)"
         )
     document = yaml12.load(QUICKSTART.read_text())
     document["registry"] = {"dir": str(REGISTRY)}
+    document["models"]["moderation"]["routing"]["queue"] |= PATIENT
     document["models"]["moderation"]["variants"]["distilled-torch"] = {
         "artifact": "moderation/distilled-torch:1",
         "runtime": "torch",

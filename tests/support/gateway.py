@@ -50,10 +50,20 @@ class InProcessGateway:
                     "tiny": {
                         "baseline": "teacher",
                         "variants": {
-                            name: {"artifact": f"tiny/{name}:1", "placement": "colocated", "hang_timeout_s": 1.0}
+                            name: {
+                                "artifact": f"tiny/{name}:1",
+                                "placement": "colocated",
+                                # Long where nothing hangs: a machine that stands still is no fault of the variant's.
+                                "hang_timeout_s": 1.0 if (faults.get(name) or "").startswith("hangs") else 30.0,
+                            }
                             for name in graphs
                         },
-                        "routing": {"reference_percent": 0, "noise_percent": 0, **routing},
+                        "routing": {
+                            "reference_percent": 0,
+                            "noise_percent": 0,
+                            "queue": {"default_timeout_ms": 60_000},
+                            **routing,
+                        },
                         "capacity": {"on_kill": on_kill},
                         "slices": dict(slices),
                     }

@@ -53,7 +53,7 @@ class Stack:
 
     # ------------------------------------------------------------ life
 
-    def start(self, timeout_s: float = 150) -> None:
+    def start(self, timeout_s: float = 400) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "serving.cli", "up", "-f", str(self.config_file)],
@@ -76,7 +76,7 @@ class Stack:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGINT)
         try:
-            return self.process.wait(60)
+            return self.process.wait(150)
         finally:
             processes.end([self.process.pid, *processes.members(self.paths.instance)], 2)
 
