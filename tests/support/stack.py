@@ -45,11 +45,11 @@ class Stack:
         self.config_file.write_text(yaml.safe_dump(self.document))
         self.log = folder / "up.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.http_port}", timeout=30, trust_env=False)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.http_port}", timeout=60, trust_env=False)
         self.admin = httpx.Client(
-            base_url=f"http://127.0.0.1:{self.control_port}/admin/v1", timeout=30, trust_env=False
+            base_url=f"http://127.0.0.1:{self.control_port}/admin/v1", timeout=60, trust_env=False
         )
-        self.monitor = httpx.Client(base_url=f"http://127.0.0.1:{self.monitor_port}", timeout=30, trust_env=False)
+        self.monitor = httpx.Client(base_url=f"http://127.0.0.1:{self.monitor_port}", timeout=60, trust_env=False)
 
     # ------------------------------------------------------------ life
 
@@ -92,7 +92,7 @@ class Stack:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             env={**os.environ, "CANARIUM_CONTROL": f"http://127.0.0.1:{self.control_port}"},
         )
         assert not check or done.returncode == 0, f"canarium {' '.join(arguments)}: {done.stdout}{done.stderr}"
@@ -128,12 +128,12 @@ class Stack:
                     found.append(pid)
         return found
 
-    def pid(self, title: str, timeout_s: float = 60) -> int:
+    def pid(self, title: str, timeout_s: float = 120) -> int:
         """The one process of that title, once there is exactly one (a replaced replica is gone)."""
         return wait_for(lambda: found[0] if len(found := self.pids(title)) == 1 else None, timeout_s)
 
 
-def wait_for(what: Callable[[], T | None], timeout_s: float = 30, every_s: float = 0.1) -> T:
+def wait_for(what: Callable[[], T | None], timeout_s: float = 60, every_s: float = 0.1) -> T:
     """Poll until `what` gives something true; its last value is in the failure."""
     deadline = time.monotonic() + timeout_s
     while True:
