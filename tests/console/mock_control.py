@@ -6,7 +6,8 @@ For looking at the console while working on it, and for its tests:
 
 Scenarios: normal, failing, killed, all_killed, monitor_down, empty, rollout, rollout_paused, rollout_waived. They
 can be changed while it runs by
-`POST /mock/set {"scenario": ..., "down": bool, "token": str, "refuse": str, "delay_s": float}`;
+`POST /mock/set {"scenario": ..., "down": bool, "token": str, "refuse": str, "hold": bool}`, and with
+`hold` no change is answered until it is taken back;
 `GET /mock/requests` lists the mutations that came in.
 """
 
@@ -169,7 +170,8 @@ def create_app(world: World) -> Starlette:
             body = await request.json()
             seen = {"method": request.method, "path": f"/admin/v1/{path}", "body": body}
             world.requests.append(seen | {"if_match": request.headers.get("if-match")})
-            await asyncio.sleep(world.delay_s)
+            while world.hold:  # noqa: ASYNC110 - set from outside
+                await asyncio.sleep(0.02)
             return JSONResponse(change(world, path, body))
         except Refused as refused:
             return JSONResponse({"error": str(refused)}, refused.status)
@@ -179,7 +181,7 @@ def create_app(world: World) -> Starlette:
 
     async def adjust(request: Request) -> Response:
         body = await request.json()
-        for key in ("down", "token", "refuse", "delay_s"):
+        for key in ("down", "token", "refuse", "hold"):
             setattr(world, key, body.get(key, getattr(world, key)))
         if "scenario" in body:
             world.play(body["scenario"])

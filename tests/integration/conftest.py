@@ -20,6 +20,27 @@ REGISTRY = ROOT / ".canarium" / "registry"
 PATIENT = {"default_timeout_ms": 20_000, "max_wait_ms": 10_000}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The quickstart's tests in a row, after the others of this folder, so that it need not run beside those."""
+    here = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+    ordered = iter(sorted(here, key=_uses_quickstart))
+    among = set(here)
+    items[:] = [next(ordered) if item in among else item for item in items]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ends the quickstart after the last test that uses it."""
+    if _uses_quickstart(item) and not (nextitem and _uses_quickstart(nextitem)):
+        started: Stack | None = getattr(item, "funcargs", {}).get("quickstart")
+        if started is not None:
+            started.stop()
+
+
+def _uses_quickstart(item: pytest.Item) -> bool:
+    return "quickstart" in getattr(item, "fixturenames", ())
+
+
 def tiny_document(registry: Path, faults: dict[str, str], **variant: dict[str, Any]) -> dict[str, Any]:
     """A configuration of the model `tiny` over freshly registered artifacts; `name?` faults need the word "boom"."""
     graphs = {"teacher": tiny.graph()}

@@ -31,7 +31,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE_MS = 10_000
+PATIENCE_MS = 30_000
 
 pytestmark = pytest.mark.integration
 
@@ -57,10 +57,10 @@ class Mock:
         self.url = url
 
     def set(self, **changes: Any) -> None:
-        httpx.post(f"{self.url}mock/set", json=changes, timeout=5).raise_for_status()
+        httpx.post(f"{self.url}mock/set", json=changes, timeout=30).raise_for_status()
 
     def requests(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = httpx.get(f"{self.url}mock/requests", timeout=5).json()
+        found: list[dict[str, Any]] = httpx.get(f"{self.url}mock/requests", timeout=30).json()
         return found
 
 
@@ -136,7 +136,7 @@ def panel(page: Page, title: str) -> Any:
 def test_a_model_is_shown_with_its_traffic_and_the_guards_own_sentence(page: Page, mock: Mock) -> None:
     expect(page.get_by_test_id("connection")).to_have_text("Live")
     expect(panel(page, "Traffic").get_by_role("listitem").nth(0)).to_have_text(re.compile(r"teacher\s*75 %\s*baseline"))
-    verdicts = httpx.get(f"{mock.url}admin/v1/models/moderation/verdicts", timeout=5).json()["verdicts"]
+    verdicts = httpx.get(f"{mock.url}admin/v1/models/moderation/verdicts", timeout=30).json()["verdicts"]
     sentence = next(v["sentence"] for v in verdicts if v["guard"] == "harm" and v["variant"] == "int8")
     expect(panel(page, "Verdicts").get_by_text(sentence, exact=True)).to_be_visible()
     expect(panel(page, "Variants").get_by_text("moderation/distilled-int8:1")).to_be_visible()
@@ -257,12 +257,13 @@ def test_a_rollback_names_the_variant_and_leaves_its_reason_on_the_page(page: Pa
 
 def test_a_refusal_is_shown_word_for_word_and_a_change_in_flight_cannot_be_sent_twice(page: Page, mock: Mock) -> None:
     refusal = "the table of moderation is at epoch 13, not 12: look again before changing it"
-    mock.set(refuse=refusal, delay_s=1.0)
+    mock.set(refuse=refusal, hold=True)
     page.get_by_role("button", name="Kill moderation…").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_label("Reason").fill("test")
     dialog.get_by_role("button", name="Kill moderation").click()
     expect(dialog.get_by_role("button", name="Sending…")).to_be_disabled()
+    mock.set(hold=False)
     expect(page.get_by_test_id("action-error")).to_have_text(refusal)
     expect(dialog.get_by_role("button", name="Kill moderation")).to_be_enabled()
     assert len(mock.requests()) == 1

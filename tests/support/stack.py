@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,11 +24,24 @@ ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
 
+def unclaimed_ports(count: int) -> list[int]:
+    """Free ports below those that the kernel gives to whoever asks for any: an instance binds some of its own only when
+    Ray, which asks for many, has been starting for a while."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 12_768):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"not {count} ports from 20000 to 32767 are free")
+
+
 class Stack:
     """One instance: its addresses, its files, its processes."""
 
     def __init__(self, document: dict[str, Any], folder: Path) -> None:
-        ports = processes.free_ports(4)
+        ports = unclaimed_ports(4)
         self.http_port, self.grpc_port, self.monitor_port, self.control_port = ports
         self.document = {
             **document,
