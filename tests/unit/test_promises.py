@@ -45,11 +45,11 @@ async def test_a_deadline_that_passes_while_the_batch_runs_is_kept_and_the_late_
     plane = plane_of(gateway)
     began = gateway.clock.monotonic_ns()
     with pytest.raises(RequestError) as caught:
-        await gateway.ask("boom", override="hangs", timeout_ms=60)
+        await gateway.ask("boom", override="hangs", timeout_ms=500)
     took_ms = (gateway.clock.monotonic_ns() - began) / 1e6
     assert caught.value.kind is ErrorKind.DEADLINE
     assert caught.value.http_status == 504
-    assert took_ms >= 60
+    assert took_ms >= 500
     assert plane.batcher._pace._running  # it did not wait for the end of the batch
     assert plane.batcher.queue_rows == 0
     await until(lambda: plane.ready and not plane.batcher._pace._running)
@@ -62,7 +62,7 @@ async def test_work_that_expired_in_the_queue_is_never_run(gateway: InProcessGat
     running = asyncio.create_task(gateway.ask("boom", override="hangs", timeout_ms=20_000))
     await until(lambda: plane.batcher._pace._running)
     with pytest.raises(RequestError) as caught:
-        await gateway.ask("ham", override="hangs", timeout_ms=30)
+        await gateway.ask("ham", override="hangs", timeout_ms=500)
     assert caught.value.kind is ErrorKind.DEADLINE
     assert plane.batcher.queue_rows == 0
     assert plane.batcher.expired == 1
