@@ -67,6 +67,8 @@ class Cycles:
                 "models": {
                     MODEL: {
                         "baseline": BASELINE,
+                        # Memory is measured here: no request is to fail because the machine stood still.
+                        "routing": {"queue": {"default_timeout_ms": 60_000}},
                         "variants": {BASELINE: {"artifact": f"{MODEL}/{BASELINE}:1", "placement": "colocated"}}
                         | {
                             kind.variant: {

@@ -84,11 +84,19 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """One kill, in nanoseconds of the monotonic clock. `last_ns`: the candidate's last answer, before or after."""
+    """One kill, in nanoseconds of the monotonic clock.
+
+    Attributes:
+        tripped_ns: the moment before it was asked for.
+        returned_ns: when whoever asked was told that it is in force.
+        last_ns: the candidate's last answer, before or after.
+        newest_ns: when the newest request was sent that the candidate answered, before or after.
+    """
 
     tripped_ns: int
     returned_ns: int
     last_ns: int
+    newest_ns: int
 
     @property
     def last_ms(self) -> float:
@@ -108,15 +116,19 @@ class Load:
         requests: sent in rotation.
         rate: Poisson arrivals a second.
         candidate: the variant whose answers are looked for.
+        timeout_s: limit on each answer.
     """
 
-    LAST_NS, CANDIDATE, ANSWERED, REFUSED, LATE, FAILED, STOP = range(7)
+    LAST_NS, NEWEST_NS, CANDIDATE, ANSWERED, REFUSED, LATE, FAILED, STOP = range(8)
 
-    def __init__(self, url: str, requests: Sequence[Request], rate: float, candidate: str) -> None:
-        self._cells = RawArray("Q", 7)
+    def __init__(
+        self, url: str, requests: Sequence[Request], rate: float, candidate: str, *, timeout_s: float = 5.0
+    ) -> None:
+        self._cells = RawArray("Q", 8)
+        self._timeout_s = timeout_s
         # Not forked: the caller may have threads.
         self._process = multiprocessing.get_context("spawn").Process(
-            target=_send, args=(url, list(requests), rate, candidate, self._cells), daemon=True
+            target=_send, args=(url, list(requests), rate, candidate, timeout_s, self._cells), daemon=True
         )
 
     def __enter__(self) -> Load:
@@ -127,7 +139,7 @@ class Load:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cells[self.STOP] = 1
-        self._process.join(30)
+        self._process.join(self._timeout_s + 30)
         if self._process.is_alive():
             self._process.kill()
 
@@ -135,6 +147,14 @@ class Load:
     def last_ns(self) -> int:
         """When the candidate's last answer was complete; 0 before the first."""
         return int(self._cells[self.LAST_NS])
+
+    @property
+    def newest_ns(self) -> int:
+        """When the newest request was sent that the candidate has answered; 0 before the first.
+
+        One that is sent once a kill is in force must get no answer of the candidate, however late any answer comes.
+        """
+        return int(self._cells[self.NEWEST_NS])
 
     @property
     def candidate(self) -> int:
@@ -160,10 +180,11 @@ def kill_once(target: Target, load: Load, situation: Situation, watch_s: float) 
         returned = time.monotonic_ns()
         time.sleep(watch_s)
     seq = _until(lambda: _killed(target), "the control plane to know of the kill")
-    last, before = load.last_ns, load.candidate  # nothing of the candidate may come before the next line
+    # Nothing of the candidate may come between here and the re-arm.
+    last, newest, before = load.last_ns, load.newest_ns, load.candidate
     _until(lambda: _rearmed(target, seq), "the re-arm")
     _until(lambda: load.candidate >= before + SETTLED, f"{target.candidate} to answer again", load)
-    return Kill(tripped, returned, last)
+    return Kill(tripped, returned, last, newest)
 
 
 def settle(target: Target, load: Load) -> None:
@@ -236,13 +257,14 @@ def _until(what: Callable[[], Any], name: str, load: Load | None = None, every_s
     return value
 
 
-def _send(url: str, requests: list[Request], rate: float, candidate: str, cells: Any) -> None:
+def _send(url: str, requests: list[Request], rate: float, candidate: str, timeout_s: float, cells: Any) -> None:
     def seen(outcome: Outcome) -> None:
         if outcome.ok:
             cells[Load.ANSWERED] += 1
             if outcome.variant == candidate:
                 cells[Load.CANDIDATE] += 1
                 cells[Load.LAST_NS] = outcome.finished_ns
+                cells[Load.NEWEST_NS] = max(cells[Load.NEWEST_NS], outcome.started_ns)
         elif outcome.code in ("429", "503"):
             cells[Load.REFUSED] += 1
         elif outcome.code == "504":
@@ -252,7 +274,7 @@ def _send(url: str, requests: list[Request], rate: float, candidate: str, cells:
 
     async def main() -> None:
         forever = itertools.takewhile(lambda _: not cells[Load.STOP], itertools.cycle(requests))
-        loop = OpenLoop(url, forever, rate, on_response=seen, timeout_s=5)
+        loop = OpenLoop(url, forever, rate, on_response=seen, timeout_s=timeout_s)
         loop.start()
         await loop.wait()
         await loop.stop()

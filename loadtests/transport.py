@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -135,25 +135,31 @@ class PatientTransport:
     """Does what a server asks of a client that it has no room for: waits as long as `Retry-After` says (RFC 9110,
     section 10.2.3) and sends again.
 
-    Only a 429 or a 503 that has the header is sent again: the server did not take that request up, so that nothing is
-    done twice. The time waited is part of the latency that a load generator measures.
+    Only an answer of these statuses that has the header is sent again: the server did not take that request up, so
+    that nothing is done twice. The time waited is part of the latency that a load generator measures.
 
     Args:
         inner: how requests leave; closed with this one.
         attempts: how often one request is sent at most.
+        statuses: which refusals are sent again; 429 is want of room, 503 may also be that nobody is there to answer.
     """
 
     def __init__(
-        self, inner: Transport, *, attempts: int = 4, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        inner: Transport,
+        *,
+        attempts: int = 4,
+        statuses: Collection[int] = (429, 503),
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._inner, self._attempts, self._sleep = inner, attempts, sleep
+        self._inner, self._attempts, self._statuses, self._sleep = inner, attempts, statuses, sleep
         self.sent_again = 0
 
     async def send(self, request: Request) -> Response:
         for _ in range(1, self._attempts):
             response = await self._inner.send(request)
             wait_s = response.headers.get("retry-after", "")
-            if response.status not in (429, 503) or not wait_s.isdecimal():
+            if response.status not in self._statuses or not wait_s.isdecimal():
                 return response
             self.sent_again += 1
             await self._sleep(min(int(wait_s), MAX_RETRY_AFTER_S))

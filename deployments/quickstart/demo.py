@@ -45,6 +45,8 @@ from serving.errors import CanariumError
 Json = dict[str, Any]
 QUIET_TICK_S = 5.0
 LABEL_QUEUE = 1000
+#: Clients set deadlines of their own: these would rather wait than get no answer. What they waited is in the latencies.
+DEADLINE_MS, ATTEMPTS = 10_000, 8
 
 
 class Terminal:
@@ -107,7 +109,7 @@ class Labels:
     """Sends true labels as feedback, one at a time, from a bounded queue; what does not fit is counted."""
 
     def __init__(self, url: str, model: str, timeline: Timeline) -> None:
-        self._transport = HttpTransport(url, timeout_s=5)
+        self._transport = HttpTransport(url, timeout_s=30)
         self._model, self._timeline = model, timeline
         self._queue: asyncio.Queue[tuple[str, str]] = asyncio.Queue(LABEL_QUEUE)
         self.dropped = 0
@@ -136,12 +138,13 @@ class Labels:
 
 async def tell(console: Console, quickstart: Quickstart, plan: Plan, rate: float) -> tuple[Timeline, Recorder]:
     """The story against a running server."""
-    requests = infer_requests(plan.model, read_rows(DATA), prefix=f"demo-{os.getpid()}")
+    patient = (("x-canarium-timeout-ms", str(DEADLINE_MS)),)
+    requests = infer_requests(plan.model, read_rows(DATA), prefix=f"demo-{os.getpid()}", headers=patient)
     with Terminal(console) as narrator, AdminClient(quickstart.control_url, actor="demo") as client:
         story = Story(plan, AdminThread(client), narrator, clock=SystemClock())
         labels = Labels(quickstart.http_url, plan.model, story.timeline)
         story.give_label = labels.give
-        mails = PatientTransport(HttpTransport(quickstart.http_url))
+        mails = PatientTransport(HttpTransport(quickstart.http_url, timeout_s=60), attempts=ATTEMPTS)
         load = OpenLoop(mails, requests, rate, on_response=story.on_response)
         worker = asyncio.create_task(labels.run())
         try:

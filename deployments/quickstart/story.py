@@ -139,7 +139,8 @@ class Story:
         await self._watch(plan.canary_s, verdicts_of=plan.healthy)
         answers = self._take_answers()
         self._show(answers)
-        verdicts, stale = await self._verdicts(plan.healthy)
+        fresh = await self._until(lambda: self._fresh_verdicts(plan.healthy), plan.arrival_limit_s)
+        stale, verdicts = fresh is None, fresh or []
         self._narrator.verdicts(verdicts)
         failing = [str(one.get("sentence")) for one in verdicts if one.get("verdict") == "fail"]
         seen = [one for one in verdicts if one.get("verdict") in ("pass", "inconclusive")]
@@ -246,6 +247,11 @@ class Story:
             return [], True
         rows = [one for one in answer.get("verdicts", []) if one.get("variant") == variant]
         return rows, bool(answer.get("stale"))
+
+    async def _fresh_verdicts(self, variant: str) -> list[Json] | None:
+        """None while they are stale, as for a moment on a machine that stood still."""
+        rows, stale = await self._verdicts(variant)
+        return None if stale else rows
 
     async def _weight(self, variant: str, *, unless_killed: bool = False) -> float:
         """Percent of the traffic; a kill leaves the table alone, so `unless_killed` gives 0 under one."""

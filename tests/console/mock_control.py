@@ -7,7 +7,8 @@ For looking at the console while working on it, and for its tests:
 Scenarios: normal, failing, killed, all_killed, monitor_down, empty, rollout, rollout_later, rollout_paused,
 rollout_waived, rollout_braked. They can be changed while it runs by
 `POST /mock/set {"scenario": ..., "down": bool, "monitor_away": bool, "token": str, "locked": bool, "refuse": str,
-"delay_s": float}` and `{"restore": true}`, which puts another trail in place of the one that is there;
+"hold": bool}` and `{"restore": true}`, which puts another trail in place of the one that is there; with `hold` no
+change is answered until it is taken back;
 `GET /mock/requests` lists the mutations that came in.
 """
 
@@ -187,7 +188,8 @@ def create_app(world: World) -> Starlette:
             body = await request.json()
             seen = {"method": request.method, "path": f"/admin/v1/{path}", "body": body}
             world.requests.append(seen | {"if_match": request.headers.get("if-match")})
-            await asyncio.sleep(world.delay_s)
+            while world.hold:  # noqa: ASYNC110 - set from outside
+                await asyncio.sleep(0.02)
             return JSONResponse(change(world, path, body, request.headers.get("if-match")))
         except Refused as refused:
             return JSONResponse({"error": str(refused)}, refused.status)
@@ -197,7 +199,7 @@ def create_app(world: World) -> Starlette:
 
     async def adjust(request: Request) -> Response:
         body = await request.json()
-        for key in ("down", "monitor_away", "token", "locked", "refuse", "delay_s"):
+        for key in ("down", "monitor_away", "token", "locked", "refuse", "hold"):
             setattr(world, key, body.get(key, getattr(world, key)))
         if "restore" in body:
             world.restore()

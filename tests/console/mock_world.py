@@ -93,7 +93,7 @@ class World:
 
     def __init__(self, scenario: str) -> None:
         self.t0 = time.time()
-        self.rev, self.seq, self.delay_s = 40, 0, 0.0
+        self.rev, self.seq, self.hold = 40, 0, False
         self.down, self.token, self.refuse, self.scenario = False, "", "", scenario
         self.monitor_away, self.locked = False, False
         self.requests: list[Json] = []

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.stack import ROOT
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 def test_the_story_is_told_with_every_beat_observed(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_the_story_is_told_with_every_beat_observed(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=800,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(numbers.read_text())

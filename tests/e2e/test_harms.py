@@ -22,7 +22,7 @@ from serving.contract import GUARDS
 from tests.support import damaged
 from tests.support.stack import ROOT, Stack, running, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 REGISTRY = ROOT / ".canarium" / "registry"
 DATA = ROOT / "deployments" / "quickstart" / "data"
@@ -54,7 +54,7 @@ class Load:
 
     def __exit__(self, *exception: object) -> None:
         self._ended.set()
-        self._thread.join(30)
+        self._thread.join(120)
         assert not self._thread.is_alive()
 
     async def _run(self) -> None:
@@ -78,7 +78,7 @@ class Load:
         await asyncio.gather(worker, return_exceptions=True)
 
     async def _label(self, labels: asyncio.Queue[tuple[str, str]]) -> None:
-        transport = HttpTransport(self._url, timeout_s=5)
+        transport = HttpTransport(self._url, timeout_s=30)
         try:
             while True:
                 request_id, label = await labels.get()
@@ -133,7 +133,7 @@ def tripped(stack: Stack, variant: str) -> tuple[str, str] | None:
 def test_a_healthy_int8_is_left_alone_for_20_000_requests(stack: Stack) -> None:
     stack.traffic(MODEL, weights={"int8": HEALTHY_PERCENT})
     with Load(f"http://127.0.0.1:{stack.http_port}", HEALTHY_RATE) as load:
-        wait_for(lambda: load.answers >= HEALTHY_REQUESTS, timeout_s=HEALTHY_REQUESTS / HEALTHY_RATE * 2)
+        wait_for(lambda: load.answers >= HEALTHY_REQUESTS, timeout_s=600)
         assert failing(stack, "int8") == {}
     assert load.failures == {}
     assert tripped(stack, "int8") is None
@@ -143,7 +143,7 @@ def test_a_healthy_int8_is_left_alone_for_20_000_requests(stack: Stack) -> None:
 def test_a_wrong_scale_shows_inside_before_any_client_is_answered_by_it(stack: Stack) -> None:
     with Load(f"http://127.0.0.1:{stack.http_port}", RATE):
         stack.traffic(MODEL, shadow={"wrong-scale": 50})
-        said = wait_for(lambda: failing(stack, "wrong-scale").get("saturation"), 60, 0.25)
+        said = wait_for(lambda: failing(stack, "wrong-scale").get("saturation"), 120, 0.25)
         assert said["action"] == "pause"
         assert "of wrong-scale's activations are outside their calibrated ranges" in said["sentence"]
         stack.traffic(MODEL, shadow={"wrong-scale": 0})
@@ -188,7 +188,7 @@ def test_each_harm_is_found_by_the_guard_meant_for_it(
     with Load(f"http://127.0.0.1:{stack.http_port}", RATE) as load, stall:
         # What was seen of its copies before asks for a pause; here it gets traffic all the same.
         stack.traffic(MODEL, weights={variant: PERCENT}, override_pause=True)
-        wait_for(lambda: meant & set(failing(stack, variant)), 100, 0.25)
+        wait_for(lambda: meant & set(failing(stack, variant)), 300, 0.25)
         said = failing(stack, variant)
         assert set(said) <= meant | likewise, said
         assert all(variant in verdict["sentence"] for verdict in said.values()), said
@@ -197,8 +197,8 @@ def test_each_harm_is_found_by_the_guard_meant_for_it(
             assert weight(stack, variant) == PERCENT
             stack.traffic(MODEL, weights={variant: 0})
         else:
-            did, guard = wait_for(lambda: tripped(stack, variant), 20)
+            did, guard = wait_for(lambda: tripped(stack, variant))
             assert did == action
             assert guard in meant | likewise
-            wait_for(lambda: stack.model(MODEL)["killed"] if action == "kill" else weight(stack, variant) == 0, 10)
+            wait_for(lambda: stack.model(MODEL)["killed"] if action == "kill" else weight(stack, variant) == 0)
     assert load.failures == {}

@@ -16,6 +16,29 @@ from tests.support.stack import ROOT, Stack, running
 
 QUICKSTART = ROOT / "deployments" / "quickstart" / "canarium.yaml"
 REGISTRY = ROOT / ".canarium" / "registry"
+#: Of `routing.queue`: the tests that use it are not about deadlines, and the machine may stand still for seconds.
+PATIENT = {"default_timeout_ms": 20_000, "max_wait_ms": 10_000}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The quickstart's tests in a row, after the others of this folder, so that it need not run beside those."""
+    here = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+    ordered = iter(sorted(here, key=_uses_quickstart))
+    among = set(here)
+    items[:] = [next(ordered) if item in among else item for item in items]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ends the quickstart after the last test that uses it."""
+    if _uses_quickstart(item) and not (nextitem and _uses_quickstart(nextitem)):
+        started: Stack | None = getattr(item, "funcargs", {}).get("quickstart")
+        if started is not None:
+            started.stop()
+
+
+def _uses_quickstart(item: pytest.Item) -> bool:
+    return "quickstart" in getattr(item, "fixturenames", ())
 
 
 def tiny_document(registry: Path, faults: dict[str, str], **variant: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +53,7 @@ def tiny_document(registry: Path, faults: dict[str, str], **variant: dict[str, A
             "tiny": {
                 "baseline": "teacher",
                 "variants": {name: {"artifact": f"tiny/{name}:1", **variant.get(name, {})} for name in graphs},
-                "routing": {"reference_percent": 100},
+                "routing": {"reference_percent": 100, "queue": dict(PATIENT)},
                 "slo": [
                     {"name": "latency", "objective": 0.99, "threshold_ms": 100},
                     {"name": "availability", "objective": 0.999},
@@ -64,13 +87,14 @@ def tiny_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The quickstart as shipped and its torch sibling, over the registry that `make test` has built, on free ports."""
+    """The quickstart, patient, and its torch sibling, over the registry that `make test` has built, on free ports."""
     if not (REGISTRY / "models" / "moderation").is_dir():
         pytest.fail(
             "the quickstart is not built: run `canarium build deployments/quickstart/recipe.yaml` (`make test` does)"
         )
     document = yaml12.load(QUICKSTART.read_text())
     document["registry"] = {"dir": str(REGISTRY)}
+    document["models"]["moderation"]["routing"]["queue"] |= PATIENT
     document["models"]["moderation"]["variants"]["distilled-torch"] = {
         "artifact": "moderation/distilled-torch:1",
         "runtime": "torch",

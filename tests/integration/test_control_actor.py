@@ -57,7 +57,7 @@ def settings(folder: Path) -> ControlSettings:
 
 
 def client(given: ControlSettings) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=f"http://{given.host}:{given.port}", timeout=10, trust_env=False)
+    return httpx.AsyncClient(base_url=f"http://{given.host}:{given.port}", timeout=60, trust_env=False)
 
 
 async def test_a_kill_over_http_wakes_every_parked_gateway(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ async def test_a_kill_over_http_wakes_every_parked_gateway(tmp_path: Path) -> No
         assert len((await api.get("/admin/v1/status")).json()["gateways"]) == 8
         answer = await api.post("/admin/v1/models/moderation:kill", json=WHY)
         assert answer.json() == {"model": "moderation", "kill_seq": 1}
-    for encoded in await asyncio.wait_for(asyncio.gather(*polls), 5):
+    for encoded in await asyncio.wait_for(asyncio.gather(*polls), 60):
         assert msgspec.json.decode(encoded, type=Snapshot).kills["moderation"].on
     await actor.shutdown()
 
@@ -83,7 +83,7 @@ async def test_the_event_stream_arrives_as_it_happens(tmp_path: Path) -> None:
         lines = stream.aiter_lines()
         assert await anext(lines) == "event: snapshot"
         await api.put("/admin/v1/models/moderation/traffic", json={"weights": {"int8": 6}, **WHY})
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert "event: audit" in [await anext(lines) for _ in range(4)]
         await actor.shutdown()  # ends the stream too
 
@@ -132,11 +132,11 @@ async def test_tokens_are_made_and_revoked_while_it_runs(tmp_path: Path) -> None
         return (await api.get("/admin/v1/status", headers={"authorization": f"Bearer {token}"})).status_code
 
     async def becomes(token: str, wanted: int) -> None:
-        for _ in range(20):  # within seconds
+        for _ in range(240):
             if await status(token) == wanted:
                 return
             await asyncio.sleep(0.25)
-        raise AssertionError(f"the answer is not {wanted} after 5 s")
+        raise AssertionError(f"the answer is not {wanted} after a minute")
 
     async with client(given) as api:
         assert (await status("r00t"), await status("ev3")) == (200, 401)
@@ -157,6 +157,6 @@ async def test_a_running_control_plane_notices_the_word_by_itself(tmp_path: Path
     actor = ControlActor(given)
     rev = (await actor.ready())["rev"]
     ControlWord.open(given.word_path).latch_on(slot_key("moderation", "int8"))
-    snapshot = msgspec.json.decode(await actor.poll(rev, {"id": "g"}, 5), type=Snapshot)
+    snapshot = msgspec.json.decode(await actor.poll(rev, {"id": "g"}, 60), type=Snapshot)
     assert snapshot.tables["moderation"].candidates == {}
     await actor.shutdown()

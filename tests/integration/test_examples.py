@@ -19,6 +19,7 @@ from serving import yaml12
 from serving.build.imported.sound import expand
 from serving.build.runner import build
 from serving.registry.store import Registry
+from tests.integration.conftest import PATIENT
 from tests.support.stack import ROOT, Stack, running
 
 pytestmark = pytest.mark.integration
@@ -35,6 +36,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     for name in ("iot", "voice"):
         assert not build(EXAMPLES / name / "recipe.yaml", registry, cache_dir=folder / "build").refused
         document["models"] |= yaml12.load((EXAMPLES / name / "canarium.yaml").read_text())["models"]  # type: ignore[operator]
+    for model in document["models"].values():  # type: ignore[attr-defined]
+        model.setdefault("routing", {})["queue"] = model.get("routing", {}).get("queue", {}) | PATIENT
     with running(document, folder) as started:
         yield started
 

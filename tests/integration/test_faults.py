@@ -38,7 +38,7 @@ def _reset(stack: Stack) -> None:
 
 def _ramp(stack: Stack, **weights: float) -> None:
     epoch = stack.traffic("tiny", weights=weights)["epoch"]
-    wait_for(lambda: stack.infer("tiny", "ham").headers["x-canarium-epoch"] == str(epoch))
+    wait_for(lambda: stack.infer("tiny", "ham").headers.get("x-canarium-epoch") == str(epoch))
 
 
 def _url(stack: Stack) -> str:
@@ -76,7 +76,7 @@ def test_a_candidate_that_gives_nan_is_killed_by_its_guard(tiny_stack: Stack) ->
     view = wait_for(lambda: (seen := tiny_stack.model("tiny"))["killed"] and seen)
     assert view["kill"]["actor"] == "monitor"
     assert "nan gave" in view["kill"]["reason"]
-    wait_for(lambda: tiny_stack.infer("tiny", "ham", x_user_id="v1").headers["x-canarium-variant"] == "teacher")
+    wait_for(lambda: tiny_stack.infer("tiny", "ham", x_user_id="v1").headers.get("x-canarium-variant") == "teacher")
     pinned = tiny_stack.infer("tiny", "ham", version="5")
     assert pinned.status_code == 503
     assert "killed" in pinned.json()["error"]
@@ -90,8 +90,8 @@ def test_kill_9_of_an_isolated_worker_under_32_clients(tiny_stack: Stack) -> Non
         wait_for(lambda: load.reasons["canary"] > 50)
         os.kill(worker, signal.SIGKILL)
         wait_for(lambda: load.reasons["fallback:died"] > 0)
-        wait_for(lambda: set(tiny_stack.pids("ServeReplica:canarium-tiny-good")) - {worker}, 60)
-        wait_for(lambda: tiny_stack.http.get("/v2/models/tiny/versions/2/ready").status_code == 200, 60)
+        wait_for(lambda: set(tiny_stack.pids("ServeReplica:canarium-tiny-good")) - {worker}, 180)
+        wait_for(lambda: tiny_stack.http.get("/v2/models/tiny/versions/2/ready").status_code == 200, 180)
         time.sleep(1)
     assert load.failures == []
     assert wait_for(lambda: _metric(tiny_stack, "canarium_fallbacks_total", variant="good", cause="died") - before) >= 1
@@ -100,12 +100,12 @@ def test_kill_9_of_an_isolated_worker_under_32_clients(tiny_stack: Stack) -> Non
 
 
 def test_a_hung_worker_is_replaced(tiny_stack: Stack) -> None:
-    wait_for(lambda: tiny_stack.http.get("/v2/models/tiny/versions/7/ready").status_code == 200, 60)
+    wait_for(lambda: tiny_stack.http.get("/v2/models/tiny/versions/7/ready").status_code == 200, 180)
     _ramp(tiny_stack, hangs=100)
     worker = tiny_stack.pid("ServeReplica:canarium-tiny-hangs")
     assert tiny_stack.infer("tiny", "boom").headers["x-canarium-reason"] == "fallback:timeout"
-    wait_for(lambda: worker not in tiny_stack.pids("ServeReplica:canarium-tiny-hangs"), 60)
-    wait_for(lambda: tiny_stack.http.get("/v2/models/tiny/versions/7/ready").status_code == 200, 60)
+    wait_for(lambda: worker not in tiny_stack.pids("ServeReplica:canarium-tiny-hangs"), 180)
+    wait_for(lambda: tiny_stack.http.get("/v2/models/tiny/versions/7/ready").status_code == 200, 180)
 
 
 def test_every_placement_and_transport_answers(tiny_stack: Stack) -> None:
@@ -123,19 +123,23 @@ def test_the_monitor_killed_and_back_counts_nothing_twice(tiny_stack: Stack) -> 
     def count() -> float:
         return _metric(tiny_stack, "canarium_requests_total", code="200")
 
-    def settled() -> float:
-        seen = -1.0
-        while seen != (seen := count()):
-            time.sleep(0.5)
-        return seen
+    def send(users: str) -> int:
+        outcomes = send_all(_url(tiny_stack), [text_request("tiny", "ham", f"{users}{n}") for n in range(50)])
+        return sum(outcome.code == "200" for outcome in outcomes)
 
-    before = settled()
+    def flow() -> dict[str, int]:
+        told: dict[str, int] = tiny_stack.monitor.get("/healthz").json()["events"]
+        return told
+
+    before = -1.0
+    while before != (before := count()) or flow()["pending"]:
+        time.sleep(1)
     sent = 0
     for _ in range(3):
-        sent += len(send_all(_url(tiny_stack), [text_request("tiny", "ham", f"m{n}") for n in range(50)]))
+        sent += send("m")
         monitor = tiny_stack.pid("monitoring.sidecar")
         os.kill(monitor, signal.SIGKILL)
-        sent += len(send_all(_url(tiny_stack), [text_request("tiny", "ham", f"n{n}") for n in range(50)]))
+        sent += send("n")
 
         def back(old: int = monitor) -> bool:
             try:
@@ -146,9 +150,11 @@ def test_the_monitor_killed_and_back_counts_nothing_twice(tiny_stack: Stack) -> 
             except httpx.TransportError:
                 return False
 
-        wait_for(back, 30)
-    assert settled() - before == sent
-    events = tiny_stack.monitor.get("/healthz").json()["events"]
+        wait_for(back, 180)
+    wait_for(lambda: count() - before == sent)
+    time.sleep(1)
+    assert count() - before == sent
+    events = flow()
     assert events["written"] == events["consumed"] + events["lost"] + events["pending"]
 
 
@@ -167,7 +173,7 @@ def test_the_control_plane_killed_and_back_keeps_its_state(tiny_stack: Stack) ->
                 return False
 
         time.sleep(0.5)
-        wait_for(back, 60)
+        wait_for(back, 180)
     assert load.failures == []
     after = tiny_stack.model("tiny")
     assert after["epoch"] == before["epoch"]
@@ -176,7 +182,7 @@ def test_the_control_plane_killed_and_back_keeps_its_state(tiny_stack: Stack) ->
     assert audit["ok"]
     assert audit["entries"] >= entries
     epoch = tiny_stack.traffic("tiny", weights={"good": 40})["epoch"]
-    wait_for(lambda: tiny_stack.infer("tiny", "ham").headers["x-canarium-epoch"] == str(epoch))
+    wait_for(lambda: tiny_stack.infer("tiny", "ham").headers.get("x-canarium-epoch") == str(epoch))
 
 
 def test_a_gateway_that_dies_with_the_control_plane_down_comes_back_with_its_table(tiny_stack: Stack) -> None:
@@ -185,13 +191,13 @@ def test_a_gateway_that_dies_with_the_control_plane_down_comes_back_with_its_tab
     os.kill(control, signal.SIGSTOP)
     try:
         os.kill(gateway, signal.SIGKILL)
-        wait_for(lambda: set(tiny_stack.pids("ServeReplica:canarium:Gateway")) - {gateway}, 60)
+        wait_for(lambda: set(tiny_stack.pids("ServeReplica:canarium:Gateway")) - {gateway}, 180)
 
         def back() -> bool:
             answer = tiny_stack.infer("tiny", "ham")
-            return answer.status_code == 200 and answer.headers["x-canarium-variant"] == "good"
+            return answer.status_code == 200 and answer.headers.get("x-canarium-variant") == "good"
 
-        wait_for(back, 60, every_s=0.5)
+        wait_for(back, 180, every_s=0.5)
     finally:
         os.kill(control, signal.SIGCONT)
     wait_for(lambda: tiny_stack.admin.get("/status").status_code == 200)
@@ -205,7 +211,7 @@ def test_the_cli_kills_with_the_control_plane_stopped(tiny_stack: Stack) -> None
         tiny_stack.canarium(
             "kill", "tiny", "--reason", "control is frozen", "--state-dir", str(tiny_stack.paths.state_dir)
         )
-        wait_for(lambda: tiny_stack.infer("tiny", "ham").headers["x-canarium-variant"] == "teacher", 5)
+        wait_for(lambda: tiny_stack.infer("tiny", "ham").headers.get("x-canarium-variant") == "teacher")
     finally:
         os.kill(control, signal.SIGCONT)
     wait_for(lambda: tiny_stack.model("tiny")["killed"])

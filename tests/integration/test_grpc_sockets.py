@@ -87,10 +87,10 @@ def test_a_message_that_the_client_packs_comes_as_it_was_sent(server: Served, ap
 
 
 def test_the_deadline_of_the_client_reaches_the_application(channel: grpc.Channel, app: App) -> None:
-    channel.unary_unary("/s/Echo")(b"x", timeout=7)
+    channel.unary_unary("/s/Echo")(b"x", timeout=100)
     told_s = timeout_s(app.begun[0].headers[b"grpc-timeout"])
     assert told_s is not None
-    assert 5 < told_s <= 7.5  # the client rounds up
+    assert 50 < told_s <= 101  # the client rounds up
 
 
 def test_refusals_reach_the_client_word_for_word(channel: grpc.Channel) -> None:
@@ -116,7 +116,7 @@ def test_a_call_that_is_cancelled_or_late_takes_its_work_with_it(channel: grpc.C
     wait_for(lambda: len(app.asked) == 1)
     future.cancel()
     with pytest.raises(grpc.RpcError) as caught:
-        wait(b"x", timeout=0.3)
+        wait(b"x", timeout=1.5)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     wait_for(lambda: len(app.begun) == 2 and all(call.cancelled and call.ended for call in app.begun))
 

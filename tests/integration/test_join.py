@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,12 +39,28 @@ def cluster(settings: Mapping[str, str]) -> Iterator[str]:
         ray, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        wait_for(lambda: any("raylet" in title for title in _titles(f"cluster-{gcs}")), 60)
-        time.sleep(2)
+        wait_for(lambda: any("raylet" in title for title in _titles(f"cluster-{gcs}")), 180)
+        wait_for(lambda: _answers(f"127.0.0.1:{gcs}"), 180)
         yield f"127.0.0.1:{gcs}"
     finally:
         processes.end([head.pid, *processes.members(f"cluster-{gcs}")], 3)
         head.wait(10)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[str]:
+    """A cluster with the settings; its address."""
+    with cluster(REQUIRED) as address:
+        yield address
+
+
+def _answers(address: str) -> bool:
+    """Whether one can join."""
+    code = "import ray; ray.init(log_to_driver=False)"
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    return not subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, timeout=180
+    ).returncode
 
 
 def _titles(mark: str) -> list[str]:
@@ -63,7 +78,7 @@ def _actors(address: str) -> str:
     code = "import ray, sys; ray.init(log_to_driver=False); print(ray.util.list_named_actors(all_namespaces=True))"
     environment = {**os.environ, "RAY_ADDRESS": address}
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=180, check=True
     ).stdout
 
 
@@ -82,9 +97,25 @@ def _up(stack: Stack, address: str) -> subprocess.Popen[bytes]:
 def test_a_cluster_without_the_settings_is_refused_with_what_is_missing(tmp_path: Path) -> None:
     stack = Stack(tiny_document(tmp_path / "registry", {}), tmp_path)
     with cluster({}) as address:
-        assert _up(stack, address).wait(120) == 1
+        assert _up(stack, address).wait(300) == 1
     assert "lacks RAY_SERVE_THROUGHPUT_OPTIMIZED=1" in stack.output()
     assert processes.members(stack.paths.instance) == []
+
+
+def test_a_prepared_cluster_is_joined_and_outlives_the_instance(tmp_path: Path, prepared: str) -> None:
+    stack = Stack(tiny_document(tmp_path / "registry", {"good": ""}), tmp_path)
+    stack.process = _up(stack, prepared)
+    try:
+        wait_for(lambda: "Ctrl-C" in stack.output() or stack.process.poll() is not None, 400)
+        assert stack.process.poll() is None, stack.output()
+        stack.traffic("tiny", weights={"good": 100})
+        wait_for(lambda: stack.infer("tiny", "spam").headers.get("x-canarium-variant") == "good")
+        stack.process.send_signal(signal.SIGINT)
+        assert stack.process.wait(150) == 0
+        assert "canarium-control" not in _actors(prepared)
+    finally:
+        processes.end([stack.process.pid, *processes.members(stack.paths.instance)], 2)
+    assert any("raylet" in title for title in _titles(f"cluster-{prepared.rpartition(':')[2]}"))
 
 
 #: Starts the control plane three times: as it is, again, and for a configuration with one more variant.
@@ -102,13 +133,15 @@ for path in sys.argv[1:]:
     Paths.of(config.state.dir).create()
     start_control(control_settings(config, Registry(config.registry.dir)))
     actor = ray.get_actor(CONTROL_NAME, namespace=NAMESPACE)
-    view = httpx.get(f"{config.server.urls()['control']}/admin/v1/models/tiny", trust_env=False).json()
+    view = httpx.get(f"{config.server.urls()['control']}/admin/v1/models/tiny", timeout=60, trust_env=False).json()
     seen.append([actor._actor_id.hex(), [variant["name"] for variant in view["variants"]]])
 print(json.dumps(seen))
 """
 
 
-def test_a_control_plane_of_another_configuration_is_replaced_and_keeps_its_state(tmp_path: Path) -> None:
+def test_a_control_plane_of_another_configuration_is_replaced_and_keeps_its_state(
+    tmp_path: Path, prepared: str
+) -> None:
     document = tiny_document(tmp_path / "registry", {"good": "", "more": ""})
     stack = Stack(document, tmp_path)
     whole = parse_config(stack.document).absolute()
@@ -116,35 +149,17 @@ def test_a_control_plane_of_another_configuration_is_replaced_and_keeps_its_stat
     files[1].write_text(whole.model_dump_json())
     del stack.document["models"]["tiny"]["variants"]["more"]
     files[0].write_text(parse_config(stack.document).absolute().model_dump_json())
-    with cluster(REQUIRED) as address:
-        done = subprocess.run(
-            [sys.executable, "-c", CONTROL, str(files[0]), str(files[0]), str(files[1])],
-            cwd=ROOT,
-            env={**os.environ, "RAY_ADDRESS": address},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+    done = subprocess.run(
+        [sys.executable, "-c", CONTROL, str(files[0]), str(files[0]), str(files[1])],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": prepared},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     (first, same, other) = json.loads(done.stdout.splitlines()[-1])
     assert first == same
     assert first[1] == ["teacher", "good"]
     assert other[0] != first[0]
     assert other[1] == ["teacher", "good", "more"]
-
-
-def test_a_prepared_cluster_is_joined_and_outlives_the_instance(tmp_path: Path) -> None:
-    stack = Stack(tiny_document(tmp_path / "registry", {"good": ""}), tmp_path)
-    with cluster(REQUIRED) as address:
-        stack.process = _up(stack, address)
-        try:
-            wait_for(lambda: "Ctrl-C" in stack.output() or stack.process.poll() is not None, 120)
-            assert stack.process.poll() is None, stack.output()
-            stack.traffic("tiny", weights={"good": 100})
-            wait_for(lambda: stack.infer("tiny", "spam").headers["x-canarium-variant"] == "good")
-            stack.process.send_signal(signal.SIGINT)
-            assert stack.process.wait(60) == 0
-            assert "canarium-control" not in _actors(address)
-        finally:
-            processes.end([stack.process.pid, *processes.members(stack.paths.instance)], 2)
-        assert any("raylet" in title for title in _titles(f"cluster-{address.rpartition(':')[2]}"))

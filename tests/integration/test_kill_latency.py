@@ -7,17 +7,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from loadtests.kill import CASES, DEADLINE_MS, WATCH_S
+from loadtests.kill import CASES, WATCH_S
 from loadtests.killing import Load, Target, kill_once, settle
 from tests.integration.conftest import tiny_document
 from tests.support.load import text_request
-from tests.support.stack import Stack, running
+from tests.support.stack import Stack, running, wait_for
 
 pytestmark = pytest.mark.integration
 
 KILLS = 3
 #: Far over what is measured, for machines that do other things as well, milliseconds.
-BOUND_MS = 5000
+DEADLINE_MS, BOUND_MS = 5000, 20_000
 
 
 @pytest.fixture(scope="module")
@@ -43,26 +43,24 @@ def test_no_candidate_answers_after_a_kill(stack: Stack, target: Target, case: s
     what = CASES[case]
     stack.traffic("tiny", weights={"good": what.percent})
     requests = [text_request("tiny", "ham spam", f"user-{number}") for number in range(200)]
-    with Load(target.http_url, requests, min(what.rate, 200), "good") as load:
+    with Load(target.http_url, requests, min(what.rate, 200), "good", timeout_s=30) as load:
         settle(target, load)
         kills = [kill_once(target, load, what.situation, WATCH_S) for _ in range(KILLS)]
         counts = load.counts()
     assert all(kill.last_ms < BOUND_MS for kill in kills), kills
-    # Once whoever asked was told, only answers that were already on their way may still arrive.
-    assert all(kill.last_ns <= kill.returned_ns + WATCH_S * 1e9 for kill in kills), kills
-    assert counts["late"] == counts["failed"] == 0
+    # Once whoever asked was told, the candidate answers no request that is sent from then on.
+    assert all(kill.newest_ns <= kill.returned_ns for kill in kills), kills
+    assert counts["failed"] == 0
 
 
 def test_a_killed_candidate_stays_silent_until_it_is_armed_again(stack: Stack, target: Target) -> None:
     stack.traffic("tiny", weights={"good": 100})
     requests = [text_request("tiny", "ham", f"user-{number}") for number in range(200)]
-    with Load(target.http_url, requests, 100, "good") as load:
+    with Load(target.http_url, requests, 100, "good", timeout_s=30) as load:
         settle(target, load)
         seq = stack.post("/models/tiny:kill").json()["kill_seq"]
-        time.sleep(WATCH_S)
-        silent, answered = load.candidate, load.counts()["answered"]
-        time.sleep(2)
-        assert load.candidate == silent
-        assert load.counts()["answered"] > answered
+        killed_ns, answered = time.monotonic_ns(), load.counts()["answered"]
+        wait_for(lambda: load.counts()["answered"] > answered + 200, 60)
+        assert load.newest_ns <= killed_ns
         stack.post("/models/tiny:rearm", kill_seq=seq).raise_for_status()
         settle(target, load)

@@ -21,7 +21,7 @@ def test_variants_that_come_and_go_leave_nothing_behind() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=800,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| 125 |" in done.stdout

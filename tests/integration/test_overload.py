@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -15,12 +17,15 @@ from loadtests.payloads import read_rows
 from serving import yaml12
 from tests.integration.conftest import QUICKSTART, REGISTRY
 from tests.support.stack import Stack, running
+from tests.support.stalls import StallMeter
 
 pytestmark = pytest.mark.integration
 
 #: Milliseconds. A queue that were bounded by rows or deadlines alone would make everybody wait longer.
 THRESHOLD_MS, DEADLINE_MS = 600, 2000
-ROUNDS, WINDOW_S = 4, 6.0
+WINDOW_S = 4.0
+#: Rounds that are judged, the most that are made, and the standstill after which one is made again, milliseconds.
+ROUNDS, MAX_ROUNDS, STALL_MS = 4, 12, 150
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +42,50 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
+@dataclass(frozen=True)
+class Round:
+    """One look at how the server does at what it can do and at 120 % of that."""
+
+    near: Result
+    over: Result
+    stall_ms: float
+
+    @property
+    def kept(self) -> float:
+        """Goodput under overload over that before."""
+        return self.over.rate / self.near.rate
+
+    def __str__(self) -> str:
+        cells = [
+            f"{one.rate:.0f}/s, p99 {one.latency_us['p99'] / 1000:.0f} ms, {dict(one.codes)}"
+            for one in (self.near, self.over)
+        ]
+        return f"{' -> '.join(cells)}, stall {self.stall_ms:.0f} ms"
+
+
 def test_at_120_percent_goodput_stays_and_accepted_requests_meet_the_objective(teacher: Stack) -> None:
     requests = requests_of("moderation", read_rows(DATA), rows=4)
 
-    def load(seconds: float, **how: Any) -> Result:
-        return run(teacher.http_port, requests, seconds=seconds, timeout_s=DEADLINE_MS / 1000, **how)
+    def load(**how: Any) -> Result:
+        return run(teacher.http_port, requests, seconds=WINDOW_S, **how)
 
-    best = load(WINDOW_S, connections=CONNECTIONS).rate
-    assert best > 0
-    # By turns, so that a machine which is busy with something else for a while is so in both.
-    near, over = [], []
-    for _ in range(ROUNDS):
-        near.append(load(WINDOW_S, connections=MAX_BUSY, rate=best))
-        best = max(best, near[-1].rate)
-        over.append(load(WINDOW_S, connections=MAX_BUSY, rate=OVER * best))
-    seen = [(round(one.rate), round(one.latency_us["p99"] / 1000), dict(one.codes)) for one in (*near, *over)]
-    refused = sum(one.codes.get("429", 0) for one in over)
-    assert refused, f"120 % was no overload: {seen}"
-    assert set().union(*(one.codes for one in over)) <= {"200", "429"}, seen
-    assert sum(one.rate for one in over) >= GOODPUT_KEPT * sum(one.rate for one in near), seen
-    assert median(one.latency_us["p99"] for one in over) < THRESHOLD_MS * 1000, seen
+    def measured() -> Round:
+        # What it can do is looked for each time: a machine may be half as fast for minutes, and then all of it is.
+        with StallMeter() as stalls:
+            best = load(connections=CONNECTIONS).rate
+            near = load(connections=MAX_BUSY, rate=best)
+            over = load(connections=MAX_BUSY, rate=OVER * max(best, near.rate))
+        return Round(near, over, stalls.worst_ms)
+
+    rounds: list[Round] = []
+    while sum(one.stall_ms <= STALL_MS for one in rounds) < ROUNDS and len(rounds) < MAX_ROUNDS:
+        rounds.append(measured())
+    judged = sorted(rounds, key=lambda one: one.stall_ms)[:ROUNDS]
+    seen = "\n".join(map(str, rounds))
+    answers = sum((Counter(one.over.codes) for one in judged), Counter[str]())
+    assert answers["429"], f"120 % was no overload:\n{seen}"
+    assert answers.keys() <= {"200", "429", "504"}, seen
+    late = answers["504"] + sum(sum(one.over.failures.values()) for one in judged)
+    assert late <= 0.01 * answers.total(), seen  # a server that takes what it cannot do is late with most
+    assert median(one.kept for one in judged) >= GOODPUT_KEPT, seen
+    assert median(one.over.latency_us["p99"] for one in judged) < THRESHOLD_MS * 1000, seen

@@ -11,7 +11,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from tests.support.stack import Stack
+from tests.support.stack import Stack, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -76,10 +76,13 @@ def test_configuration(triton: tuple[Any, Any]) -> None:
 
 def test_repository_index_lists_every_variant(triton: tuple[Any, Any]) -> None:
     _, client = triton
-    answer = _plain(client.get_model_repository_index())
-    entries = answer if isinstance(answer, list) else answer["models"]
-    assert len(entries) >= 5
-    assert all(entry["state"] == "READY" for entry in entries)
+
+    def entries() -> list[dict[str, Any]]:
+        answer = _plain(client.get_model_repository_index())
+        return answer if isinstance(answer, list) else answer["models"]
+
+    assert len(entries()) >= 5
+    wait_for(lambda: all(entry["state"] == "READY" for entry in entries()))
 
 
 @pytest.mark.parametrize("binary", [True, False])

@@ -6,6 +6,7 @@ python worker_process.py SOCKET [MAX_QUEUE]
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -18,7 +19,8 @@ from serving.gateway.worker_server import WorkerServer
 
 
 class Obedient:
-    """Returns its inputs (numbers doubled) after `sleep_ms`, or raises what `fail` says."""
+    """Returns its inputs (numbers doubled) after `sleep_ms`, and once the file `until` is there, or raises what `fail`
+    says."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         arrays = dict(inputs)
@@ -26,6 +28,10 @@ class Obedient:
             raise RuntimeError(f"{fail[0].decode()}\nsecond line")
         if (pause := arrays.pop("sleep_ms", None)) is not None:
             time.sleep(float(pause[0]) / 1000)
+        if (gate := arrays.pop("until", None)) is not None:
+            deadline = time.monotonic() + 120  # no process is to outlive its test for long
+            while not os.path.exists(gate[0]) and time.monotonic() < deadline:
+                time.sleep(0.005)
         if arrays.pop("unfit", None) is not None:
             return {"y": np.zeros(2, complex)}
         return {name: array if array.dtype.hasobject else array * 2 for name, array in arrays.items()}

@@ -47,7 +47,7 @@ class Webhook:
         self._server.shutdown()
         self._server.server_close()
 
-    def wait_for(self, alert: str, timeout_s: float = 60.0) -> tuple[str, dict[str, Any]]:
+    def wait_for(self, alert: str, timeout_s: float = 180.0) -> tuple[str, dict[str, Any]]:
         """(receiver, alert) of the first notification of an alert. Raises `TimeoutError` with what there was."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:

@@ -29,7 +29,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE_MS = 10_000
+PATIENCE_MS = 30_000
 
 try:
     from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -53,10 +53,10 @@ class Mock:
         self.url = url
 
     def set(self, **changes: Any) -> None:
-        httpx.post(f"{self.url}mock/set", json=changes, timeout=5).raise_for_status()
+        httpx.post(f"{self.url}mock/set", json=changes, timeout=30).raise_for_status()
 
     def requests(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = httpx.get(f"{self.url}mock/requests", timeout=5).json()
+        found: list[dict[str, Any]] = httpx.get(f"{self.url}mock/requests", timeout=30).json()
         return found
 
 
@@ -113,4 +113,4 @@ def panel(page: Page, title: str) -> Any:
 def roll_back(mock: Mock, variant: str) -> None:
     """Somebody else does, or a guard."""
     told = {"variant": variant, "reason": "flips", "actor": "monitor"}
-    httpx.post(f"{mock.url}admin/v1/models/moderation:rollback", json=told, timeout=5).raise_for_status()
+    httpx.post(f"{mock.url}admin/v1/models/moderation:rollback", json=told, timeout=30).raise_for_status()

@@ -46,12 +46,15 @@ class InProcessGateway:
         *,
         on_kill: str = "shed",
         slices: Any = (),
+        hang_timeout_s: float = 1.0,
         **routing: Any,
     ) -> None:
-        """`faults`: variant name -> fault of `tiny.graph`, "" or None for a healthy one; "x?" only on "boom"."""
-        graphs = {"teacher": tiny.graph()}
-        for name, fault in faults.items():
-            graphs[name] = tiny.graph((fault or "").rstrip("?"), always=not (fault or "").endswith("?"))
+        """`faults`: variant name -> fault of `tiny.graph`, "" or None for a healthy one; "x?" only on "boom".
+
+        `hang_timeout_s` is of those that hang.
+        """
+        faults = {name: fault or "" for name, fault in {"teacher": "", **faults}.items()}
+        graphs = {name: tiny.graph(fault.rstrip("?"), always=not fault.endswith("?")) for name, fault in faults.items()}
         self.manifests = tiny.build(folder / "registry", graphs)
         self.registry = Registry(folder / "registry")
         self.clock = SystemClock()
@@ -62,10 +65,20 @@ class InProcessGateway:
                     "tiny": {
                         "baseline": "teacher",
                         "variants": {
-                            name: {"artifact": f"tiny/{name}:1", "placement": "colocated", "hang_timeout_s": 1.0}
-                            for name in graphs
+                            name: {
+                                "artifact": f"tiny/{name}:1",
+                                "placement": "colocated",
+                                # Long where nothing hangs: a machine that stands still is no fault of the variant's.
+                                "hang_timeout_s": hang_timeout_s if "hangs" in fault else 30.0,
+                            }
+                            for name, fault in faults.items()
                         },
-                        "routing": {"reference_percent": 0, "noise_percent": 0, **routing},
+                        "routing": {
+                            "reference_percent": 0,
+                            "noise_percent": 0,
+                            "queue": {"default_timeout_ms": 60_000},
+                            **routing,
+                        },
                         "capacity": {"on_kill": on_kill},
                         "slices": dict(slices),
                     }
@@ -157,9 +170,9 @@ class InProcessGateway:
 
 
 @asynccontextmanager
-async def published(folder: Path, faults: Mapping[str, str | None]) -> AsyncIterator[InProcessGateway]:
+async def published(folder: Path, faults: Mapping[str, str | None], **how: Any) -> AsyncIterator[InProcessGateway]:
     """A gateway that has its first table; closed afterwards."""
-    running = InProcessGateway(folder, faults)
+    running = InProcessGateway(folder, faults, **how)
     await running.publish()
     try:
         yield running

@@ -1,4 +1,8 @@
-"""Closed-loop load for integration tests, over the project's own load generator."""
+"""Closed-loop load for integration tests, over the project's own load generator.
+
+Its users are patient: one who is told that a queue is full comes again, as after a moment at which the whole machine
+stood still. Every other refusal is an outcome, a 503 above all: it would hide that nobody was there to answer.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from loadtests.openloop import ClosedLoop, Outcome
-from loadtests.transport import Request
+from loadtests.transport import HttpTransport, PatientTransport, Request
 
 
 def text_request(model: str, text: str, user: str, **headers: str) -> Request:
@@ -22,15 +26,18 @@ def text_request(model: str, text: str, user: str, **headers: str) -> Request:
 def send_all(url: str, requests: Iterable[Request], clients: int = 8) -> list[Outcome]:
     """Send every request once from `clients` connections; returns the outcomes."""
     outcomes: list[Outcome] = []
+    asyncio.run(_send(url, requests, clients, outcomes))
+    return outcomes
 
-    async def main() -> None:
-        loop = ClosedLoop(url, requests, clients, on_response=outcomes.append, timeout_s=20)
+
+async def _send(url: str, requests: Iterable[Request], clients: int, outcomes: list[Outcome]) -> None:
+    transport = PatientTransport(HttpTransport(url, timeout_s=60), statuses=(429,))
+    try:
+        loop = ClosedLoop(transport, requests, clients, on_response=outcomes.append)
         loop.start()
         await loop.wait()
-        await loop.stop()
-
-    asyncio.run(main())
-    return outcomes
+    finally:
+        await transport.close()
 
 
 def told(outcome: Outcome) -> tuple[str, str]:
@@ -55,7 +62,7 @@ class Background:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        self._thread.join(60)
+        self._thread.join(120)
         assert not self._thread.is_alive()
         if self._error is not None:
             raise self._error
@@ -63,7 +70,7 @@ class Background:
 
     def _work(self) -> None:
         try:
-            asyncio.run(self._main())
+            asyncio.run(_send(self._url, self._requests, self._clients, self.outcomes))
         except BaseException as error:
             self._error = error
 
@@ -72,12 +79,6 @@ class Background:
         while not self._stopped.is_set():
             number += 1
             yield text_request(model, text, f"user-{number % users}")
-
-    async def _main(self) -> None:
-        loop = ClosedLoop(self._url, self._requests, self._clients, on_response=self.outcomes.append, timeout_s=20)
-        loop.start()
-        await loop.wait()
-        await loop.stop()
 
     @property
     def failures(self) -> list[tuple[str, str]]:

@@ -176,12 +176,12 @@ class Monitor:
             return False
 
     def get(self, path: str) -> Any:
-        response = httpx.get(self.url + path, timeout=10)
+        response = httpx.get(self.url + path, timeout=30)
         response.raise_for_status()
         return response.json()
 
     def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        text = httpx.get(f"{self.url}/metrics", timeout=10).text
+        text = httpx.get(f"{self.url}/metrics", timeout=30).text
         return {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value
             for family in text_string_to_metric_families(text)
@@ -203,7 +203,7 @@ class Monitor:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(15)
+        return self.process.wait(60)
 
 
 class Gateway:
@@ -246,7 +246,7 @@ class Gateway:
         )  # fmt: skip
 
 
-def until(check: Callable[[], Any], what: str, monitor: Monitor, timeout_s: float = 20.0) -> Any:
+def until(check: Callable[[], Any], what: str, monitor: Monitor, timeout_s: float = 60.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         found = check()

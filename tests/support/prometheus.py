@@ -64,7 +64,7 @@ class RunningPrometheus:
         interval: str = "1s",
         config: str | None = None,
         rules: Sequence[Path] = (),
-        start_timeout_s: float = 30.0,
+        start_timeout_s: float = 180.0,
     ) -> None:
         self._config = config or CONFIG.format(interval=interval, targets=", ".join(f'"{t}"' for t in targets))
         if rules and config is None:
@@ -134,7 +134,7 @@ class RunningPrometheus:
         assert len(result) == 1, f"{expr}: expected one series, got {result}"
         return float(result[0]["value"][1])
 
-    def wait_for(self, expr: str, timeout_s: float = 30.0) -> list[dict[str, Any]]:
+    def wait_for(self, expr: str, timeout_s: float = 60.0) -> list[dict[str, Any]]:
         """The result of `expr` as soon as it has one. Raises `TimeoutError` with the state of the targets."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -155,7 +155,7 @@ class RunningPrometheus:
         return list(self._get("/api/v1/alerts")["data"]["alerts"])
 
     def _get(self, path: str, **params: str) -> dict[str, Any]:
-        answer = httpx.get(f"{self.url}{path}", params=params, timeout=10, trust_env=False)
+        answer = httpx.get(f"{self.url}{path}", params=params, timeout=60, trust_env=False)
         body: dict[str, Any] = answer.json()
         if body.get("status") != "success":
             raise ValueError(f"{params}: {body.get('error', answer.text)}")

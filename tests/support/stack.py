@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,11 +24,24 @@ ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
 
+def unclaimed_ports(count: int) -> list[int]:
+    """Free ports below those that the kernel gives to whoever asks for any: an instance binds some of its own only when
+    Ray, which asks for many, has been starting for a while."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 12_768):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"not {count} ports from 20000 to 32767 are free")
+
+
 class Stack:
     """One instance: its addresses, its files, its processes."""
 
     def __init__(self, document: dict[str, Any], folder: Path) -> None:
-        ports = processes.free_ports(4)
+        ports = unclaimed_ports(4)
         self.http_port, self.grpc_port, self.monitor_port, self.control_port = ports
         self.document = {
             **document,
@@ -45,15 +60,15 @@ class Stack:
         self.config_file.write_text(yaml.safe_dump(self.document))
         self.log = folder / "up.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.http_port}", timeout=30, trust_env=False)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.http_port}", timeout=60, trust_env=False)
         self.admin = httpx.Client(
-            base_url=f"http://127.0.0.1:{self.control_port}/admin/v1", timeout=30, trust_env=False
+            base_url=f"http://127.0.0.1:{self.control_port}/admin/v1", timeout=60, trust_env=False
         )
-        self.monitor = httpx.Client(base_url=f"http://127.0.0.1:{self.monitor_port}", timeout=30, trust_env=False)
+        self.monitor = httpx.Client(base_url=f"http://127.0.0.1:{self.monitor_port}", timeout=60, trust_env=False)
 
     # ------------------------------------------------------------ life
 
-    def start(self, timeout_s: float = 150) -> None:
+    def start(self, timeout_s: float = 400) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "serving.cli", "up", "-f", str(self.config_file)],
@@ -76,7 +91,7 @@ class Stack:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGINT)
         try:
-            return self.process.wait(60)
+            return self.process.wait(150)
         finally:
             processes.end([self.process.pid, *processes.members(self.paths.instance)], 2)
 
@@ -92,7 +107,7 @@ class Stack:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             env={**os.environ, "CANARIUM_CONTROL": f"http://127.0.0.1:{self.control_port}"},
         )
         assert not check or done.returncode == 0, f"canarium {' '.join(arguments)}: {done.stdout}{done.stderr}"
@@ -128,12 +143,12 @@ class Stack:
                     found.append(pid)
         return found
 
-    def pid(self, title: str, timeout_s: float = 60) -> int:
+    def pid(self, title: str, timeout_s: float = 120) -> int:
         """The one process of that title, once there is exactly one (a replaced replica is gone)."""
         return wait_for(lambda: found[0] if len(found := self.pids(title)) == 1 else None, timeout_s)
 
 
-def wait_for(what: Callable[[], T | None], timeout_s: float = 30, every_s: float = 0.1) -> T:
+def wait_for(what: Callable[[], T | None], timeout_s: float = 60, every_s: float = 0.1) -> T:
     """Poll until `what` gives something true; its last value is in the failure."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -8,17 +8,16 @@ from typing import Any
 
 
 class LoopClock:
-    """The running loop's clock, which can be moved forward."""
+    """The running loop's clock, which stands still but for being moved forward."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._ahead = 0.0
-        real = self._loop.time
-        self._loop.time = lambda: real() + self._ahead  # type: ignore[method-assign]
+        loop = asyncio.get_running_loop()
+        self._now = loop.time()
+        loop.time = lambda: self._now  # type: ignore[method-assign]
 
     async def advance(self, seconds: float) -> None:
         """Let `seconds` pass; what is due happens."""
-        self._ahead += seconds
+        self._now += seconds
         await turns()
 
 

@@ -15,7 +15,7 @@ MS = 1_000_000
 
 
 def row(*last_ms: float, case: str = "idle") -> Row:
-    kills = [Kill(1000 * MS, 1004 * MS, int((1000 + last) * MS)) for last in last_ms]
+    kills = [Kill(1000 * MS, 1004 * MS, int((1000 + last) * MS), 0) for last in last_ms]
     return Row(case, kills, {"answered": 500, "refused": 100, "late": 0, "failed": 2}, 10.0)
 
 

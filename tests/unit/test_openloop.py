@@ -300,3 +300,11 @@ async def test_a_patient_client_sends_again_what_the_server_had_no_room_for() ->
     assert (client.sent_again, inner.answers) == (5, [])
     await client.close()
     assert inner.closed
+
+
+async def test_a_patient_client_may_take_nobody_being_there_for_an_answer() -> None:
+    async def sleep(_: float) -> None: ...
+
+    wait = {"retry-after": "1"}
+    client = PatientTransport(Scripted(Response(429, wait), Response(503, wait)), statuses=(429,), sleep=sleep)
+    assert (await client.send(Request("/"))).status == 503

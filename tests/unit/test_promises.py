@@ -22,8 +22,8 @@ from tests.support.http1_kit import Peer, post
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[InProcessGateway]:
-    """`hangs` works for half a second on a text with "boom" in it, then its run is ended."""
-    async with published(tmp_path, {"hangs": "hangs?"}) as running:
+    """`hangs` works for three seconds on a text with "boom" in it, then its run is ended."""
+    async with published(tmp_path, {"hangs": "hangs?"}, hang_timeout_s=3.0) as running:
         yield running
 
 
@@ -34,7 +34,7 @@ def plane_of(gateway: InProcessGateway) -> VariantPlane:
 
 
 async def until(what: Any) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not what():  # noqa: ASYNC110  what a session's thread changes sets no event
             await asyncio.sleep(0)
 
@@ -45,11 +45,11 @@ async def test_a_deadline_that_passes_while_the_batch_runs_is_kept_and_the_late_
     plane = plane_of(gateway)
     began = gateway.clock.monotonic_ns()
     with pytest.raises(RequestError) as caught:
-        await gateway.ask("boom", override="hangs", timeout_ms=60)
+        await gateway.ask("boom", override="hangs", timeout_ms=500)
     took_ms = (gateway.clock.monotonic_ns() - began) / 1e6
     assert caught.value.kind is ErrorKind.DEADLINE
     assert caught.value.http_status == 504
-    assert took_ms >= 60
+    assert took_ms >= 500
     assert plane.batcher._pace._running  # it did not wait for the end of the batch
     assert plane.batcher.queue_rows == 0
     await until(lambda: plane.ready and not plane.batcher._pace._running)
@@ -59,10 +59,10 @@ async def test_a_deadline_that_passes_while_the_batch_runs_is_kept_and_the_late_
 
 async def test_work_that_expired_in_the_queue_is_never_run(gateway: InProcessGateway) -> None:
     plane = plane_of(gateway)
-    running = asyncio.create_task(gateway.ask("boom", override="hangs", timeout_ms=5000))
+    running = asyncio.create_task(gateway.ask("boom", override="hangs", timeout_ms=20_000))
     await until(lambda: plane.batcher._pace._running)
     with pytest.raises(RequestError) as caught:
-        await gateway.ask("ham", override="hangs", timeout_ms=30)
+        await gateway.ask("ham", override="hangs", timeout_ms=500)
     assert caught.value.kind is ErrorKind.DEADLINE
     assert plane.batcher.queue_rows == 0
     assert plane.batcher.expired == 1
@@ -73,7 +73,7 @@ async def test_work_that_expired_in_the_queue_is_never_run(gateway: InProcessGat
 
 async def test_queued_work_of_a_client_that_disconnects_is_dropped_and_counted(gateway: InProcessGateway) -> None:
     plane = plane_of(gateway)
-    running = asyncio.create_task(gateway.ask("boom", override="hangs", timeout_ms=5000))
+    running = asyncio.create_task(gateway.ask("boom", override="hangs", timeout_ms=20_000))
     await until(lambda: plane.batcher._pace._running)
     budget = InflightBudget(1 << 20)
     app = HttpGateway(gateway.config, gateway.plane, Auth.from_config("none", None), gateway.clock, budget)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 def test_a_model_is_shown_with_its_traffic_and_the_guards_own_sentence(page: Page, mock: Mock) -> None:
     expect(page.get_by_test_id("connection")).to_have_text("Live")
     expect(panel(page, "Traffic").get_by_role("listitem").nth(0)).to_have_text(re.compile(r"teacher\s*75 %\s*baseline"))
-    verdicts = httpx.get(f"{mock.url}admin/v1/models/moderation/verdicts", timeout=5).json()["verdicts"]
+    verdicts = httpx.get(f"{mock.url}admin/v1/models/moderation/verdicts", timeout=30).json()["verdicts"]
     sentence = next(v["sentence"] for v in verdicts if v["guard"] == "harm" and v["variant"] == "int8")
     expect(panel(page, "Verdicts").get_by_text(sentence, exact=True)).to_be_visible()
     expect(panel(page, "Variants").get_by_text("moderation/distilled-int8:1")).to_be_visible()

@@ -48,7 +48,7 @@ def test_a_table_that_was_changed_under_an_open_dialog_is_not_changed_by_it(page
 
 
 def test_a_change_that_the_page_has_not_heard_of_is_not_overwritten(page: Page, mock: Mock) -> None:
-    old = httpx.get(f"{mock.url}admin/v1/status", timeout=5).json()
+    old = httpx.get(f"{mock.url}admin/v1/status", timeout=30).json()
     page.route("**/admin/v1/status", lambda route: route.fulfill(json=old))
     page.get_by_role("button", name="Reference share…").click()
     dialog = page.get_by_role("dialog")
@@ -134,12 +134,13 @@ def test_a_rollback_names_the_variant_and_leaves_its_reason_on_the_page(page: Pa
 
 def test_a_refusal_is_shown_word_for_word_and_a_change_in_flight_cannot_be_sent_twice(page: Page, mock: Mock) -> None:
     refusal = "the table of moderation is at epoch 13, not 12: look again before changing it"
-    mock.set(refuse=refusal, delay_s=1.0)
+    mock.set(refuse=refusal, hold=True)
     page.get_by_role("button", name="Kill moderation…").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_label("Reason").fill("test")
     dialog.get_by_role("button", name="Kill moderation").click()
     expect(dialog.get_by_role("button", name="Sending…")).to_be_disabled()
+    mock.set(hold=False)
     expect(page.get_by_test_id("action-error")).to_have_text(refusal)
     expect(dialog.get_by_role("button", name="Kill moderation")).to_be_enabled()
     assert len(mock.requests()) == 1

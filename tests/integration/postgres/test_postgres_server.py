@@ -149,7 +149,7 @@ async def test_a_kill_works_while_the_database_is_down_and_is_saved_when_it_is_b
             assert (refused.status_code, "nothing was changed" in refused.text) == (503, True)
             began = time.monotonic()
             assert (await api.post(f"{one}:kill", json=why)).status_code == 200
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 4
             assert msgspec.json.decode(await actor.poll(rev, {"id": "g"}, 5), type=Snapshot).kills["moderation"].on
             control = (await api.get("/admin/v1/status")).json()["control"]
             assert control["database"].startswith("error: the state database postgresql+psycopg://canarium:***@")
