@@ -330,7 +330,7 @@ def test_a_kill_by_the_word_is_above_all_that_was_published_though_the_word_neve
     )
     live = LiveRouting(config, word, FakeClock())
     live.accept(snapshot)
-    seq = _kill_by_word(tmp_path, target, Unreachable("the control plane is down"))
+    seq = _kill_by_word(tmp_path, target, "broken", "the control plane is down")
     view = live.view("moderation")
     assert view is not None
     assert view.killed
