@@ -255,7 +255,9 @@ def test_a_batch_that_cannot_be_read_fails_and_those_beside_it_do_not(fleet: Fle
         raw.sendall(bytes(bad) + good)
         reader, frames = FrameReader(), []
         while len(frames) < 2:
-            frames += [decode(frame) for frame in reader.received(raw.recv_into(reader.get_buffer()))]
+            count = raw.recv_into(reader.get_buffer())
+            assert count, "hung up"
+            frames += [decode(frame) for frame in reader.received(count)]
     failed, answered = sorted(frames, key=lambda frame: frame.request_id)
     assert (failed.kind, failed.request_id) == (FrameKind.ERROR, 5)
     assert "unknown dtype code 99" in failed.text
