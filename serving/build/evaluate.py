@@ -31,6 +31,7 @@ _RUNTIME = ("answers", "attention", "base", "detectors", "minilm", "modules", "o
 #: Sources that every step depends on that measures through the serving code.
 MEASURING = (
     *(_HERE.parent / name for name in ("packing.py", "core/arrays.py", "protocol/tensors.py", "protocol/types.py")),
+    *(_HERE.parent / name for name in ("decoding.py", "registry/onnx_file.py", "registry/verified.py")),
     *(_HERE.parent / "runtimes" / f"{name}.py" for name in _RUNTIME),
     *(_HERE / name for name in ("evaluate.py", "cpu.py", "metrics.py", "interface.py", "examples.py", "rows.py")),
     *(_HERE / name for name in ("anomaly/data.py", "evidence/flips.py", "text/data.py")),

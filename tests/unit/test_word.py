@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.client import Unreachable
 from serving.clock import FakeClock
 from serving.commands.traffic import _kill_by_word
 from serving.config import parse_config
