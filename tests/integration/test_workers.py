@@ -11,27 +11,24 @@ import stat
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import uvloop
 
-from serving.clock import SystemClock
 from serving.contract import Cause
 from serving.errors import StartError
-from serving.gateway.batcher import Batcher
 from serving.gateway.frames import HEADER, FrameKind, FrameReader, decode, encode, encode_text
 from serving.gateway.worker_server import WorkerServer
-from serving.gateway.workers import HandleWorker, LocalWorker, SocketPool, SocketWorker, Worker, WorkerFailure
+from serving.gateway.workers import SocketPool, SocketWorker, WorkerFailure
+from tests.support.workers import CLOCK, answered_again, batcher, soon, until
 
 pytestmark = pytest.mark.integration
 
 PROGRAM = Path(__file__).with_name("worker_process.py")
-CLOCK = SystemClock()
 
 
 class Fleet:
@@ -84,17 +81,6 @@ def fleet(sockets: Path) -> Iterator[Fleet]:
     fleet.stop()
 
 
-def batcher(*workers: Worker, **options: object) -> Batcher:
-    settings = {"max_batch": 8, "max_rows": 1000, "max_queue_delay_ms": 0, "hang_timeout_s": 10.0} | options
-    made = Batcher("v", clock=CLOCK, **settings)  # type: ignore[arg-type]
-    made.set_workers(workers)
-    return made
-
-
-def soon(seconds: float = 30) -> int:
-    return CLOCK.monotonic_ns() + int(seconds * 1e9)
-
-
 def sleep_ms(value: float) -> dict[str, np.ndarray]:
     return {"x": np.ones((1, 2)), "sleep_ms": np.array([value])}
 
@@ -104,29 +90,11 @@ def gated(gate: Path) -> dict[str, np.ndarray]:
     return {"x": np.ones((1, 2)), "until": np.array([bytes(gate)], object)}
 
 
-async def until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        await asyncio.sleep(0.005)
-
-
 async def until_queued(worker: SocketWorker, count: int) -> None:
     """Until so many batches wait or run at the worker's replica."""
     async with asyncio.timeout(30):
         while (await worker.ping())["queued"] != count:  # noqa: ASYNC110 - another process's state
             await asyncio.sleep(0.005)
-
-
-async def answered_again(target: Batcher, inputs: dict[str, np.ndarray]) -> None:
-    """Until it is answered: where a batch hangs after a tenth of a second, any may, on a machine that stands still."""
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                await target.submit(inputs, 1, soon())
-                return
-            except WorkerFailure:
-                await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("run", [uvloop.run, asyncio.run], ids=["uvloop", "asyncio"])
@@ -432,107 +400,5 @@ def test_the_pool_retries_with_a_pause_and_clears_sockets_nobody_listens_on(sock
         assert pool.workers == []
         assert (sockets / "not-a-socket.sock").exists()
         await pool.close()
-
-    uvloop.run(main())
-
-
-class Doubling:
-    """A session that runs until `release` is set, when told to hang."""
-
-    def __init__(self) -> None:
-        self.release = threading.Event()
-        self.terminated = False
-        self.threads: set[str] = set()
-        self.closed = threading.Event()
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self.threads.add(threading.current_thread().name)
-        x = inputs["x"]
-        if (x == 13).any():
-            self.release.wait(60)
-            raise RuntimeError("terminated")
-        if (x < 0).any():
-            raise ValueError("negative")
-        return {"y": x * 2}
-
-    def terminate(self) -> None:
-        self.terminated = True
-
-    def close(self) -> None:
-        self.closed.set()
-
-
-def test_a_colocated_session_runs_in_one_thread_and_a_hung_run_is_terminated() -> None:
-    async def main() -> None:
-        session = Doubling()
-        worker = LocalWorker("local", session)
-        target = batcher(worker, hang_timeout_s=0.5)
-        results = await asyncio.gather(*(target.submit({"x": np.full((1, 1), i)}, 1, soon()) for i in range(20, 40)))
-        assert [int(result.outputs["y"][0, 0]) for result in results] == list(range(40, 80, 2))
-        assert session.threads == {"canarium-local"}
-        with pytest.raises(WorkerFailure, match="ValueError: negative"):
-            await target.submit({"x": np.full((1, 1), -1)}, 1, soon())
-        with pytest.raises(WorkerFailure) as caught:
-            await target.submit({"x": np.full((1, 1), 13)}, 1, soon())
-        assert caught.value.cause is Cause.TIMEOUT
-        assert session.terminated
-        assert not worker.available
-        session.release.set()
-        await until(lambda: worker.available, "the run ends and the worker is back")
-        await answered_again(target, {"x": np.ones((1, 1))})
-        await target.close()
-        await worker.close()
-        assert await asyncio.to_thread(session.closed.wait, 30)
-
-    uvloop.run(main())
-
-
-def test_the_handle_path_speaks_the_same_frames() -> None:
-    async def main() -> None:
-        session = Doubling()
-        server = WorkerServer(session, None)
-        worker = HandleWorker("far", server.handle_frame)
-        target = batcher(worker)
-        assert (await target.submit({"x": np.ones((2, 1))}, 2, soon())).outputs["y"].tolist() == [[2], [2]]
-        with pytest.raises(WorkerFailure, match="ValueError: negative"):
-            await target.submit({"x": np.full((1, 1), -1)}, 1, soon())
-        refused = decode(await server.handle_frame(b"nonsense of some length"))
-        assert refused.kind is FrameKind.ERROR
-        assert "malformed frame" in refused.text
-        await target.close()
-        await server.close()
-
-    uvloop.run(main())
-
-
-def test_a_handle_that_fails_rests_and_one_that_hangs_is_quarantined() -> None:
-    async def main() -> None:
-        session = Doubling()
-        server = WorkerServer(session, None)
-        broken = True
-
-        def call(frame: bytes) -> Awaitable[bytes]:
-            if broken:
-                raise ConnectionError("the replica is gone")
-            return server.handle_frame(frame)
-
-        worker = HandleWorker("far", call, retry_s=1)
-        target = batcher(worker, hang_timeout_s=0.5)
-        with pytest.raises(WorkerFailure, match="ConnectionError: the replica is gone") as caught:
-            await target.submit({"x": np.ones((1, 1))}, 1, soon())
-        assert caught.value.cause is Cause.DIED
-        assert not worker.available
-        broken = False
-        await until(lambda: worker.available, "it is tried again")
-        with pytest.raises(WorkerFailure) as caught:
-            await target.submit({"x": np.full((1, 1), 13)}, 1, soon())
-        assert caught.value.cause is Cause.TIMEOUT
-        assert worker.hung
-        session.release.set()
-        await until(lambda: worker.available, "the late answer ends the quarantine")
-        await answered_again(target, {"x": np.ones((1, 1))})
-        await target.close()
-        await worker.close()
-        await server.close()
 
     uvloop.run(main())
