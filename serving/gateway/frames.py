@@ -1,6 +1,7 @@
 """The frames of the worker hop: length-prefixed, little-endian, raw tensors, no pickle.
 
-    header  u32 length of the whole frame, u8 kind, u8 version, u16 tensors, u64 request id
+    header  u32 length of the whole frame, u8 kind, u8 version, u16 tensors, u64 request id,
+            u64 nanoseconds that the batch ran (of OK; else 0)
     tensor  u8 name length, u8 dtype code, u8 axes, u8 zero, u32 data length,
             u64 x axes, name, data; name and data are each filled up to 8 bytes
     error   u8 cause (contract.Cause), UTF-8 message
@@ -26,14 +27,11 @@ from serving.protocol.tensors import MAX_DIMENSION, MAX_DIMENSIONS, MAX_TENSORS
 
 Buffer = bytes | bytearray | memoryview
 
-VERSION = 1
+VERSION = 2
 MAX_FRAME = 256 << 20
 MAX_MESSAGE = 500
 
-#: The tensor of an answer that says how long its batch ran, int64 [1] nanoseconds.
-RAN = "canarium.ran_ns"
-
-HEADER = struct.Struct("<IBBHQ")
+HEADER = struct.Struct("<IBBHQQ")
 _TENSOR = struct.Struct("<BBBBI")
 _LENGTH = struct.Struct("<I")
 _PADDING = tuple(b"\0" * ((-n) % 8) for n in range(8))
@@ -68,17 +66,18 @@ _WITH_TENSORS = (FrameKind.RUN, FrameKind.OK)
 
 
 class Frame(NamedTuple):
-    """A decoded frame; `tensors` of RUN and OK, `cause` and `text` of ERROR, `text` of the others."""
+    """A decoded frame; `tensors` of RUN and OK, `ran_ns` of OK, `cause` and `text` of ERROR, `text` of the others."""
 
     kind: FrameKind
     request_id: int
     tensors: dict[str, np.ndarray]
     text: str = ""
     cause: Cause = Cause.NONE
+    ran_ns: int = 0
 
 
 def encode(
-    kind: FrameKind, request_id: int, tensors: Mapping[str, np.ndarray], max_frame: int = MAX_FRAME
+    kind: FrameKind, request_id: int, tensors: Mapping[str, np.ndarray], max_frame: int = MAX_FRAME, ran_ns: int = 0
 ) -> list[Buffer]:
     """Buffers of a RUN or OK frame, for `transport.writelines`; numeric arrays are not copied.
 
@@ -106,25 +105,25 @@ def encode(
             buffers.append(data)
         if size % 8:
             buffers.append(_PADDING[size % 8])
-    buffers[0] = HEADER.pack(total, kind, VERSION, len(tensors), request_id)
+    buffers[0] = HEADER.pack(total, kind, VERSION, len(tensors), request_id, ran_ns)
     return buffers
 
 
 def encode_error(request_id: int, cause: Cause, message: str) -> bytes:
     """An ERROR frame; the message is cut to `MAX_MESSAGE` characters."""
     body = bytes((cause,)) + message[:MAX_MESSAGE].encode("utf-8", "replace")
-    return HEADER.pack(HEADER.size + len(body), FrameKind.ERROR, VERSION, 0, request_id) + body
+    return HEADER.pack(HEADER.size + len(body), FrameKind.ERROR, VERSION, 0, request_id, 0) + body
 
 
 def encode_text(kind: FrameKind, request_id: int, text: str = "") -> bytes:
     """A frame that carries text only (PING, PONG, DESCRIBE, DESCRIPTION, LEAVING)."""
     body = text.encode()
-    return HEADER.pack(HEADER.size + len(body), kind, VERSION, 0, request_id) + body
+    return HEADER.pack(HEADER.size + len(body), kind, VERSION, 0, request_id, 0) + body
 
 
 def frame_length(header: Buffer, max_frame: int = MAX_FRAME) -> int:
-    """The length that a frame's first 16 bytes announce, checked. Raises `FrameError`."""
-    length, kind, version, _, _ = HEADER.unpack_from(header)
+    """The length that a frame's header announces, checked. Raises `FrameError`."""
+    length, kind, version, _, _, _ = HEADER.unpack_from(header)
     if version != VERSION:
         raise FrameError(f"frame version {version}, expected {VERSION}: gateway and worker are of different releases")
     if kind not in _KINDS:
@@ -145,10 +144,10 @@ def decode(frame: Buffer, max_frame: int = MAX_FRAME) -> Frame:
         raise FrameError(f"a frame of {len(view)} bytes, expected at least {HEADER.size}")
     if frame_length(view, max_frame) != len(view):
         raise FrameError(f"the frame announces {frame_length(view, max_frame)} bytes and has {len(view)}")
-    _, code, _, count, request_id = HEADER.unpack_from(view)
+    _, code, _, count, request_id, ran_ns = HEADER.unpack_from(view)
     kind = _KINDS[code]
     if kind in _WITH_TENSORS:
-        return Frame(kind, request_id, _tensors(view, count))
+        return Frame(kind, request_id, _tensors(view, count), ran_ns=ran_ns)
     if count:
         raise FrameError(f"a {kind.name} frame has no tensors, this one announces {count}")
     body = view[HEADER.size :]

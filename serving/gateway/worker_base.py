@@ -11,7 +11,7 @@ import numpy as np
 from serving.contract import Cause
 from serving.errors import CanariumError
 from serving.gateway.auditor import AUDIT, unpacked
-from serving.gateway.frames import RAN, Frame, FrameKind
+from serving.gateway.frames import Frame, FrameKind
 from serving.runtimes.audit import Audit
 
 RunNow = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
@@ -94,8 +94,7 @@ class WorkerBase:
 
     def _outputs(self, frame: Frame) -> dict[str, np.ndarray]:
         """The arrays of an answer, and take what came with it. Raises `WorkerFailure` if it is an error."""
-        ran = frame.tensors.pop(RAN, None)
-        self.ran_ns = int(ran[0]) if ran is not None and ran.shape == (1,) and ran.dtype == np.int64 else 0
+        self.ran_ns = frame.ran_ns
         if AUDIT in frame.tensors:
             self._audited(unpacked(frame.tensors.pop(AUDIT)))
         return batch_outputs(self.name, frame)

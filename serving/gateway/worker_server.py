@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 import numpy as np
@@ -24,7 +25,6 @@ from serving.gateway.auditor import AUDIT, Auditor, packed
 from serving.gateway.frames import (
     HEADER,
     MAX_FRAME,
-    RAN,
     Buffer,
     Frame,
     FrameError,
@@ -218,17 +218,14 @@ class WorkerServer:
         return [encode_error(number, Cause.ERROR, short_message(error))]
 
     def _success(self, number: int, outputs: dict[str, np.ndarray], took_ns: int) -> list[Buffer]:
-        """The answer's frame, with how long it ran and the audits finished meanwhile; without those if they do not fit.
+        """The answer's frame, with the audits that were finished meanwhile; without them if they do not fit.
 
         Raises what `encode` raises.
         """
-        beside = {RAN: np.array([took_ns], np.int64)}
         if self._auditor is not None and (audits := self._auditor.take()):
-            beside[AUDIT] = packed(audits)
-        try:
-            return encode(FrameKind.OK, number, outputs | beside, self._max_frame)
-        except FrameError:
-            return encode(FrameKind.OK, number, outputs, self._max_frame)
+            with suppress(FrameError):
+                return encode(FrameKind.OK, number, outputs | {AUDIT: packed(audits)}, self._max_frame, took_ns)
+        return encode(FrameKind.OK, number, outputs, self._max_frame, took_ns)
 
 
 class _Connection(asyncio.BufferedProtocol):

@@ -236,7 +236,7 @@ def test_a_malformed_frame_costs_its_sender_the_connection_and_nobody_else(fleet
     fleet.start()
     for sent, number, reason in (
         (b"GET / HTTP/1.1\r\n\r\n", 0, "frame version"),
-        (HEADER.pack(1 << 31, FrameKind.RUN, 1, 1, 5), 0, "expected 16 to"),
+        (HEADER.pack(1 << 31, FrameKind.RUN, 2, 1, 5, 0), 0, "expected 24 to"),
         (encode_text(FrameKind.PONG, 5), 5, "takes RUN, PING and DESCRIBE, not PONG"),
     ):
         with socket.socket(socket.AF_UNIX) as raw:

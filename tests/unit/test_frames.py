@@ -68,6 +68,11 @@ def test_strings_travel_as_utf8() -> None:
     assert decode(run_frame(t=np.array(["ä"], object))).tensors["t"].tolist() == ["ä".encode()]
 
 
+def test_an_answer_says_how_long_its_batch_ran() -> None:
+    (told, untold) = (b"".join(encode(FrameKind.OK, 1, {"y": np.arange(3)}, ran_ns=ran)) for ran in (250_000_000, 0))
+    assert (decode(told).ran_ns, decode(untold).ran_ns, len(told)) == (250_000_000, 0, len(untold))
+
+
 def test_errors_and_texts() -> None:
     failure = decode(encode_error(9, Cause.OVERLOADED, "full" + "x" * 1000))
     assert (failure.kind, failure.request_id, failure.cause) == (FrameKind.ERROR, 9, Cause.OVERLOADED)
@@ -116,25 +121,25 @@ def tampered(offset: int, layout: str, value: Any) -> bytearray:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"", "0 bytes, expected at least 16"),
-        (tampered(0, "<I", 15), "15 bytes, expected 16"),
-        (tampered(0, "<I", 2**32 - 1), "expected 16 to"),
+        (b"", "0 bytes, expected at least 24"),
+        (tampered(0, "<I", 15), "15 bytes, expected 24"),
+        (tampered(0, "<I", 2**32 - 1), "expected 24 to"),
         (tampered(0, "<I", 48), "announces 48 bytes and has"),
         (tampered(4, "<B", 99), "unknown frame kind 99"),
-        (tampered(5, "<B", 2), "of different releases"),
+        (tampered(5, "<B", 1), "of different releases"),
         (tampered(6, "<H", 0), "follow the last tensor"),
         (tampered(6, "<H", 2), "the frame ends in its head"),
         (tampered(6, "<H", 60000), "60000 tensors"),
-        (tampered(16, "<B", 0), "name is empty"),
-        (tampered(17, "<B", 77), "unknown dtype code 77"),
-        (tampered(17, "<B", 13), "element 0|do not fit|follow its last"),
-        (tampered(18, "<B", 200), "overrun the frame"),
-        (tampered(20, "<I", 2**31), "overrun the frame"),
-        (tampered(20, "<I", 16), "takes 24 bytes, got 16"),
-        (tampered(24, "<Q", 4), "takes 32 bytes, got 24"),
-        (tampered(24, "<Q", 2**63), "out of range"),
-        (HEADER.pack(16, FrameKind.ERROR, 1, 0, 0), "without a known cause"),
-        (HEADER.pack(16, FrameKind.PING, 1, 3, 0), "has no tensors"),
+        (tampered(24, "<B", 0), "name is empty"),
+        (tampered(25, "<B", 77), "unknown dtype code 77"),
+        (tampered(25, "<B", 13), "element 0|do not fit|follow its last"),
+        (tampered(26, "<B", 200), "overrun the frame"),
+        (tampered(28, "<I", 2**31), "overrun the frame"),
+        (tampered(28, "<I", 16), "takes 24 bytes, got 16"),
+        (tampered(32, "<Q", 4), "takes 32 bytes, got 24"),
+        (tampered(32, "<Q", 2**63), "out of range"),
+        (HEADER.pack(24, FrameKind.ERROR, 2, 0, 0, 0), "without a known cause"),
+        (HEADER.pack(24, FrameKind.PING, 2, 3, 0, 0), "has no tensors"),
     ],
 )
 def test_a_malformed_frame_is_refused_with_the_reason(raw: bytes, message: str) -> None:
@@ -146,7 +151,7 @@ def test_a_tensor_may_not_occur_twice() -> None:
     one = run_frame(x=np.arange(1))
     body = one[HEADER.size :]
     with pytest.raises(FrameError, match="occurs twice"):
-        decode(HEADER.pack(HEADER.size + 2 * len(body), FrameKind.RUN, 1, 2, 1) + body + body)
+        decode(HEADER.pack(HEADER.size + 2 * len(body), FrameKind.RUN, 2, 2, 1, 0) + body + body)
 
 
 @given(tensor_maps, st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4))
@@ -160,7 +165,7 @@ def test_damage_is_either_refused_or_harmless(tensors: dict[str, np.ndarray], da
 
 @given(st.binary(max_size=300))
 def test_noise_is_refused(noise: bytes) -> None:
-    header = HEADER.pack(HEADER.size + len(noise), FrameKind.RUN, 1, 1, 1)
+    header = HEADER.pack(HEADER.size + len(noise), FrameKind.RUN, 2, 1, 1, 0)
     with contextlib.suppress(FrameError):
         decode(header + noise)
 
@@ -191,11 +196,11 @@ def test_the_reader_finds_the_same_frames_however_the_bytes_arrive(
 
 def test_the_reader_refuses_a_frame_over_its_limit_before_receiving_it() -> None:
     reader = FrameReader(max_frame=1024)
-    head = HEADER.pack(1 << 20, FrameKind.RUN, 1, 1, 1)
+    head = HEADER.pack(1 << 20, FrameKind.RUN, 2, 1, 1, 0)
     reader.get_buffer()[: len(head)] = head
-    with pytest.raises(FrameError, match="1048576 bytes, expected 16 to 1024"):
+    with pytest.raises(FrameError, match="1048576 bytes, expected 24 to 1024"):
         reader.received(len(head))
 
 
 def test_frame_length_reads_the_header() -> None:
-    assert frame_length(run_frame(x=np.arange(3))[:16]) == 64
+    assert frame_length(run_frame(x=np.arange(3))[:24]) == 72
