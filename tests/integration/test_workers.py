@@ -216,7 +216,7 @@ def test_a_batch_that_cannot_be_read_fails_and_those_beside_it_do_not(fleet: Fle
     fleet.start()
     good = b"".join(encode(FrameKind.RUN, 6, {"x": np.ones(3)}))
     bad = bytearray(good)
-    bad[8], bad[17] = 5, 99  # the request id, the dtype code
+    bad[8], bad[HEADER.size + 1] = 5, 99  # the request id, the dtype code
     with socket.socket(socket.AF_UNIX) as raw:
         raw.settimeout(10)
         raw.connect(fleet.path())
@@ -235,7 +235,7 @@ def test_a_batch_that_cannot_be_read_fails_and_those_beside_it_do_not(fleet: Fle
 def test_a_malformed_frame_costs_its_sender_the_connection_and_nobody_else(fleet: Fleet) -> None:
     fleet.start()
     for sent, number, reason in (
-        (b"GET / HTTP/1.1\r\n\r\n", 0, "frame version"),
+        (b"GET / HTTP/1.1\r\nHost: replica\r\n\r\n", 0, "frame version"),
         (HEADER.pack(1 << 31, FrameKind.RUN, 2, 1, 5, 0), 0, "expected 24 to"),
         (encode_text(FrameKind.PONG, 5), 5, "takes RUN, PING and DESCRIBE, not PONG"),
     ):
@@ -263,7 +263,7 @@ def test_a_malformed_frame_costs_its_sender_the_connection_and_nobody_else(fleet
     [
         b"garbage, garbage, garbage",
         encode_text(FrameKind.PONG, 999),
-        b"".join(encode(FrameKind.OK, 1, {}))[:-1] + b"\1",
+        b"".join(encode(FrameKind.OK, 1 << 56, {})),
     ],
 )
 def test_a_replica_that_answers_nonsense_is_dropped(sockets: Path, answer: bytes) -> None:
