@@ -206,6 +206,8 @@ class Http1Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
+            if self._owes() and self._transport is not None:
+                self._transport.pause_reading()  # a refused client that does not take its answers is no work
             return
         self._barren += len(data)
         rest: bytes | memoryview = data
@@ -248,8 +250,10 @@ class Http1Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._paused = False
         self._unsent = 0
-        self.due = math.inf if self._task is not None else self._loop.time() + (LINGER_S if self._closing else IDLE_S)
+        self.due = math.inf if self._task is not None else self._loop.time() + IDLE_S
         self._next()
+        if self._closing:
+            self._linger()
 
     # ------------------------------------------------------------ httptools' callbacks
 
@@ -410,14 +414,23 @@ class Http1Connection(asyncio.Protocol):
             return
         self._closing = True
         if turn.unread:
-            # The client may still be sending: closing now would reset the connection and lose the answer (RFC 9112,
-            # section 9.6), so what comes is thrown away for a moment.
-            if not self._paused:
-                self.due = self._loop.time() + LINGER_S
             transport.write_eof()
+            self._linger()
         else:
             self._await_client()
             transport.close()
+
+    def _owes(self) -> bool:
+        """Whether a client has answers to come, or to take."""
+        return self._task is not None or bool(self._waiting) or self._paused
+
+    def _linger(self) -> None:
+        """The client may still be sending: closing now would reset the connection and lose its answer (RFC 9112,
+        section 9.6), so what comes is thrown away for a moment, once it has taken all answers."""
+        if self._transport is None or self._transport.is_closing() or self._owes():
+            return
+        self.due = self._loop.time() + LINGER_S
+        self._transport.resume_reading()
 
     def _await_client(self) -> None:
         """Give the client time to take what it is sent."""

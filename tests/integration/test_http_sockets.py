@@ -90,21 +90,25 @@ def test_a_client_that_goes_away_takes_its_work_with_it(server: Served, app: App
     wait_for(lambda: any(exchange.cancelled for exchange in app.begun))
 
 
-def test_a_client_that_does_not_read_does_not_make_the_server_work_or_hoard(server: Served, app: App) -> None:
+@pytest.mark.parametrize("first", [b"", get("/large") * 45 + b"nonsense\r\n\r\n"], ids=["valid", "refused"])
+def test_a_client_that_does_not_read_does_not_make_the_server_work_or_hoard(
+    server: Served, app: App, first: bytes
+) -> None:
     with connect(server) as client:
         client.setblocking(False)
-        request, sent = get("/large"), 0
+        client.send(first)
+        requests, sent = get("/large") * 50, 0
         still, answered = 0, -1
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 20
         while still < 20:  # until nothing more goes out and nothing more is answered
             assert time.monotonic() < deadline, "the server goes on reading"
             try:
-                sent, still = sent + client.send(request * 50), 0
+                sent, still = sent + client.send(requests[sent % len(requests) :]), 0
             except BlockingIOError:
                 time.sleep(0.05)
                 still = still + 1 if len(app.asked) == answered else 0
                 answered = len(app.asked)
-        assert sent > len(request) * 50  # and then the server read no more
+        assert sent > len(requests)  # and then the server read no more
         assert answered < 300  # 100 kB each: what the two socket buffers hold
 
 

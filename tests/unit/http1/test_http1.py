@@ -341,6 +341,36 @@ async def test_a_client_that_has_read_all_is_not_given_more_time(peer: Peer, clo
     assert peer.aborted
 
 
+async def test_a_refused_client_is_not_read_on_while_it_leaves_its_answers(peer: Peer, clock: LoopClock) -> None:
+    """Else it would keep the server busy throwing away what comes, as fast as it can be sent."""
+    peer.stuck = True
+    peer.feed(get("/large") + b"nonsense\r\n\r\n")
+    await turns()
+    peer.feed(b"more")
+    assert not peer.reading
+    peer.free()
+    await turns()
+    assert [answer.status for answer in peer.answers()] == [200, 400]
+    assert peer.reading  # what it had sent meanwhile must not reset the connection under its answers
+    await clock.advance(http1.LINGER_S + http1.SWEEP_S)
+    assert peer.closed
+
+
+async def test_a_client_whose_refusal_fills_the_buffer_is_read_on_once_it_takes_it(
+    peer: Peer, clock: LoopClock
+) -> None:
+    peer.stuck = True
+    peer.feed(b"nonsense\r\n\r\n")
+    await turns()
+    peer.feed(b"more")
+    assert not peer.reading
+    peer.free()
+    assert peer.reading
+    assert peer.answer().status == 400
+    await clock.advance(http1.LINGER_S + http1.SWEEP_S)
+    assert peer.closed
+
+
 async def test_a_client_that_reads_again_gets_the_rest(peer: Peer, clock: LoopClock) -> None:
     peer.stuck = True
     peer.feed(get("/large") + post(b"second"))
