@@ -6,10 +6,12 @@ Filled by who runs them, read by all else.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from monitoring.config import MonitorModel
 from monitoring.drift.job import REPORTS, Summary
 from monitoring.verdicts import Verdict, iso
 
@@ -51,6 +53,14 @@ class GoldenResult(msgspec.Struct, frozen=True):
         return self.right / self.labelled if self.labelled else None
 
 
+class GoldenRun(msgspec.Struct, frozen=True):
+    """A result as it is stored: with the version that was asked, and the file of the rows."""
+
+    version: int
+    file: str
+    result: GoldenResult
+
+
 class Beside:
     """The newest result of each variant, and how the attempts ended."""
 
@@ -59,6 +69,30 @@ class Beside:
         self.report_results: Counter[str] = Counter(dict.fromkeys(REPORT_RESULTS, 0))
         self.golden: dict[Key, GoldenResult] = {}
         self.golden_requests: Counter[tuple[str, str, str]] = Counter()  # model, variant, ok | error
+
+    def golden_state(self, models: Mapping[str, MonitorModel]) -> dict[str, dict[str, Any]]:
+        """The results of golden rows by model and variant, in plain values: nobody may wait for the next run."""
+        state: dict[str, dict[str, Any]] = {}
+        for (name, variant), result in self.golden.items():
+            model = models[name]
+            run = GoldenRun(model.variants[variant].version, model.golden_file(variant), result)
+            state.setdefault(name, {})[variant] = msgspec.to_builtins(run)
+        return state
+
+    def load_golden(self, state: Mapping[str, Any], models: Mapping[str, MonitorModel]) -> None:
+        """Take over what would still be asked: the same rows of the same artifact, held to the limits of now.
+
+        Raises `ValueError` if it is damaged.
+        """
+        for name, runs in msgspec.convert(state, dict[str, dict[str, GoldenRun]]).items():
+            for variant, run in runs.items():
+                model = models.get(name)
+                if model is None or not model.golden.every_s or variant not in model.variants:
+                    continue
+                if (run.version, run.file) != (model.variants[variant].version, model.golden_file(variant)):
+                    continue
+                limits = {"floor": model.golden.floor, "flips_max": model.golden.flips_max}
+                self.golden[name, variant] = msgspec.structs.replace(run.result, **limits)
 
     def verdicts(self, model: str, baseline: str, now_ms: int) -> list[Verdict]:
         """One of each variant with a result: `golden`, `input_drift`.

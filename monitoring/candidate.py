@@ -57,6 +57,7 @@ class Candidate:
         self._quiet = self._hooked("quiet")
         self._divided = self._hooked("divided")
         self._diverted = self._hooked("diverted")
+        self._killed = self._hooked("killed")
         self._returned = self._hooked("returned")
         self._answered = self._hooked("answered")
         self._raced = self._hooked("raced")
@@ -106,6 +107,10 @@ class Candidate:
 
     def diverted(self) -> None:
         for _, told in self._diverted:
+            told()
+
+    def killed(self) -> None:
+        for _, told in self._killed:
             told()
 
     def returned(self, event: Event, found: Returned, from_candidate: bool) -> None:

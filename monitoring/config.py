@@ -187,6 +187,10 @@ class MonitorModel(msgspec.Struct, frozen=True):
     drift: DriftSettings = DriftSettings()
     golden: GoldenSettings = GoldenSettings()
 
+    def golden_file(self, variant: str) -> str:
+        """The golden rows that a variant is asked; "" if there are none. Raises `KeyError` for an unknown one."""
+        return self.golden.file or self.variants[variant].golden
+
 
 #: Environment variable with the token by which the monitor speaks to the control plane.
 TOKEN_VARIABLE = "CANARIUM_MONITOR_TOKEN"

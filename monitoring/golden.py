@@ -59,6 +59,7 @@ class Golden:
         client: of the inference endpoint, with what it asks for to be let in.
         beside: where results are left.
         live: the variants of a model that answer anybody, copies included.
+        done: told of each new result.
         pause_s: between two rows.
     """
 
@@ -69,6 +70,7 @@ class Golden:
         client: httpx.AsyncClient,
         beside: Beside,
         live: Callable[[str], set[str]],
+        done: Callable[[], None] = lambda: None,
         pause_s: float = PAUSE_S,
     ) -> None:
         self._config = config
@@ -76,6 +78,7 @@ class Golden:
         self._client = client
         self._beside = beside
         self._live = live
+        self._done = done
         self._pause_s = pause_s
         self._rows: dict[str, list[Row]] = {}
         self._began_s = clock.monotonic_ns() / 1e9
@@ -97,9 +100,10 @@ class Golden:
                 if now_s - self._asked_s.get(key, -math.inf) < model.golden.every_s:
                     continue
                 self._asked_s[key] = now_s
-                rows = await self._load(model.golden.file or settings.golden)
+                rows = await self._load(model.golden_file(variant))
                 if rows:
                     self._beside.golden[key] = await self._ask(key, settings, model.golden, model.labels, rows)
+                    self._done()
 
     async def _load(self, path: str) -> list[Row]:
         if not path:

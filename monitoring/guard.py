@@ -207,7 +207,7 @@ class ModelGuards:
         """Tell every candidate with traffic whose request this is, by the split."""
         if is_killed(event) or event.cause == Cause.KILLED:
             for candidate in self.candidates.values():
-                candidate.diverted()
+                candidate.killed()
             return
         weights = self._weights.get(event.epoch)
         if weights is None or not is_divided(event):

@@ -66,13 +66,20 @@ class Sidecar:
         self.watch = Watch(config, clock)
         self.actuator = self._actuator()
         self.gateway = httpx.AsyncClient(base_url=config.inference_url, headers=headers, trust_env=False)
-        self.golden = Golden(config, clock, self.gateway, self.watch.beside, lambda model: self.watch.answering(model))
+        self._commit_now = asyncio.Event()
+        self.golden = Golden(
+            config,
+            clock,
+            self.gateway,
+            self.watch.beside,
+            lambda model: self.watch.answering(model),
+            self._commit_now.set,
+        )
         self.reports = Reports(config, clock, self.watch.beside, lambda: self.watch.sampled())
         self._stopping = asyncio.Event()
-        self._commit_now = asyncio.Event()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="commit")  # one thread: commits in order
         self._started_ns = self._read_ns = clock.monotonic_ns()
-        self._committed: tuple[int, ...] = ()
+        self._committed: tuple[object, ...] = ()
         self._resumed = False
 
     def _actuator(self) -> Actuator:
@@ -211,6 +218,7 @@ class Sidecar:
             flow.dropped,
             self.actuator.waiting,
             self.watch.snapshot.rev if self.watch.snapshot else -1,
+            dict(self.watch.beside.golden),
         )
         folded = self.watch.ingest.folded_files
         if now == self._committed and not folded:

@@ -23,6 +23,7 @@ class Committed(msgspec.Struct):
     models: dict[str, Any]
     actuator: dict[str, Any]
     snapshot: bytes = b""
+    golden: dict[str, Any] = {}
 
 
 def read(directory: str | Path) -> Committed | None:

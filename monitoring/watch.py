@@ -351,6 +351,7 @@ class Watch:
                 models={name: model.state() for name, model in self.models.items()},
                 actuator=actuator,
                 snapshot=msgspec.json.encode(self.snapshot) if self.snapshot is not None else b"",
+                golden=self.beside.golden_state(self.config.models),
             )
         )
 
@@ -366,3 +367,4 @@ class Watch:
             self.snapshot = msgspec.json.decode(stored.snapshot, type=Snapshot)
             for model in self.models.values():
                 model.guards.configure(self.snapshot)
+        self.beside.load_golden(stored.golden, self.config.models)

@@ -146,6 +146,11 @@ class Srm(Detector):
         self.stopped = True
         self._held.reset()
 
+    def interrupt(self) -> None:
+        """A kill has sent a user elsewhere: stop, unless none is counted yet, as it may be one before this arming."""
+        self._held.reset()
+        self.stopped |= self.begun
+
     def arrive(self, from_candidate: bool | None, unit: int, share: float, begun_ns: int, ended_ns: int) -> None:
         """One request that has ended: it is observed once all that began before it have had the time to end.
 

@@ -71,7 +71,11 @@ class Guard(ABC, Generic[D]):
         return False
 
     def diverted(self) -> bool:
-        """The candidate's users are sent elsewhere, by a kill or a rollback: no split until the next arming."""
+        """A guard of the candidate has tripped: its users are sent elsewhere, no split until the next arming."""
+        return False
+
+    def killed(self) -> bool:
+        """A kill or a silent monitor has sent a request to the baseline; it may be read late, after the re-arm."""
         return False
 
     def returned(self, event: Event, found: Returned, from_candidate: bool) -> bool:

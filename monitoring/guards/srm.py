@@ -26,6 +26,10 @@ class SrmGuard(Guard[Srm]):
         self.detector.stop()
         return False
 
+    def killed(self) -> bool:
+        self.detector.interrupt()
+        return False
+
     def finding(self, names: Names) -> str:
         detector = self.detector
         if detector.no_data:

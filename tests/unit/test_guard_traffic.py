@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,10 +13,11 @@ from monitoring.detectors.kpi import KpiTarget
 from monitoring.event import Event
 from monitoring.evidence import Evidence
 from monitoring.verdicts import Verdict
-from serving.contract import Cause, Flag, Kind, Reason, RouteTable, Snapshot, VariantEntry, kpi_key
+from serving.contract import Cause, Flag, Kind, Latch, Reason, RouteTable, Snapshot, VariantEntry, kpi_key
 from serving.packing import is_unopened, pack_unopened
 
 SECOND = 1_000_000_000
+KILLED = Flag.LIVE | Flag.BASELINE_VALID | Flag.KILLED
 
 
 def snapshot(weights: dict[str, int], epoch: int = 1) -> Snapshot:
@@ -116,12 +118,38 @@ class TestSplit:
             world.request("teacher")
         assert world.of("srm").verdict == "no_data"
 
+    def test_nor_is_one_in_the_midst_of_counting(self) -> None:
+        world = World()
+        world.guards.configure(snapshot({"int8": 5000}, 2))
+        split(world, 400, {"int8": 0.5})
+        world.request("teacher", flags=KILLED)
+        for _ in range(500):
+            world.request("teacher")
+        verdict = world.of("srm")
+        assert verdict.verdict != "fail"
+        assert verdict.statistic["stopped"]
+
+    def test_what_a_kill_held_back_and_is_read_after_the_re_arm_hides_no_mismatch(self) -> None:
+        world = World()
+        table = snapshot({"int8": 5000}, 2)
+        world.guards.configure(table)
+        split(world, 400, {"int8": 0.5})
+        world.guards.configure(msgspec.structs.replace(table, rev=3, kills={"m": Latch(1, 0)}))
+        for _ in range(20):
+            world.request("teacher", flags=KILLED)
+        world.guards.configure(msgspec.structs.replace(table, rev=4, kills={"m": Latch(1, 1)}))
+        world.request("teacher", flags=KILLED)  # was still unread
+        split(world, 1000, {"int8": 0.17})
+        verdict = world.of("srm")
+        assert (verdict.verdict, verdict.statistic["stopped"]) == ("fail", False)
+
     def test_a_rollback_is_no_mismatch_while_its_table_is_on_the_way(self) -> None:
         world = World()
         world.guards.configure(snapshot({"int8": 5000}, 2))
         for _ in range(3):
             world.request("int8", Reason.FALLBACK, cause=Cause.INVALID_OUTPUT)
         assert [trip.action for trip in world.guards.trips()] == ["kill"]
+        world.request("int8", Reason.CANARY)  # by a gateway that has not heard of it
         for _ in range(500):
             world.request("teacher")
         assert world.of("srm").verdict != "fail"
