@@ -134,7 +134,8 @@ def quality(
         judge: the teacher's answers [n]; None if this is the teacher.
         labels: class names.
     """
-    n, right, confidence = len(answers), answers == classes, probabilities.max(axis=1)
+    n, right = len(answers), answers == classes
+    confidence = probabilities[np.arange(n), answers]  # of the class named: a threshold may name the less likely one
     ece, ece_if_perfect = metrics.ece(confidence, right), metrics.null_ece(confidence)
     teacher = answers if judge is None else judge
     return {
