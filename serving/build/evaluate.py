@@ -15,7 +15,7 @@ from serving.build.cpu import cpu_info
 from serving.build.evidence.flips import paired_flips
 from serving.build.examples import Examples, read_examples
 from serving.build.interface import draft
-from serving.build.rows import spread
+from serving.build.rows import filled, spread
 from serving.clock import SystemClock
 from serving.registry.manifest import Manifest
 from serving.runtimes.base import Session, open_session
@@ -134,7 +134,8 @@ def quality(
         judge: the teacher's answers [n]; None if this is the teacher.
         labels: class names.
     """
-    n, right, confidence = len(answers), answers == classes, probabilities.max(axis=1)
+    n, right = len(answers), answers == classes
+    confidence = probabilities[np.arange(n), answers]  # of the class named: a threshold may name the less likely one
     ece, ece_if_perfect = metrics.ece(confidence, right), metrics.null_ece(confidence)
     teacher = answers if judge is None else judge
     return {
@@ -159,9 +160,12 @@ def neighbour_delta(pipeline: Pipeline, session: Session, examples: Examples, lo
 
 
 def mixed_batches(examples: Examples, size: int, most: int) -> list[dict[str, np.ndarray]]:
-    """At most so many batches of `size` rows, the rows of each from all over the split, as those of traffic are."""
+    """At most so many batches of `size` rows, the rows of each from all over the split, as those of traffic are.
+
+    Where the split has fewer rows than one batch they are repeated.
+    """
     count = max(1, min(most, len(examples) // size))
-    rows = spread(len(examples), size * count)
+    rows = filled(len(examples), size * count)
     return [dict(examples.at(rows[at::count]).inputs) for at in range(count)]
 
 

@@ -28,3 +28,12 @@ def spread(total: int, rows: int) -> np.ndarray:
     edges = np.arange(rows + 1) * total // max(rows, 1)
     within = np.arange(rows) * _GOLDEN % 1.0
     return edges[:-1] + (within * np.diff(edges)).astype(np.int64)
+
+
+def filled(total: int, rows: int) -> np.ndarray:
+    """As `spread`; where there are fewer, they come again: what a batch costs depends on how many rows it has.
+
+    >>> filled(3, 8).tolist()
+    [0, 1, 2, 0, 1, 2, 0, 1]
+    """
+    return np.resize(spread(total, rows), rows)

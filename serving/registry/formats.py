@@ -22,7 +22,7 @@ _PICKLED = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill")
 _REMEDY = "it would run code when it is read; export the model to ONNX or safetensors"
 _HEAD = 4096
 #: What `zipfile` raises of archives that are damaged, encrypted or compressed in an unknown way.
-_UNZIPPABLE = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, ValueError, NotImplementedError, RuntimeError)
+UNZIPPABLE = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, ValueError, NotImplementedError, RuntimeError)
 #: Fields of ONNX's ModelProto without which there is no model (onnx/onnx.proto): the graph and the operator sets.
 _GRAPH, _OPERATORS = 7, 8
 
@@ -100,7 +100,7 @@ def _pickle_in_archive(path: Path) -> str:
         if error.errno is not None:
             raise
         return "an archive that cannot be looked into"  # bz2 says so of data that are none
-    except _UNZIPPABLE:
+    except UNZIPPABLE:
         return "an archive that cannot be looked into"
     return ""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from built_kit import Built, built_in, nudged
 from registry_kit import copy_of
 
 from serving.build.cache import BuildError, Cache, versions
+from serving.build.evidence import memory
+from serving.build.imported import evaluate
 from serving.build.imported.clustered import by_clip, interval, sign_flip_test, upper_end
 from serving.build.imported.sound import expand, windows_of
 from serving.build.kinds import load_recipe, plan_of
@@ -231,13 +235,42 @@ def test_a_clip_in_two_splits_is_refused(tmp_path: Path, cut: int) -> None:
         build(recipe, Registry(tmp_path / "registry"), cache_dir=tmp_path / "cache")
 
 
-def test_a_few_clips_are_enough(tmp_path: Path) -> None:
+def test_a_few_clips_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, held = memory.measure, list[int]()
+
+    def measured(*given: Any, inputs: dict[str, np.ndarray], **more: Any) -> Any:
+        held.append(len(inputs["input"]))
+        return measure(*given, inputs=inputs, **more)
+
+    monkeypatch.setattr(memory, "measure", measured)
     (sound, classes), (other, others) = clips(4, 1), clips(3, 2)
     names = ("calibration-sound", "calibration-classes", "test-sound", "test-classes")
     made = built_in(tmp_path, write(tmp_path, arrays=dict(zip(names, (sound, classes, other, others), strict=True))))
     evaluation = made.registry.resolve("loud/fp32").evaluation
     assert evaluation["clips"] == 3
     assert evaluation["batch_neighbour_delta"] < 1e-4
+    assert held == [16] * 3  # clips come again: a batch is full whatever is measured of it
+
+
+def test_batches_whose_time_is_taken_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    spied: Any = SimpleNamespace(
+        preprocess=lambda feed: feed,
+        postprocess=lambda answer: answer,
+        run=lambda feed: seen.append(len(feed["input"])),
+    )
+
+    def once(call: Callable[[int], object], runs: int) -> dict[str, float]:
+        call(0)
+        return {}
+
+    monkeypatch.setattr(evaluate, "percentiles", once)
+    inputs = [{"name": "input", "datatype": "FP32", "shape": [-1, WINDOW]}]
+    stream = {"input": "input", "states": {}, "constants": {}}
+    windows = np.zeros((3, STEPS, WINDOW), np.float32)
+    said = evaluate._latency(spied, spied, windows, {"stream": stream, "inputs": inputs})
+    assert [*said] == ["threads", "batch_1", "batch_1_whole", "batch_16", "batch_16_whole"]
+    assert seen == [1, 1, 16, 16]
 
 
 class TestIntervals:

@@ -22,7 +22,7 @@ from serving.build.evidence.report import parts
 from serving.build.examples import Examples
 from serving.build.imported import model as imported
 from serving.build.imported.sound import CLIPS
-from serving.build.rows import spread
+from serving.build.rows import filled, spread
 from serving.build.text import quantize as text
 from serving.build.text.data import ROWS, check_data, read_split
 from serving.build.text.tokenizer import train_tokenizer
@@ -46,6 +46,10 @@ class TestSpread:
 
     def test_nothing_of_nothing(self) -> None:
         assert spread(0, 5).tolist() == spread(5, 0).tolist() == []
+
+    @pytest.mark.parametrize(("total", "rows"), [(16, 16), (900, 32)])
+    def test_filled_is_the_same_where_there_are_enough(self, total: int, rows: int) -> None:
+        assert filled(total, rows).tolist() == spread(total, rows).tolist()
 
     @pytest.mark.parametrize("classes", [2, 3, 4, 8])
     @pytest.mark.parametrize("step", [1, 2, 4])
@@ -101,7 +105,12 @@ class TestEvidence:
         assert len(batches) == 10
         for batch in batches:
             assert 6 <= (batch["x"] >= 300).sum() <= 10
-        assert [len(batch["x"]) for batch in mixed_batches(ordered(6), 16, 10)] == [6]
+
+    def test_a_batch_whose_time_or_memory_is_taken_is_full_however_few_rows_there_are(self) -> None:
+        few = ordered(8)
+        (batch,) = mixed_batches(few, 16, 4)
+        assert np.bincount(batch["x"][:, 0].astype(int)).tolist() == [2] * 8
+        assert len(examine._batch(subject.subject_of(few, few, ["ham", "spam"]))["x"]) == 16
 
     def test_activations_are_audited_all_over_the_split(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = Asked(None)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.build.cache import BuildError, Tick, write_json
-from serving.build.text.data import SPLITS
+from serving.build.text.data import SPLITS, UNPACKABLE
 from serving.registry.files import file_digest
 
 #: The arrays inside the folder of the step that checked the data.
@@ -37,8 +37,8 @@ def check_table(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, A
     """Check `needs["file"]`; write `TABLE` and `data.json`: rows by split and label, digests by split.
 
     Raises:
-        BuildError: another header, a value that is no finite number, an unknown label or split, a split without rows
-            of a label, a row in two splits.
+        BuildError: a damaged file, another header, a value that is no finite number, an unknown label or split, a
+            split without rows of a label, a row in two splits.
     """
     path, labels, columns = needs["file"], list(parameters["labels"]), list(parameters["columns"])
     rows: dict[str, list[tuple[list[float], int]]] = {name: [] for name in SPLITS}
@@ -61,7 +61,7 @@ def check_table(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, A
                 if home.setdefault(tuple(values), split) != split:
                     raise BuildError(f"{place}: the same row is in another split")
                 rows[split].append((values, labels.index(label)))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (*UNPACKABLE, UnicodeDecodeError, csv.Error) as error:
         raise BuildError(f"{path}: cannot be read: {error}") from error
     arrays: dict[str, np.ndarray] = {}
     counts: dict[str, dict[str, int]] = {}

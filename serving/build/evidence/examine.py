@@ -17,7 +17,7 @@ from serving.build.cache import Tick, write_json
 from serving.build.evaluate import infer
 from serving.build.evidence import adversarial, memory, perturb, saturation, slices
 from serving.build.examples import Examples
-from serving.build.rows import spread
+from serving.build.rows import filled
 from serving.registry.manifest import Manifest
 from serving.runtimes.base import Session, open_session
 from serving.runtimes.pipeline import Pipeline
@@ -85,9 +85,8 @@ def examine(
         (np.load(before / "answers.npy"), np.load(before / "distances.npy")) if before is not None else (ours, moved)
     )
     tick(total - 1, total, "memory")
-    few = spread(len(subject.truth), _BATCH)
-    batch = {name: values[few] for name, values in subject.inputs.items()}
-    taken = memory.measure(manifest, needs["model"], runtime=runtime, inputs=pipeline.preprocess(batch), scratch=out)
+    ready = pipeline.preprocess(_batch(subject))
+    taken = memory.measure(manifest, needs["model"], runtime=runtime, inputs=ready, scratch=out)
     write_json(
         out / "evidence.json",
         {
@@ -104,6 +103,12 @@ def examine(
             else None,
         },
     )
+
+
+def _batch(subject: Subject) -> Inputs:
+    """A full batch, however few rows there are: its memory is held against that of other models."""
+    rows = filled(len(subject.truth), _BATCH)
+    return {name: values[rows] for name, values in subject.inputs.items()}
 
 
 def _source(needs: Mapping[str, Path], entry: str) -> Path | None:

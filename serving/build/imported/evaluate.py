@@ -17,7 +17,7 @@ from serving.build.imported.clustered import by_clip
 from serving.build.imported.sound import read_clips
 from serving.build.imported.stream import feeds
 from serving.build.interface import draft
-from serving.build.rows import spread
+from serving.build.rows import filled, spread
 from serving.runtimes.base import Session, open_session
 from serving.runtimes.pipeline import Pipeline
 
@@ -41,7 +41,7 @@ def evaluate_stream(out: Path, needs: Mapping[str, Path], parameters: Mapping[st
     few = spread(len(scores), _ALONE)
     alone = [scores_of(pipeline, session, clips.windows[at : at + 1], parameters)[0] for at in few.tolist()]
     tick(2, 4, "memory")
-    feed, _ = next(feeds(clips.windows[spread(len(scores), _BATCH)], parameters["stream"], parameters["inputs"]))
+    feed, _ = next(feeds(clips.windows[filled(len(scores), _BATCH)], parameters["stream"], parameters["inputs"]))
     ready = pipeline.preprocess(feed)
     taken = memory.measure(manifest, needs["model"], runtime="onnxruntime", inputs=ready, scratch=out)
     tick(3, 4, "latency")
@@ -100,7 +100,7 @@ def _latency(
     """Milliseconds of one step of one thread: the session alone, and with what is around it."""
     measured: dict[str, Any] = {"threads": 1}
     for size in (1, _BATCH):
-        feed, _ = next(feeds(windows[spread(len(windows), size)], parameters["stream"], parameters["inputs"]))
+        feed, _ = next(feeds(windows[filled(len(windows), size)], parameters["stream"], parameters["inputs"]))
 
         def bare(index: int, feed: dict[str, np.ndarray] = feed) -> None:
             session.run(feed)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from serving.build.cache import BuildError, Tick, write_json
 from serving.registry.files import file_digest
+from serving.registry.formats import UNZIPPABLE
 
 SPLITS = ("calibration", "test")
 #: The arrays inside the folder of the step that checked the data.
@@ -47,14 +49,14 @@ def check_clips(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, A
     """Check `needs["file"]`; write `CLIPS` and `data.json`: windows by split and label, digests by split.
 
     Raises:
-        BuildError: a missing array, another type or shape, a class that is none, a split without one of the labels, a
-            clip in two splits.
+        BuildError: a damaged file, a missing array, another type or shape, a class that is none, a split without one of
+            the labels, a clip in two splits.
     """
     path, labels = needs["file"], parameters["labels"]
     try:
         with np.load(path, allow_pickle=False) as stored:
             given = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError) as error:
+    except (OSError, TokenError, *UNZIPPABLE) as error:  # numpy lets the tokenizer's error of a damaged header pass
         raise BuildError(f"{path}: cannot be read: {error}") from error
     arrays: dict[str, np.ndarray] = {}
     counts, digests = {}, {}

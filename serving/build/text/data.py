@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import re
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from serving.registry.files import file_digest
 #: The data file inside the folder of the step that checked it.
 ROWS = "rows.jsonl.gz"
 SPLITS = ("train", "calibration", "validation", "test")
+#: What `gzip` raises of files that cannot be read, are cut short, or are damaged within.
+UNPACKABLE = (OSError, EOFError, zlib.error)
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,7 +47,7 @@ class Split(NamedTuple):
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All rows of a gzipped JSON-lines file. Raises `BuildError` naming the line."""
+    """All rows of a gzipped JSON-lines file. Raises `BuildError` naming the file, and the line if it is one."""
     decoder = msgspec.json.Decoder(Row)
     rows = []
     try:
@@ -54,7 +57,7 @@ def read_rows(path: Path) -> list[Row]:
                     rows.append(decoder.decode(line))
                 except UNREADABLE as error:
                     raise BuildError(f"{path}: line {number}: {error}") from error
-    except (OSError, EOFError) as error:
+    except UNPACKABLE as error:
         raise BuildError(f"{path}: cannot be read: {error}") from error
     return rows
 
