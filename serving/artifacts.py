@@ -18,6 +18,7 @@ from serving.governance.admission import required_policies
 from serving.loading import Loader
 from serving.paths import Paths
 from serving.registry.hosts import processors
+from serving.registry.signatures import unlike
 from serving.registry.store import Registry
 
 
@@ -42,9 +43,24 @@ def started(config: Config, registry: Registry) -> Started:
 
     Raises:
         RegistryError: as `pinned`.
-        ConfigError: a policy cannot be used.
+        ConfigError: a policy cannot be used, or a variant in its baseline's place.
     """
-    return Started.model_validate({**dict(pinned(config, registry)), "policies": required_policies(config)})
+    named = pinned(config, registry)
+    _require_alike(named, registry)
+    return Started.model_validate({**dict(named), "policies": required_policies(config)})
+
+
+def _require_alike(config: Config, registry: Registry) -> None:
+    """Raises `ConfigError` for a variant that would refuse the baseline's clients, which no guard could see."""
+    for name, model in config.models.items():
+        baseline = registry.resolve(model.variants[model.baseline].artifact)
+        for variant, given in model.variants.items():
+            own = registry.resolve(given.artifact)
+            if why := unlike(own.signature, baseline.signature):
+                raise ConfigError(
+                    f"models.{name}.variants.{variant}: {own.ref} cannot answer in the place of the baseline "
+                    f"{model.baseline}, {baseline.ref}: {why}"
+                )
 
 
 def in_use(config: Config, registry: Registry) -> set[str]:

@@ -351,7 +351,7 @@ class DataPlane:
         return answer
 
     async def _prepare(self, work: _Work, plane: VariantPlane, deadline_ns: int) -> None:
-        """Make the session inputs. Raises `Fault` TIMEOUT."""
+        """Make the session inputs. Raises as `VariantPlane.preprocess`."""
         baseline = self.planes.get(work.model, work.view.table.baseline)
         if baseline is not None and baseline.pipeline.preprocess_key == plane.pipeline.preprocess_key:
             deadline_ns = work.deadline_ns  # they are the baseline's as well: not to be made twice

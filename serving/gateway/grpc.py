@@ -160,13 +160,14 @@ class GrpcGateway:
             exchange.refusal = GrpcReply(_UNIMPLEMENTED, message=f"no such method: {exchange.text(b':path')[:100]}")
         else:
             exchange.route(*method)
-            if headers[b":path"] == _INFER:
-                exchange.asks = self._models
             if headers[b":path"] not in _FOR_ANYBODY:
                 try:
                     self._authorize(exchange)
                 except RequestError as error:
-                    exchange.refusal = self.refuse(error, exchange.asks)
+                    exchange.refusal = self.refuse(error, ())  # who may not ask is no model's to answer
+                    return exchange
+            if headers[b":path"] == _INFER:
+                exchange.asks = self._models
         return exchange
 
     def refuse(self, error: RequestError, models: Iterable[str]) -> GrpcReply:

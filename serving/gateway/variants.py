@@ -269,17 +269,24 @@ class VariantPlane:
         """Client tensors to session tensors; off the event loop if there is much to tokenize.
 
         Raises:
-            Fault: TIMEOUT, the deadline passed first.
+            RequestError: they are the client's mistake.
+            Fault: TIMEOUT, the deadline passed first; ERROR, it cannot make of them what others may.
         """
         if self.manifest.preprocess.kind == "none":
             return inputs
-        if rows <= INLINE_ROWS and sum(len(text) for data in inputs.values() for text in data.flat) <= INLINE_BYTES:
-            return self.pipeline.preprocess(inputs)
+        few = rows <= INLINE_ROWS and sum(len(text) for data in inputs.values() for text in data.flat) <= INLINE_BYTES
         name, left_s = self.entry.name, (deadline_ns - self._clock.monotonic_ns()) / 1e9
+        make = partial(self.pipeline.preprocess, inputs)
         try:
-            return await offloaded(partial(self.pipeline.preprocess, inputs), left_s)
+            return make() if few else await offloaded(make, left_s)
+        except RequestError:
+            raise
         except TimeoutError:
             raise Fault(name, Cause.TIMEOUT, f"the deadline passed before the text for {name} was tokenized") from None
+        except Exception as error:
+            log.exception("%s: cannot tokenize a text", name)
+            message = f"{name}: the text cannot be tokenized ({type(error).__name__})"
+            raise Fault(name, Cause.ERROR, message) from error
 
     async def warm(self, limit_s: float) -> None:
         """Wait until it has a worker, at most `limit_s` seconds."""

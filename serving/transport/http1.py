@@ -236,11 +236,11 @@ class Http1Connection(asyncio.Protocol):
         self._server.closed(self)
         if self._task is not None:
             self._task.cancel()
-        for exchange in (self._answering, self._exchange, *(turn.exchange for turn in self._waiting)):
+        for exchange in (self._answering, self._exchange):
             if exchange is not None:
                 exchange.end()
         self._answering = self._exchange = None
-        self._waiting.clear()
+        self._drop_waiting()
         del self._parser  # it refers back to this object
 
     def pause_writing(self) -> None:
@@ -413,12 +413,19 @@ class Http1Connection(asyncio.Protocol):
                 self.due = self._loop.time() + IDLE_S
             return
         self._closing = True
+        self._drop_waiting()
         if turn.unread:
             transport.write_eof()
             self._linger()
         else:
             self._await_client()
             transport.close()
+
+    def _drop_waiting(self) -> None:
+        """Let go of what waits: nothing is answered behind the answer that ends a connection."""
+        for turn in self._waiting:
+            turn.exchange.end()
+        self._waiting.clear()
 
     def _owes(self) -> bool:
         """Whether a client has answers to come, or to take."""
@@ -427,7 +434,10 @@ class Http1Connection(asyncio.Protocol):
     def _linger(self) -> None:
         """The client may still be sending: closing now would reset the connection and lose its answer (RFC 9112,
         section 9.6), so what comes is thrown away for a moment, once it has taken all answers."""
-        if self._transport is None or self._transport.is_closing() or self._owes():
+        if self._transport is None or self._owes():
+            return
+        if self._transport.is_closing():
+            self._await_client()  # what is left to do is its reading
             return
         self.due = self._loop.time() + LINGER_S
         self._transport.resume_reading()

@@ -28,12 +28,15 @@ async def turns(count: int = 12) -> None:
 
 
 class FakeTransport(asyncio.Transport):
-    """Keeps what is written. With `stuck` set, writing pauses the protocol, as a full socket buffer does."""
+    """Keeps what is written. With `stuck` set, writing pauses the protocol, as a full socket buffer does.
+
+    Closed, it is there until the client has taken everything, and until then takes what is written to it.
+    """
 
     def __init__(self, make: Callable[[], asyncio.Protocol]) -> None:
         super().__init__({"peername": ("10.0.0.9", 40_000)})
         self.sent = bytearray()
-        self.closed = self.aborted = self.half_closed = self.stuck = False
+        self.closed = self.aborted = self.half_closed = self.stuck = self.lost = False
         self.reading = True
         self.unread = 0  # bytes that the client has not taken yet
         self.protocol = make()
@@ -47,7 +50,7 @@ class FakeTransport(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         assert not self.half_closed, "written after the end"
-        if not self.closed:
+        if not self.lost:
             self.sent += data
             if self.stuck:
                 began, self.unread = not self.unread, self.unread + len(data)
@@ -67,22 +70,30 @@ class FakeTransport(asyncio.Transport):
         self.stuck = False
         self.unread = 0
         self.protocol.resume_writing()
+        if self.closed:
+            self._lose()
 
     def write_eof(self) -> None:
-        self.half_closed = True
+        self.half_closed = self.half_closed or not self.closed
 
     def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
+        self.closed = True
+        if not self.unread:
+            self._lose()
 
     def abort(self) -> None:
         self.aborted = True
-        self.close()
+        self.hang_up()
 
     def hang_up(self) -> None:
         """The client is gone."""
-        self.close()
+        self.closed = True
+        self._lose()
+
+    def _lose(self) -> None:
+        if not self.lost:
+            self.lost = True
+            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
 
     def is_closing(self) -> bool:
         return self.closed

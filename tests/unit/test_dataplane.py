@@ -416,6 +416,39 @@ async def test_a_failure_after_inference_is_recorded_and_falls_back(start: Start
     assert gateway.records()[-1]["cause"] == Cause.ERROR
 
 
+@pytest.mark.parametrize("texts", [("spam",), ("spam",) * 9], ids=["inline", "in a thread"])
+async def test_a_tokenizer_that_fails_is_recorded_and_falls_back(start: Start, texts: tuple[str, ...]) -> None:
+    gateway = start(candidate="")
+    await gateway.publish({"candidate": 100})
+    candidate, teacher = (gateway.plane.planes.get("tiny", name) for name in ("candidate", "teacher"))
+    assert candidate is not None
+    assert teacher is not None
+
+    def bad(inputs: object) -> Any:
+        raise ValueError("cannot")
+
+    candidate.pipeline.preprocess = bad  # type: ignore[method-assign]
+    reply = await gateway.ask(*texts, sticky="u1")
+    assert (reply.reason, labels(reply)) == ("fallback:error", ["spam"] * len(texts))
+    record = gateway.records()[-1]
+    assert (record["cause"], record["status"]) == (Cause.ERROR, 200)
+    teacher.pipeline.preprocess = bad  # type: ignore[method-assign]
+    with pytest.raises(RequestError) as refused:
+        await gateway.ask(*texts, sticky="u1")
+    assert refused.value.http_status == 500
+
+
+async def test_a_text_that_is_none_is_the_clients_mistake(start: Start) -> None:
+    gateway = start(candidate="")
+    await gateway.publish({"candidate": 100})
+    wrong = request("spam")
+    wrong.inputs[0].data[0] = b"\xff"
+    with pytest.raises(RequestError) as refused:
+        await gateway.plane.infer("tiny", "", wrong, Caller(gateway.clock.monotonic_ns(), sticky="u1"))
+    assert refused.value.http_status == 400
+    assert gateway.records()[-1]["cause"] == Cause.NONE
+
+
 async def test_reloading_the_baseline_under_load_fails_nobody(start: Start) -> None:
     gateway = start(slow="slow")
     table = gateway.snapshot.tables["tiny"]

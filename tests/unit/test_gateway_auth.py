@@ -15,9 +15,9 @@ from serving.contract import Flag
 from serving.control.auth import VISITOR, Auth, Principal
 from serving.control.tokens import Token, hashed
 from serving.gateway.budget import InflightBudget
-from serving.gateway.grpc import SERVICE, GrpcGateway
+from serving.gateway.grpc import SERVICE, GrpcExchange, GrpcGateway
 from serving.gateway.http import HttpGateway
-from tests.support.gateway import InProcessGateway, published
+from tests.support.gateway import InProcessGateway, published, status_cells
 from tests.support.http_exchange import Answer, Client
 
 BODY = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["spam"]}]}
@@ -47,13 +47,16 @@ class Gate:
         message = pb.ModelInferRequest(model_name="tiny", model_version=version)
         message.inputs.add(name="text", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"spam")
         raw = message.SerializeToString()
-        headers = {b":path": f"/{SERVICE}/ModelInfer".encode(), b"content-type": b"application/grpc"}
-        call = self._grpc.begin(
-            headers | ({b"authorization": f"Bearer {token}".encode()} if token else {}), "127.0.0.1"
-        )
+        call = self.begin_grpc(token)
         reply = call.refusal or await call.respond(b"\0" + len(raw).to_bytes(4) + raw)
         call.end()
         return reply.status
+
+    def begin_grpc(self, token: str | None = None) -> GrpcExchange:
+        """A call for an inference of which the headers are there and no message."""
+        headers = {b":path": f"/{SERVICE}/ModelInfer".encode(), b"content-type": b"application/grpc"}
+        given = {b"authorization": f"Bearer {token}".encode()} if token else {}
+        return self._grpc.begin(headers | given, "127.0.0.1")
 
     async def feedback(self, token: str | None = None) -> int:
         return (await self._post("/v2/models/tiny/feedback", {"id": "r", "label": "spam"}, token, {})).status
@@ -149,3 +152,11 @@ async def test_a_peer_that_keeps_failing_is_told_to_wait(gateway: InProcessGatew
     slowed = await gate.infer("wrong")
     assert (slowed.status, int(slowed.headers["retry-after"]) > 0) == (429, True)
     assert (await gate.infer("viewer")).status == 200
+
+
+async def test_calls_without_a_valid_token_are_no_models_failures(gateway: InProcessGateway) -> None:
+    gate, before = Gate(gateway, None), status_cells(gateway, "teacher")
+    refusals = [gate.begin_grpc("wrong").refusal for _ in range(12)]
+    # 16: UNAUTHENTICATED, 8: RESOURCE_EXHAUSTED, which of a model in traffic would be its failure.
+    assert [refusal and refusal.status for refusal in refusals] == [16] * 10 + [8] * 2
+    assert status_cells(gateway, "teacher") == before

@@ -314,17 +314,15 @@ async def test_a_client_that_does_not_read_is_given_up(peer: Peer, app: App, clo
 
 @pytest.mark.parametrize("fields", [(), ("connection: close",)])
 async def test_a_client_that_reads_slowly_is_waited_for_and_one_that_all_but_stops_is_not(
-    peer: Peer, clock: LoopClock, monkeypatch: pytest.MonkeyPatch, fields: tuple[str, ...]
+    peer: Peer, clock: LoopClock, fields: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(peer, "close", lambda: None)  # not before all is sent
     peer.stuck = True
     peer.feed(get("/large", *fields))
     await turns()
-    monkeypatch.undo()
     for _ in range(5):
         peer.unread -= http1.WRITE_LEAST
         await clock.advance(http1.WRITE_S + http1.SWEEP_S)
-        assert not peer.closed
+        assert not peer.lost
     peer.unread -= http1.WRITE_LEAST - 1
     await clock.advance(http1.WRITE_S + http1.SWEEP_S)
     assert peer.aborted
@@ -379,6 +377,52 @@ async def test_a_client_that_reads_again_gets_the_rest(peer: Peer, clock: LoopCl
     await clock.advance(10)
     assert [len(answer.body) for answer in peer.answers()] == [100_000, 6]
     assert not peer.closed
+
+
+@pytest.mark.parametrize("behind", [b"nonsense\r\n\r\n", get("/second")], ids=["no request", "a request"])
+async def test_nothing_is_answered_behind_a_close_and_who_does_not_read_is_given_up(
+    peer: Peer, app: App, clock: LoopClock, behind: bytes
+) -> None:
+    """Else the connection of a client that never reads would keep its slot for ever."""
+    peer.unread = 1  # too little to be told of
+    peer.feed(get("/first", "connection: close") + behind)
+    await turns()
+    assert not peer.lost  # not before all is sent
+    await clock.advance(http1.WRITE_S + http1.SWEEP_S)
+    assert peer.aborted
+    assert peer.answer().headers[b"x-path"] == b"/first"
+    assert len(app.asked) == 1
+
+
+async def test_the_rest_of_a_last_answer_is_waited_for_as_long_as_all_of_it(peer: Peer, clock: LoopClock) -> None:
+    peer.stuck = True
+    peer.feed(get("/large", "connection: close"))
+    await turns()
+    peer.unread = 1
+    peer.protocol.resume_writing()
+    await clock.advance(http1.WRITE_S - 1)
+    assert not peer.lost
+    await clock.advance(2)
+    assert peer.aborted
+
+
+async def test_requests_behind_the_last_one_that_is_answered_are_given_back(peer: Peer, app: App) -> None:
+    """HTTP/1.0 is closed behind each answer, whatever the client asked for; its parser reads on."""
+    old = b"POST /old HTTP/1.0\r\nconnection: keep-alive\r\ncontent-length: 4\r\n\r\nbody"
+    peer.unread = 1
+    peer.feed(old * 3)
+    await turns()
+    assert not peer.lost
+    assert (peer.answer().body, len(app.asked), app.held) == (b"body", 1, 0)
+    assert [exchange.ended for exchange in app.begun] == [True] * 3
+
+
+async def test_what_is_no_request_behind_one_that_is_refused_is_not_answered(peer: Peer, clock: LoopClock) -> None:
+    peer.feed(post(b"body", "/no") + b"nonsense\r\n\r\n")
+    await turns()
+    assert peer.answer().status == 404
+    await clock.advance(http1.LINGER_S + http1.SWEEP_S)
+    assert peer.lost
 
 
 # ---------------------------------------------------------------- the end
