@@ -195,7 +195,8 @@ def settle(target: Target, load: Load) -> None:
 
 def _kill(target: Target, situation: Situation) -> None:
     if not situation.word or situation.asks_first:
-        with target.admin(PATIENCE_S) as client:
+        # Who has no other way than the control plane waits for it longer.
+        with target.admin(PATIENCE_S) if situation.word else target.admin() as client:
             try:
                 client.kill(target.model, reason=f"measured: {situation.name}")
                 return

@@ -9,7 +9,7 @@ import msgspec
 
 from serving.control.monitor_link import MonitorLink
 from serving.control.word import Look
-from serving.core.commands import Command, ControlState, Kill, Outcome, Rearm, Rollback, SetTraffic
+from serving.core.commands import ALL, Command, ControlState, Kill, Outcome, Rearm, Rollback, SetTraffic
 from serving.core.killswitch import OFF, engage
 from serving.core.routing import weights as shares_of
 from serving.errors import ErrorKind, RequestError
@@ -32,6 +32,17 @@ def claimed(state: ControlState, command: Kill | Rollback, look: Look) -> tuple[
         command = msgspec.structs.replace(command, at_least=seqs)
     found = msgspec.structs.replace(look.found, kills=kills, vetoes=vetoes)
     return command, Look(found, look.doubtful)
+
+
+def refuse_if_rearmed(state: ControlState, command: Command) -> None:
+    """A kill whose number was re-armed is told late: it may not strike what is armed since."""
+    if isinstance(command, Kill) and 0 < command.at_least <= state.kills.get(command.model, OFF).cleared:
+        whose = "all models" if command.model == ALL else command.model
+        raise RequestError(
+            ErrorKind.CONFLICT,
+            f"kill {command.at_least} of {whose} was re-armed already: nothing was changed; "
+            "without a kill_seq this is a kill of its own",
+        )
 
 
 def above(state: ControlState, command: Kill | Rollback, in_flight: Command | None) -> Kill | Rollback:

@@ -19,7 +19,14 @@ import msgspec
 
 from serving.clock import Clock
 from serving.control.audit import AuditEntry, Verification, iso
-from serving.control.conflicts import above, claimed, refuse_if_just_rolled_back, refuse_if_vetoed_since, unless_paused
+from serving.control.conflicts import (
+    above,
+    claimed,
+    refuse_if_just_rolled_back,
+    refuse_if_rearmed,
+    refuse_if_vetoed_since,
+    unless_paused,
+)
 from serving.control.events import EventHub
 from serving.control.gateways import Gateways
 from serving.control.lease import BEAT_S, take_lead
@@ -269,6 +276,7 @@ class Plane:
 
     async def _act_then_persist(self, command: Kill | Rollback) -> Outcome:
         # Up to the publication nothing is awaited: no lock, thread or disk can delay it.
+        refuse_if_rearmed(self._state, command)
         look = self._word.look(self._state)
         command, rest = claimed(self._state, command, look)
         self._take_word(rest)

@@ -111,8 +111,8 @@ def test_int8_is_rolled_out_until_it_is_the_baseline(stack: Stack, load: None) -
     humans = {row["action"] for row in audit_of(stack, target) if row["actor"] != "rollout"}
     assert humans == {"rollout-create", "rollout-approve"}
     assert _is_baseline(stack)
-    metrics = stack.monitor.get("/metrics").text
-    assert 'canarium_rollout_state{model="moderation",state="succeeded",variant="int8"} 1.0' in metrics
+    told = 'canarium_rollout_state{model="moderation",state="succeeded",variant="int8"} 1.0'
+    wait_for(lambda: told in stack.monitor.get("/metrics").text)
     _restart(stack)
     assert "baseline is teacher in the file and int8 in the store, which wins" in stack.output()
     assert _is_baseline(stack)

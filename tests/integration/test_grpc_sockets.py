@@ -115,10 +115,15 @@ def test_a_call_that_is_cancelled_or_late_takes_its_work_with_it(channel: grpc.C
     future = wait.future(b"x", timeout=30)
     wait_for(lambda: len(app.asked) == 1)
     future.cancel()
-    with pytest.raises(grpc.RpcError) as caught:
-        wait(b"x", timeout=1.5)
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    wait_for(lambda: len(app.begun) == 2 and all(call.cancelled and call.ended for call in app.begun))
+    for _ in range(10):  # where the machine stands still, a call may be late before its work begins
+        with pytest.raises(grpc.RpcError) as caught:
+            wait(b"x", timeout=1.5)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        if len(app.asked) > 1:
+            break
+    assert len(app.asked) > 1
+    wait_for(lambda: all(call.ended for call in app.begun))
+    wait_for(lambda: sum(call.cancelled for call in app.begun) == len(app.asked))
 
 
 def test_draining_lets_calls_finish_and_the_client_comes_again_elsewhere(server: Served, app: App) -> None:

@@ -17,7 +17,7 @@ import pytest
 from serving import processes
 from serving.errors import StartError
 from serving.transport.listeners import ListenerHolder, Sockets, claim, listen
-from tests.support.stack import ROOT
+from tests.support.stack import ROOT, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -102,7 +102,7 @@ time.sleep(60)
 
 
 def test_the_pair_of_a_claimant_that_is_killed_goes_to_its_successor(path: Path, ports: tuple[int, int]) -> None:
-    with holding(path, ports, 2):
+    with holding(path, ports, 2) as holder:
         stays = claim(path, "127.0.0.1", *ports)
         command = [sys.executable, "-c", CLAIMANT, str(path), *map(str, ports)]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as dies:
@@ -110,6 +110,7 @@ def test_the_pair_of_a_claimant_that_is_killed_goes_to_its_successor(path: Path,
             assert dies.stdout.readline() == b"claimed\n"
             os.kill(dies.pid, signal.SIGKILL)
             dies.wait(10)
+        wait_for(lambda: len(holder._claims) == 1)  # until the holder has heard of it
         successor = claim(path, "127.0.0.1", *ports)
         assert inode(successor.http) != inode(stays.http)
         waiting = [ask(ports[0]) for _ in range(20)]  # the kernel spreads them over both

@@ -128,7 +128,9 @@ async def test_every_way_to_end_a_body_is_understood(answer: bytes, folder: Path
 async def test_a_large_request_arrives_whole(folder: Path) -> None:
     body = bytes(range(256)) * 20_000
     async with serving(lambda _: OK) as server:
-        result = await measured(server.port, folder, requests=[http_request("/", body)])
+        result = await measured_until(
+            lambda found: found.count > 0, server.port, folder, requests=[http_request("/", body)]
+        )
     assert result.count > 0
     assert set(server.bodies) == {body}
 

@@ -104,8 +104,8 @@ def test_a_full_disk_delays_commits_and_stops_nothing(monitor: Monitor, tmp_path
     until(lambda: monitor.metric("canarium_events_consumed_total") == 901, "everything is read", monitor)
     until(lambda: monitor.verdict("agreement")["verdict"] == "pass", "everything is judged", monitor)
     # Room again: the next commit takes everything along, and a kill after it loses nothing.
-    resource.prlimit(monitor.process.pid, resource.RLIMIT_FSIZE, before)
     old = os.stat(tmp_path / "monitor" / state.FILE).st_mtime_ns
+    resource.prlimit(monitor.process.pid, resource.RLIMIT_FSIZE, before)
     until(lambda: os.stat(tmp_path / "monitor" / state.FILE).st_mtime_ns > old, "a commit again", monitor)
     monitor.stop(signal.SIGKILL)
     monitor.start()

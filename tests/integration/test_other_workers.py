@@ -49,12 +49,14 @@ def test_a_colocated_session_runs_in_one_thread_and_a_hung_run_is_terminated() -
     async def main() -> None:
         session = Doubling()
         worker = LocalWorker("local", session)
-        target = batcher(worker, hang_timeout_s=0.5)
-        results = await asyncio.gather(*(target.submit({"x": np.full((1, 1), i)}, 1, soon()) for i in range(20, 40)))
+        patient = batcher(worker)
+        results = await asyncio.gather(*(patient.submit({"x": np.full((1, 1), i)}, 1, soon()) for i in range(20, 40)))
         assert [int(result.outputs["y"][0, 0]) for result in results] == list(range(40, 80, 2))
         assert session.threads == {"canarium-local"}
         with pytest.raises(WorkerFailure, match="ValueError: negative"):
-            await target.submit({"x": np.full((1, 1), -1)}, 1, soon())
+            await patient.submit({"x": np.full((1, 1), -1)}, 1, soon())
+        await patient.close()
+        target = batcher(worker, hang_timeout_s=0.5)
         with pytest.raises(WorkerFailure) as caught:
             await target.submit({"x": np.full((1, 1), 13)}, 1, soon())
         assert caught.value.cause is Cause.TIMEOUT

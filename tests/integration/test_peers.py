@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,17 +28,30 @@ def _built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models.build(tmp_path / "no quickstart", only=("mlp",))
 
 
+def lively(record: dict[str, Any]) -> bool:
+    result = Result(**record["result"])
+    return result.count + result.unsent > 20  # a machine that stands still leaves some unsent
+
+
+def visited() -> list[dict[str, Any]]:
+    """Visited again, four times at most, while a machine that stands still leaves too little in so short a time."""
+    for _ in range(4):
+        records = [record for _, record in visit.visit(PEER, "mlp", OVERHEAD, PLAN)]
+        assert all(Result(**record["result"]).failed == 0 for record in records)
+        if len(records) == 3 * len(OVERHEAD) and all(lively(record) for record in records):
+            break
+    return records
+
+
 def test_a_visit_measures_every_case_and_leaves_no_process() -> None:
-    records = [record for _, record in visit.visit(PEER, "mlp", OVERHEAD, PLAN)]
+    records = visited()
     assert [(record["case"], record["connections"], record["share"]) for record in records] == [
         (case.name, connections, share)
         for case in OVERHEAD
         for connections, share in ((1, None), (32, None), (visit.OPEN_CONNECTIONS, 0.5))
     ]
     for record in records:
-        result = Result(**record["result"])
-        assert result.failed == 0
-        assert result.count + result.unsent > 20  # a machine that stands still leaves some unsent
+        assert lively(record)
         assert record["memory_mib"] > 10
     assert sum(records[1]["cpu_s"].values()) > 0.02  # it was busy for half a second
     assert records[2]["target_rate"] == pytest.approx(records[1]["result"]["rate"] / 2)

@@ -129,8 +129,13 @@ class RunningPrometheus:
         return list(data["result"])
 
     def value(self, expr: str) -> float:
-        """The one value of `expr`. Raises `AssertionError` unless there is exactly one."""
-        result = self.query(expr)
+        """The one value of `expr`, once it has any: a scrape that fails takes all series away until the next one.
+
+        Raises:
+            AssertionError: there is more than one.
+            TimeoutError: there is none.
+        """
+        result = self.wait_for(expr)
         assert len(result) == 1, f"{expr}: expected one series, got {result}"
         return float(result[0]["value"][1])
 

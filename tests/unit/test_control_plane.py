@@ -315,6 +315,21 @@ async def test_a_rearm_does_not_clear_a_kill_that_came_after_it_was_asked(rig: R
     assert rig.word.latch(MODEL_KILL) == Latch(2, 1)
 
 
+@pytest.mark.parametrize("target", ["moderation", "*"])
+async def test_a_kill_that_is_told_when_its_number_was_rearmed_kills_nothing(rig: Rig, target: str) -> None:
+    monitor = By("monitor", "invalid outputs")
+    seq = rig.word.latch_on(slot_key(target))
+    await rig.plane.poll_word()
+    await rig.plane.execute(Rearm(target, ME, seq))
+    with pytest.raises(RequestError, match=rf"kill {seq} of .* was re-armed already") as caught:
+        await rig.plane.execute(Kill(target, monitor, seq))
+    assert caught.value.kind is ErrorKind.CONFLICT
+    assert rig.plane.state.kills[target] == rig.word.latch(slot_key(target)) == Latch(seq, seq)
+    newer = rig.word.latch_on(slot_key(target))
+    await rig.plane.execute(Kill(target, monitor, newer))
+    assert rig.plane.state.kills[target] == Latch(newer, seq)
+
+
 async def test_a_slot_is_unreadable_only_when_two_looks_say_so(rig: Rig) -> None:
     rig.word.latch_on(MODEL_KILL)
     rig.word.latch_off(MODEL_KILL, 1)

@@ -17,6 +17,7 @@ class Dead:
     """An admin client whose control plane does not answer."""
 
     asked = 0
+    patience_s = 0.0
 
     def __enter__(self) -> Dead:
         return self
@@ -30,8 +31,13 @@ class Dead:
 
 @pytest.fixture
 def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
-    Dead.asked = 0
-    monkeypatch.setattr(Target, "admin", lambda self, timeout_s=10.0: Dead())
+    Dead.asked, Dead.patience_s = 0, 0.0
+
+    def admin(_: Target, timeout_s: float = 10.0) -> Dead:
+        Dead.patience_s = timeout_s
+        return Dead()
+
+    monkeypatch.setattr(Target, "admin", admin)
     Paths.of(tmp_path).run_dir.mkdir()
     return Target("http://127.0.0.1:1", "http://127.0.0.1:2", tmp_path, "m", "candidate")
 
@@ -45,8 +51,10 @@ def test_the_word_is_written_at_once_or_after_the_control_plane_was_asked(target
     assert latch is not None
     assert latch.on
     assert Dead.asked == asks_first
+    assert Dead.patience_s == (killing.PATIENCE_S if asks_first else 0)
 
 
 def test_without_the_word_a_dead_control_plane_is_an_error(target: Target) -> None:
     with pytest.raises(Unreachable):
         killing._kill(target, Situation("idle"))
+    assert Dead.patience_s > killing.PATIENCE_S  # nothing comes after it

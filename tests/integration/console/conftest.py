@@ -30,11 +30,10 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def watched(browser: Browser, mock: Mock) -> Iterator[Watched]:
     """The console, opened. Whatever a test does with it: no script error, no CSP violation, no foreign request."""
-    from tests.support.console import PATIENCE_MS, Watched, expect
+    from tests.support.console import Watched, expect
 
     page = browser.new_page(viewport={"width": 1440, "height": 900})
     watched = Watched(page, mock.url)
-    expect.set_options(timeout=PATIENCE_MS)
     page.goto(mock.url)
     expect(page.get_by_role("heading", level=1)).to_have_text("moderation")
     yield watched

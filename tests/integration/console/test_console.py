@@ -152,9 +152,7 @@ def test_the_console_of_a_running_instance_sets_a_canary(browser: Browser, quick
         dialog.get_by_role("button", name="Set int8 to 30 %").click()
         expect(dialog).not_to_be_visible()
         expect(panel(page, "Timeline").get_by_text("from the console")).to_be_visible()
-        expect(panel(page, "Verdicts").get_by_text(re.compile("int8 disagrees with teacher on"))).to_be_visible(
-            timeout=20_000
-        )
+        expect(panel(page, "Verdicts").get_by_text(re.compile("int8 disagrees with teacher on"))).to_be_visible()
         expect(panel(page, "Live").locator(".plot path.line[d^=M]").first).to_be_visible()
         page.screenshot(path=os.environ.get("CANARIUM_SCREENSHOT", str(tmp_path / "console.png")), full_page=True)
     page.close()
