@@ -175,10 +175,12 @@ GUARD_FACTS = st.fixed_dictionaries(
     {}, optional={name: st.tuples(WORDS, st.sampled_from(["none", "pause", "rollback"])) for name in passing()}
 )
 SITUATIONS = st.builds(
-    lambda guards, live, **more: Facts(
-        guards={name: Guard(name, word, act if word == "fail" else "none") for name, (word, act) in guards.items()},
-        live=live, pairs=live, **more,
+    lambda fresh, guards, live, **more: Facts(
+        fresh=fresh,
+        guards={n: Guard(n, word, act if word == "fail" else "none") for n, (word, act) in guards.items() if fresh},
+        live=live if fresh else 0, pairs=live if fresh else 0, **more,
     ),
+    fresh=st.sampled_from([True, True, True, False]),
     guards=st.one_of(GUARD_FACTS, st.just(dict.fromkeys(passing(), ("pass", "none")))),
     live=st.sampled_from([0, 5, 1000, 1000]),
     silent_s=st.sampled_from([0.5, 0.5, 0.5, 60.0, None]),

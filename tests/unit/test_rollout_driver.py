@@ -191,6 +191,21 @@ async def test_verdicts_from_before_the_latest_change_of_traffic_count_for_nothi
     assert {verdict["verdict"] for verdict in view["verdicts"]} == {"no_data"}
 
 
+@pytest.mark.parametrize(("state", "following"), [(State.RAMPING, State.RAMPING), (State.PROMOTING, State.MONITORING)])
+async def test_a_step_counts_nothing_from_before_it_because_a_heartbeat_is_late(
+    live: Live, state: State, following: State
+) -> None:
+    given, rev = await live.until(state), live.plane.state.rev
+    live.plane.heartbeat(Heartbeat(at="now", mode="ok", rev=rev - 1))
+    live.plane.gateways.see(GatewayInfo("gateway-1", rev=rev))
+    await live.driver.tick()
+    assert live.rollout == given  # every gateway obeys, and the monitor has not seen it
+    live.hear(counts={"moderation": {"int8": {"live": 5000, "pairs": 5000, "suspect": 0.0, "workers": 1}}})
+    await live.driver.tick()
+    assert live.rollout is not None
+    assert (live.rollout.state, live.rollout.step_seen) == (following, 5000)
+
+
 async def test_after_a_restart_a_rollback_is_not_done_before_a_gateway_has_polled(live: Live, tmp_path: Path) -> None:
     await live.until(State.RAMPING)
     live.words = {"agreement": "fail"}
