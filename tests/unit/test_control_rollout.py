@@ -274,13 +274,35 @@ def test_traffic_of_another_variant_or_the_reference_alone_pauses_nothing() -> N
         assert only(run(ramping(), command).state).state is State.RAMPING
 
 
+@pytest.mark.parametrize("moves", [(), (Move.START,), STEPS])
 @pytest.mark.parametrize(
     ("by", "failed"), [(GUARD, True), (By("ann", "enough"), False), (By("rollout", "late", {"limit": "x"}), True)]
 )
-def test_a_rollback_ends_a_rollout_and_only_a_machines_may_be_tried_again_by_itself(by: By, failed: bool) -> None:
-    state = run(ramping(), Rollback("moderation", by)).state
+def test_a_rollback_ends_a_rollout_and_only_a_machines_may_be_tried_again_by_itself(
+    moves: tuple[Move, ...], by: By, failed: bool
+) -> None:
+    state = run(fresh(), start(), *moves, Rollback("moderation", by)).state
     assert (only(state).state, only(state).failed) == (State.ROLLING_BACK, failed)
     assert only(state).why == by.reason
+
+
+def test_a_rollback_of_everybody_ends_the_rollouts_of_its_model_and_leaves_those_that_are_over() -> None:
+    models = {name: spec(weights={}, shadow={}) for name in ("moderation", "other")}
+    other = StartRollout("other", "int8", POLICY["short"], "file", ME)
+    over = (start("int8"), Rollback("moderation", ME, "int8"), MoveRollout("int8-1", Event(Move.DONE), ME, "s"))
+    outcome = run(seeded(models), *over, other, start(), Rollback("moderation", ME))
+    assert {name: str(given.state) for name, given in outcome.state.rollouts.items()} == {
+        "int8-1": "rolled_back", "int8-2": "pending", "distilled-3": "rolling_back",
+    }  # fmt: skip
+    assert [(row.action, row.variant) for row in outcome.audit] == [
+        ("rollback", "distilled"), ("rollout-abort", "distilled"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("moves", [(), (Move.START,), STEPS])
+@pytest.mark.parametrize("whose", ["moderation", ALL])
+def test_a_kill_ends_a_rollout_also_before_it_has_traffic(moves: tuple[Move, ...], whose: str) -> None:
+    assert only(run(fresh(), start(), *moves, Kill(whose, ME)).state).state is State.KILLED
 
 
 def test_a_rollback_found_in_the_control_word_ends_a_rollout() -> None:
