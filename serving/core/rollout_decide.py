@@ -292,7 +292,8 @@ def _gate(rollout: Rollout, facts: Facts, now_ns: int) -> Decision:
             return _event(Move.FINISH, facts, rollout, why, evidence=found)
         return _to_weight(rollout, facts, Move.RAMP, rollout.at + 1, "the shadow has passed", found)
     if step is None:
-        return _promotion(rollout, facts)
+        # An approval before it has set the weight: verdicts from before that are no lack of data.
+        return _unsettled(facts, _weight(rollout)) or _promotion(rollout, facts)
     if step.approve is not None:
         why = f"waits for the approval of {_article(step.approve.role)} {step.approve.role}"
         return _event(Move.HOLD, facts, rollout, why, hold=Hold.APPROVAL)

@@ -28,7 +28,7 @@ from serving.core.commands import (
     WordWrite,
 )
 from serving.core.rollout import Event, Hold, Move, Rollout, State
-from serving.core.rollout_policy import Hook, Policy, Step
+from serving.core.rollout_policy import Hook, Policy, Step, parse_policy
 from serving.core.routing import weights
 from serving.errors import ErrorKind, RequestError
 
@@ -266,6 +266,16 @@ def test_what_is_set_by_hand_during_a_pause_is_not_undone_when_that_would_end_by
     paused = run(ramping(), MoveRollout("distilled-1", Event(Move.HOLD, "held", hold=hold), ME, "")).state
     lowered = run(paused, SetTraffic(model="moderation", by=ME, salt="s", weights={"distilled": 0})).state
     assert (only(lowered).hold, only(lowered).held) == (Hold.MANUAL, State.RAMPING)
+
+
+def test_an_approval_restores_what_was_set_by_hand_while_it_was_waited_for() -> None:
+    policy = parse_policy({"steps": [{"set_weight": 50}, {"approve": {}}]})
+    begun = run(fresh(), msgspec.structs.replace(start(), policy=policy), Move.START, Move.RAMP, Move.ADVANCE)
+    for percent in (0, 80):
+        by_hand = SetTraffic(model="moderation", by=ME, salt="s", weights={"distilled": percent})
+        waiting = run(begun.state, Move.HOLD, by_hand).state
+        assert (only(waiting).hold, weights(table(waiting))["distilled"]) == (Hold.APPROVAL, percent * 100)
+        assert weights(table(run(waiting, Move.APPROVE).state))["distilled"] == 5000
 
 
 def test_traffic_of_another_variant_or_the_reference_alone_pauses_nothing() -> None:

@@ -29,6 +29,7 @@ from serving.core.rollout import (
     step,
 )
 from serving.core.rollout_decide import Facts, Guard, by_hand, decide
+from serving.core.rollout_policy import parse_policy
 from serving.errors import ErrorKind, RequestError
 
 #: The table once more, written down by hand: (state, event) -> state. What is not here is refused.
@@ -117,6 +118,14 @@ def test_a_resumed_ramp_sets_its_weight_right_and_starts_its_step_anew() -> None
     resumed, again = step(paused, Event(Move.RESUME, "seen", seen=70), NOW + 60 * SECOND)
     assert (resumed.state, resumed.step_ns, resumed.step_seen) == (State.RAMPING, NOW + 60 * SECOND, 70)
     assert again == (Weight(5000),)
+
+
+def test_an_approval_sets_the_weight_right_whatever_the_next_step_is() -> None:
+    steps = ({"set_weight": 50}, {"approve": {}}, {"bake": {}}, {"approve": {}}, {"set_weight": 60}, {"approve": {}})
+    policy = parse_policy({"steps": list(steps)})
+    for at, share in ((1, 5000), (3, 6000), (5, 6000)):  # before a bake, a weight, the promotion
+        waiting = rollout(policy=policy, state=State.PAUSED, held=State.RAMPING, hold=Hold.APPROVAL, at=at)
+        assert effects(waiting, Move.APPROVE) == (Weight(share),)
 
 
 def test_a_step_that_had_done_its_part_does_not_start_anew() -> None:

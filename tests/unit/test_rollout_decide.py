@@ -128,7 +128,11 @@ def test_a_weight_is_left_only_when_every_gateway_has_it() -> None:
 
 @pytest.mark.parametrize(
     ("state", "at", "what", "move"),
-    [(State.RAMPING, 4, "50 %", Move.ADVANCE), (State.PROMOTING, 6, "the promotion", Move.PROMOTED)],
+    [
+        (State.RAMPING, 4, "50 %", Move.ADVANCE),
+        (State.RAMPING, 6, "50 %", Move.PROMOTE),
+        (State.PROMOTING, 6, "the promotion", Move.PROMOTED),
+    ],
 )
 def test_what_is_counted_from_a_change_of_traffic_on_waits_for_the_monitor_to_have_seen_it(
     state: State, at: int, what: str, move: Move
