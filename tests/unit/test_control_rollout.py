@@ -318,8 +318,21 @@ def test_a_kill_ends_a_rollout_also_before_it_has_traffic(moves: tuple[Move, ...
 def test_a_rollback_found_in_the_control_word_ends_a_rollout() -> None:
     word = ImportWord(vetoes={"moderation/distilled": Latch(9, 1)})
     outcome = run(ramping(), word)
-    assert (only(outcome.state).state, only(outcome.state).failed) == (State.ROLLING_BACK, True)
-    assert [row.action for row in outcome.audit] == ["rollback", "rollout-fail"]
+    assert (only(outcome.state).state, only(outcome.state).failed) == (State.ROLLING_BACK, False)
+    assert [row.action for row in outcome.audit] == ["rollback", "rollout-abort"]
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_guard_that_says_later_that_the_word_was_its_own_lets_it_be_tried_again_by_itself(done: bool) -> None:
+    found = run(ramping(), ImportWord(vetoes={"moderation/distilled": Latch(9, 1)})).state
+    if done:  # the driver says why once more
+        found = run(found, MoveRollout("distilled-1", Event(Move.DONE, only(found).why), ME, "")).state
+    told = run(found, Rollback("moderation", GUARD, "distilled"))
+    assert (only(told.state).failed, only(told.state).why) == (True, GUARD.reason)
+    assert [(row.action, row.actor) for row in told.audit] == [("rollback", GUARD.actor)]
+    by_hand = run(found, Rollback("moderation", ME, "distilled")).state
+    assert not only(by_hand).failed
+    assert not only(run(by_hand, Rollback("moderation", GUARD, "distilled")).state).failed  # a human's by now
 
 
 def test_a_rollback_of_what_is_vetoed_already_ends_a_rollout_that_is_about_to_start() -> None:
