@@ -87,7 +87,7 @@ def traffic(
 def rollback(model: str, variant: str | None, reason: str, control: str, token_file: Path | None, as_json: bool) -> int:
     """Take all traffic from VARIANT or every candidate.
 
-    Without VARIANT, every candidate and shadow of MODEL loses its traffic.
+    Without VARIANT, every candidate and shadow of MODEL loses its traffic. A rollout under way ends.
     """
     with admin(control, token_file) as client:
         answer = client.rollback(model, variant, reason=said(reason))

@@ -41,6 +41,8 @@ SEQ_MAX = 2**53 - 1
 SERIES_MAX_S = 900
 #: Snapshot long-polls parked over HTTP at a time.
 PARKED_MAX = 256
+#: Rows of the trail by which a rollback has taken a variant out.
+_TAKES = ("rollback", "rollout-abort", "rollout-fail")
 
 Handler = Callable[[Request, Principal], Awaitable[Response]]
 Body = TypeVar("Body")
@@ -305,9 +307,9 @@ class Admin:
         command = Rollback(model, _by(body, principal, body.evidence), body.variant)
         outcome = await self._plane.execute(command)
         epoch = table_of(outcome.state, model).epoch
-        # A rollout that it ends has a row of its own, of the same variant.
-        taken = [row.variant for row in outcome.audit if row.action == "rollback"]
-        return http.answer({"model": model, "epoch": epoch, "rolled_back": taken})
+        # A rollout that it ends has a row of its own, and no other if its variant was out of traffic already.
+        taken = dict.fromkeys(row.variant for row in outcome.audit if row.action in _TAKES)
+        return http.answer({"model": model, "epoch": epoch, "rolled_back": list(taken)})
 
     @operation("Only the baseline answers, until re-armed. It acts whatever If-Match says.", body=KillBody)
     async def _kill(self, request: Request, principal: Principal) -> Response:

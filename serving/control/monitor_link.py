@@ -131,6 +131,7 @@ class MonitorLink:
             return Facts(silent_s=self.age_s, listened_s=listened_s, workers=workers, headroom=headroom, ailing=ailing)
         verdicts = [verdict for verdict in beat.verdicts.get(model, []) if verdict.get("variant") == variant]
         return Facts(
+            fresh=True,
             guards={guard.name: guard for guard in (_guard(verdict, beat.mode) for verdict in verdicts)},
             silent_s=self.age_s,
             listened_s=listened_s,

@@ -167,7 +167,29 @@ def follow(before: ControlState, outcome: Outcome, command: Command, now_ns: int
         if event is not None and event.move in TRANSITIONS[rollout.state]:
             moved = _moved(outcome.state, rollout, event, replace(by, reason=event.why), now_ns, "")
             outcome = join(outcome, moved)
-    return _compared(outcome, before.rev + 1)
+    return _compared(_explained(before, outcome, command), before.rev + 1)
+
+
+def _automatic(by: By) -> bool:
+    """Whether a guard or a limit asks. Of what is found in the control word nobody knows: it may be a human's."""
+    return "guard" in by.evidence or "limit" in by.evidence
+
+
+def _explained(before: ControlState, outcome: Outcome, command: Command) -> Outcome:
+    """The rollouts that the control word has ended, if a guard now says that it did: they may be tried again."""
+    if not isinstance(command, Rollback) or not _automatic(command.by):
+        return outcome
+    known = {}
+    for rollout in outcome.state.latest_rollouts():
+        slot = f"{rollout.model}/{rollout.variant}"
+        was, now = before.rolled_back.get(slot), outcome.state.rolled_back.get(slot)
+        if was is None or was == now or rollout.state not in (State.ROLLING_BACK, State.ROLLED_BACK):
+            continue
+        if (was.actor, was.reason) == (CONTROL_WORD, rollout.why):
+            known[rollout.id] = replace(rollout, failed=True, why=command.by.reason)
+    if not known:
+        return outcome
+    return replace(outcome, state=replace(outcome.state, rollouts={**outcome.state.rollouts, **known}))
 
 
 def _compared(outcome: Outcome, rev: int) -> Outcome:
@@ -204,8 +226,7 @@ def _meaning(before: ControlState, after: ControlState, rollout: Rollout, comman
     asked = asked and command.variant in (None, rollout.variant) and now.on  # type: ignore[union-attr]
     if asked or (now.on and now.seq > was.seq):
         mark = after.rolled_back.get(slot)
-        automatic = by.actor == CONTROL_WORD or "guard" in by.evidence or "limit" in by.evidence
-        return Event(Move.FAIL if automatic else Move.ABORT, mark.reason if mark is not None else by.reason)
+        return Event(Move.FAIL if _automatic(by) else Move.ABORT, mark.reason if mark is not None else by.reason)
     if isinstance(command, SetTraffic) and old is not None and table is not None and _touched(old, table, rollout):
         return Event(Move.PAUSE, f"traffic was set by hand: {by.reason}")
     return None

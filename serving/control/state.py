@@ -47,6 +47,7 @@ from serving.core.commands import (
     WordWrite,
 )
 from serving.core.killswitch import OFF, KillNote, engage, merge, release
+from serving.core.rollout import OUT
 from serving.core.routing import weights as shares_of
 from serving.errors import ErrorKind, RequestError, bad_request
 
@@ -139,7 +140,7 @@ def _shares(table: RouteTable, section: str, percents: Mapping[str, float]) -> d
 def _rollback(state: ControlState, command: Rollback, now_ns: int) -> Outcome:
     table = table_of(state, command.model)
     if command.variant is None:
-        targets = sorted(table.candidates.keys() | table.shadow.keys() | command.at_least.keys())
+        targets = sorted(table.candidates.keys() | table.shadow.keys() | command.at_least.keys() | _due(state, table))
     else:
         known_variant(table, command.variant)
         if command.variant == table.baseline:
@@ -150,6 +151,12 @@ def _rollback(state: ControlState, command: Rollback, now_ns: int) -> Outcome:
         for name in targets
     }
     return take_out(state, table, vetoes, now_ns)
+
+
+def _due(state: ControlState, table: RouteTable) -> set[str]:
+    """The variants with a rollout under way: what has no traffic yet, or no more, would get it in a moment."""
+    ours = {r.variant for r in state.rollouts.values() if r.model == table.model and r.state not in OUT}
+    return ours & (table.variants.keys() - {table.baseline})
 
 
 # ---------------------------------------------------------------- kill and re-arm

@@ -99,7 +99,7 @@ class SetTraffic(msgspec.Struct, frozen=True):
 
 
 class Rollback(msgspec.Struct, frozen=True):
-    """Take a variant (None: every candidate and shadow) out of traffic and latch its veto.
+    """Take a variant (None: every candidate, shadow and rollout under way) out of traffic and latch its veto.
 
     `at_least`: lowest veto seq of each variant; with None those named here are taken out too.
     """

@@ -357,7 +357,9 @@ def _resume(rollout: Rollout, event: Event, now_ns: int) -> _Change:
 def _approve(rollout: Rollout, event: Event, now_ns: int) -> _Change:
     if rollout.hold is not Hold.APPROVAL:
         raise _conflict(rollout, f"it is paused ({rollout.hold}) and waits for no approval")
-    return _entered(replace(rollout, waived=_waived(rollout, event)), rollout.at + 1, event, now_ns)
+    changed, effects = _entered(replace(rollout, waived=_waived(rollout, event)), rollout.at + 1, event, now_ns)
+    # Where the next step gives no weight, what a human may have changed meanwhile is set right.
+    return changed, effects or (Weight(changed.weight),)
 
 
 def _fail(rollout: Rollout, event: Event, _now_ns: int) -> _Change:

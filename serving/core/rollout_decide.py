@@ -36,7 +36,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a candidate now.
 
     Args:
-        guards: verdicts by guard; empty while those at hand are older than the latest change of traffic.
+        fresh: the monitor has spoken since the latest change of traffic; else guards and counts are unknown.
+        guards: verdicts by guard.
         silent_s: seconds since the monitor's heartbeat; None if there was none.
         listened_s: seconds for which this control plane has listened for one.
         workers: workers of the candidate; None if unknown.
@@ -51,6 +52,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         hindered: why no attempt may begin now: of a rollout that is over, or whose artifact is refused; or "".
     """
 
+    fresh: bool = False
     guards: dict[str, Guard] = {}
     silent_s: float | None = None
     listened_s: float = math.inf
@@ -228,9 +230,8 @@ def _onward(rollout: Rollout, facts: Facts, now_ns: int) -> Decision:
     if rollout.state is State.WARMUP:
         return _warmup(rollout, facts)
     if rollout.state is State.PROMOTING:
-        if facts.confirmed:
-            return _event(Move.PROMOTED, facts, rollout, "every gateway obeys the promotion")
-        return Decision(None, "waits for every gateway to confirm the promotion")
+        why = "every gateway obeys the promotion"
+        return _unsettled(facts, "the promotion") or _event(Move.PROMOTED, facts, rollout, why)
     if rollout.state is State.PAUSED:
         return _paused(rollout, facts, now_ns)
     return _gate(rollout, facts, now_ns)
@@ -291,7 +292,8 @@ def _gate(rollout: Rollout, facts: Facts, now_ns: int) -> Decision:
             return _event(Move.FINISH, facts, rollout, why, evidence=found)
         return _to_weight(rollout, facts, Move.RAMP, rollout.at + 1, "the shadow has passed", found)
     if step is None:
-        return _promotion(rollout, facts)
+        # An approval before it has set the weight: verdicts from before that are no lack of data.
+        return _unsettled(facts, _weight(rollout)) or _promotion(rollout, facts)
     if step.approve is not None:
         why = f"waits for the approval of {_article(step.approve.role)} {step.approve.role}"
         return _event(Move.HOLD, facts, rollout, why, hold=Hold.APPROVAL)
@@ -301,9 +303,15 @@ def _gate(rollout: Rollout, facts: Facts, now_ns: int) -> Decision:
             return missing
         found = _gate_evidence(rollout, facts, facts.live, rollout.required)
         return _to_weight(rollout, facts, Move.ADVANCE, rollout.at + 1, f"{_weight(rollout)} has held", found)
+    why = f"every gateway obeys {_weight(rollout)}"
+    return _unsettled(facts, _weight(rollout)) or _to_weight(rollout, facts, Move.ADVANCE, rollout.at + 1, why)
+
+
+def _unsettled(facts: Facts, what: str) -> Decision | None:
+    """Who has yet to see the latest change of traffic: the next step counts from a number given after it."""
     if not facts.confirmed:
-        return Decision(None, f"waits for every gateway to confirm {_weight(rollout)}")
-    return _to_weight(rollout, facts, Move.ADVANCE, rollout.at + 1, f"every gateway obeys {_weight(rollout)}")
+        return Decision(None, f"waits for every gateway to confirm {what}")
+    return None if facts.fresh else Decision(None, f"waits for the monitor to have seen {what}")
 
 
 def _missing(
@@ -453,6 +461,11 @@ def _event(
 
 
 def _seen(move: Move, rollout: Rollout, facts: Facts) -> int:
-    """What the monitor has counted so far of what the next step counts: pairs in a shadow, else live answers."""
+    """What the monitor has counted so far of what the next step counts: pairs in a shadow, else live answers.
+
+    Without a fresh count the earlier one stands: counted from 0, the whole attempt would be the next step's.
+    """
+    if not facts.fresh and move not in (Move.SHADOW, Move.RAMP):  # with these, something else is counted
+        return rollout.step_seen
     shadowed = move is Move.SHADOW or (move is not Move.RAMP and State.SHADOW in (rollout.state, rollout.held))
     return facts.pairs if shadowed else facts.live

@@ -49,7 +49,9 @@ class Replayed(msgspec.Struct, frozen=True):
 
 def recorded(guards: dict[str, Guard], live: int, pairs: int, suspect: float) -> Facts:
     """Facts of a time at which everything but the evidence is as a rollout wants it."""
-    return Facts(guards=guards, silent_s=0.0, workers=1, live=live, pairs=pairs, suspect=suspect, confirmed=True)
+    return Facts(
+        fresh=True, guards=guards, silent_s=0.0, workers=1, live=live, pairs=pairs, suspect=suspect, confirmed=True
+    )
 
 
 def replay(

@@ -59,7 +59,8 @@ def passing() -> dict[str, Guard]:
 def facts(**changes: Any) -> Facts:
     """A candidate about which everything is known and well."""
     given: dict[str, Any] = {
-        "guards": passing(), "silent_s": 0.5, "workers": 1, "live": 1000, "pairs": 1000, "confirmed": True,
+        "fresh": True, "guards": passing(), "silent_s": 0.5, "workers": 1, "live": 1000, "pairs": 1000,
+        "confirmed": True,
     }  # fmt: skip
     return Facts(**(given | changes))
 

@@ -28,7 +28,7 @@ from serving.core.commands import (
     WordWrite,
 )
 from serving.core.rollout import Event, Hold, Move, Rollout, State
-from serving.core.rollout_policy import Hook, Policy, Step
+from serving.core.rollout_policy import Hook, Policy, Step, parse_policy
 from serving.core.routing import weights
 from serving.errors import ErrorKind, RequestError
 
@@ -268,26 +268,71 @@ def test_what_is_set_by_hand_during_a_pause_is_not_undone_when_that_would_end_by
     assert (only(lowered).hold, only(lowered).held) == (Hold.MANUAL, State.RAMPING)
 
 
+def test_an_approval_restores_what_was_set_by_hand_while_it_was_waited_for() -> None:
+    policy = parse_policy({"steps": [{"set_weight": 50}, {"approve": {}}]})
+    begun = run(fresh(), msgspec.structs.replace(start(), policy=policy), Move.START, Move.RAMP, Move.ADVANCE)
+    for percent in (0, 80):
+        by_hand = SetTraffic(model="moderation", by=ME, salt="s", weights={"distilled": percent})
+        waiting = run(begun.state, Move.HOLD, by_hand).state
+        assert (only(waiting).hold, weights(table(waiting))["distilled"]) == (Hold.APPROVAL, percent * 100)
+        assert weights(table(run(waiting, Move.APPROVE).state))["distilled"] == 5000
+
+
 def test_traffic_of_another_variant_or_the_reference_alone_pauses_nothing() -> None:
     for change in ({"weights": {"int8": 3}}, {"reference_percent": 50.0}, {"weights": {"distilled": 1}}):
         command = SetTraffic(model="moderation", by=ME, salt="s", **change)  # type: ignore[arg-type]
         assert only(run(ramping(), command).state).state is State.RAMPING
 
 
+@pytest.mark.parametrize("moves", [(), (Move.START,), STEPS])
 @pytest.mark.parametrize(
     ("by", "failed"), [(GUARD, True), (By("ann", "enough"), False), (By("rollout", "late", {"limit": "x"}), True)]
 )
-def test_a_rollback_ends_a_rollout_and_only_a_machines_may_be_tried_again_by_itself(by: By, failed: bool) -> None:
-    state = run(ramping(), Rollback("moderation", by)).state
+def test_a_rollback_ends_a_rollout_and_only_a_machines_may_be_tried_again_by_itself(
+    moves: tuple[Move, ...], by: By, failed: bool
+) -> None:
+    state = run(fresh(), start(), *moves, Rollback("moderation", by)).state
     assert (only(state).state, only(state).failed) == (State.ROLLING_BACK, failed)
     assert only(state).why == by.reason
+
+
+def test_a_rollback_of_everybody_ends_the_rollouts_of_its_model_and_leaves_those_that_are_over() -> None:
+    models = {name: spec(weights={}, shadow={}) for name in ("moderation", "other")}
+    other = StartRollout("other", "int8", POLICY["short"], "file", ME)
+    over = (start("int8"), Rollback("moderation", ME, "int8"), MoveRollout("int8-1", Event(Move.DONE), ME, "s"))
+    outcome = run(seeded(models), *over, other, start(), Rollback("moderation", ME))
+    assert {name: str(given.state) for name, given in outcome.state.rollouts.items()} == {
+        "int8-1": "rolled_back", "int8-2": "pending", "distilled-3": "rolling_back",
+    }  # fmt: skip
+    assert [(row.action, row.variant) for row in outcome.audit] == [
+        ("rollback", "distilled"), ("rollout-abort", "distilled"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("moves", [(), (Move.START,), STEPS])
+@pytest.mark.parametrize("whose", ["moderation", ALL])
+def test_a_kill_ends_a_rollout_also_before_it_has_traffic(moves: tuple[Move, ...], whose: str) -> None:
+    assert only(run(fresh(), start(), *moves, Kill(whose, ME)).state).state is State.KILLED
 
 
 def test_a_rollback_found_in_the_control_word_ends_a_rollout() -> None:
     word = ImportWord(vetoes={"moderation/distilled": Latch(9, 1)})
     outcome = run(ramping(), word)
-    assert (only(outcome.state).state, only(outcome.state).failed) == (State.ROLLING_BACK, True)
-    assert [row.action for row in outcome.audit] == ["rollback", "rollout-fail"]
+    assert (only(outcome.state).state, only(outcome.state).failed) == (State.ROLLING_BACK, False)
+    assert [row.action for row in outcome.audit] == ["rollback", "rollout-abort"]
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_guard_that_says_later_that_the_word_was_its_own_lets_it_be_tried_again_by_itself(done: bool) -> None:
+    found = run(ramping(), ImportWord(vetoes={"moderation/distilled": Latch(9, 1)})).state
+    if done:  # the driver says why once more
+        found = run(found, MoveRollout("distilled-1", Event(Move.DONE, only(found).why), ME, "")).state
+    told = run(found, Rollback("moderation", GUARD, "distilled"))
+    assert (only(told.state).failed, only(told.state).why) == (True, GUARD.reason)
+    assert [(row.action, row.actor) for row in told.audit] == [("rollback", GUARD.actor)]
+    by_hand = run(found, Rollback("moderation", ME, "distilled")).state
+    assert not only(by_hand).failed
+    assert not only(run(by_hand, Rollback("moderation", GUARD, "distilled")).state).failed  # a human's by now
 
 
 def test_a_rollback_of_what_is_vetoed_already_ends_a_rollout_that_is_about_to_start() -> None:

@@ -29,6 +29,7 @@ from serving.core.rollout import (
     step,
 )
 from serving.core.rollout_decide import Facts, Guard, by_hand, decide
+from serving.core.rollout_policy import parse_policy
 from serving.errors import ErrorKind, RequestError
 
 #: The table once more, written down by hand: (state, event) -> state. What is not here is refused.
@@ -119,6 +120,14 @@ def test_a_resumed_ramp_sets_its_weight_right_and_starts_its_step_anew() -> None
     assert again == (Weight(5000),)
 
 
+def test_an_approval_sets_the_weight_right_whatever_the_next_step_is() -> None:
+    steps = ({"set_weight": 50}, {"approve": {}}, {"bake": {}}, {"approve": {}}, {"set_weight": 60}, {"approve": {}})
+    policy = parse_policy({"steps": list(steps)})
+    for at, share in ((1, 5000), (3, 6000), (5, 6000)):  # before a bake, a weight, the promotion
+        waiting = rollout(policy=policy, state=State.PAUSED, held=State.RAMPING, hold=Hold.APPROVAL, at=at)
+        assert effects(waiting, Move.APPROVE) == (Weight(share),)
+
+
 def test_a_step_that_had_done_its_part_does_not_start_anew() -> None:
     given_ = rollout(state=State.RAMPING, at=5, step_ns=NOW)
     held, _ = step(given_, Event(Move.HOLD, "frozen", Hold.FREEZE), NOW + 60 * SECOND)
@@ -175,10 +184,12 @@ GUARD_FACTS = st.fixed_dictionaries(
     {}, optional={name: st.tuples(WORDS, st.sampled_from(["none", "pause", "rollback"])) for name in passing()}
 )
 SITUATIONS = st.builds(
-    lambda guards, live, **more: Facts(
-        guards={name: Guard(name, word, act if word == "fail" else "none") for name, (word, act) in guards.items()},
-        live=live, pairs=live, **more,
+    lambda fresh, guards, live, **more: Facts(
+        fresh=fresh,
+        guards={n: Guard(n, word, act if word == "fail" else "none") for n, (word, act) in guards.items() if fresh},
+        live=live if fresh else 0, pairs=live if fresh else 0, **more,
     ),
+    fresh=st.sampled_from([True, True, True, False]),
     guards=st.one_of(GUARD_FACTS, st.just(dict.fromkeys(passing(), ("pass", "none")))),
     live=st.sampled_from([0, 5, 1000, 1000]),
     silent_s=st.sampled_from([0.5, 0.5, 0.5, 60.0, None]),

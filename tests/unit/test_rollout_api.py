@@ -168,6 +168,18 @@ async def test_a_rollback_names_a_variant_once_although_it_ends_a_rollout_too(ap
     assert answer["rolled_back"] == ["int8"]
 
 
+async def test_a_rollback_names_a_variant_whose_rollout_it_ends_before_it_has_traffic(
+    api: httpx.AsyncClient, rig: Rig
+) -> None:
+    path = "/admin/v1/models/moderation:rollback"
+    assert (await api.post(path, json=WHY)).json()["rolled_back"] == []
+    for id_ in ("int8-1", "int8-2"):  # the second finds its veto in force
+        assert await started(api) == id_
+        assert (await api.post(path, json=WHY)).json()["rolled_back"] == ["int8"]
+        await tick(rig, times=2)
+        assert (await api.get(f"{ROOT}/{id_}")).json()["state"] == "rolled_back"
+
+
 async def test_pause_resume_and_abort(api: httpx.AsyncClient, rig: Rig) -> None:
     id_ = await started(api)
     await tick(rig, times=2)

@@ -9,7 +9,7 @@ import pytest
 from rollout_kit import NOW, POLICY, SECOND, facts, frozen, passing, rollout
 
 from serving.core.rollout import Event, Hold, Move, Rollout, State
-from serving.core.rollout_decide import Decision, Guard, by_hand, decide, raise_lacks, unmet
+from serving.core.rollout_decide import Decision, Facts, Guard, by_hand, decide, raise_lacks, unmet
 from serving.core.rollout_policy import Gate, Policy, Retry, Step
 
 LATER = NOW + 60 * SECOND
@@ -124,6 +124,38 @@ def test_a_weight_is_left_only_when_every_gateway_has_it() -> None:
     given = rollout(state=State.RAMPING, at=1)
     assert said(given, confirmed=False) == Decision(None, "waits for every gateway to confirm 1 %")
     assert moved(said(given)) is Move.ADVANCE
+
+
+@pytest.mark.parametrize(
+    ("state", "at", "what", "move"),
+    [
+        (State.RAMPING, 4, "50 %", Move.ADVANCE),
+        (State.RAMPING, 6, "50 %", Move.PROMOTE),
+        (State.PROMOTING, 6, "the promotion", Move.PROMOTED),
+    ],
+)
+def test_what_is_counted_from_a_change_of_traffic_on_waits_for_the_monitor_to_have_seen_it(
+    state: State, at: int, what: str, move: Move
+) -> None:
+    given = rollout(state=state, at=at, step_seen=995)
+    for silent_s in (0.5, 60.0, None):  # its heartbeat is late; and before the first one after a restart
+        first = Facts(silent_s=silent_s, listened_s=1.0, workers=1, confirmed=True)
+        event = decide(given, first, LATER).event
+        assert event is None or event.move is Move.HOLD
+    decision = decide(given, Facts(silent_s=0.5, workers=1, confirmed=True), LATER)
+    assert decision == Decision(None, f"waits for the monitor to have seen {what}")
+    event = said(given, live=1007).event
+    assert event is not None
+    assert (event.move, event.seen) == (move, 1007)
+
+
+@pytest.mark.parametrize("held", [State.RAMPING, State.SHADOW, State.MONITORING])
+def test_a_human_who_goes_on_without_a_fresh_count_does_not_make_the_whole_attempt_one_step(held: State) -> None:
+    waiting = rollout(state=State.PAUSED, held=held, hold=Hold.MANUAL, step_seen=995)
+    unheard = Facts(silent_s=None, workers=1, confirmed=True)
+    for move in (Move.RESUME, Move.APPROVE, Move.PROMOTE):
+        assert by_hand(move, waiting, unheard, "go on").seen == 995
+        assert by_hand(move, waiting, facts(live=1007, pairs=1007), "go on").seen == 1007
 
 
 # ---------------------------------------------------------------- promotion and after

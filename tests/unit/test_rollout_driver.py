@@ -16,7 +16,7 @@ from serving.control.gateways import GatewayInfo
 from serving.control.monitor_link import Heartbeat
 from serving.control.rollout_driver import RolloutDriver
 from serving.control.rollouts import rollout_of
-from serving.core.commands import ControlState, Kill, MoveRollout, SetTraffic, StartRollout, WordWrite
+from serving.core.commands import ControlState, Kill, MoveRollout, Rollback, SetTraffic, StartRollout, WordWrite
 from serving.core.rollout import Event, Hold, Move, Rollout, State
 from serving.core.rollout_policy import Retry
 from serving.core.routing import weights
@@ -189,6 +189,33 @@ async def test_verdicts_from_before_the_latest_change_of_traffic_count_for_nothi
     view = live.plane.rollout_view(live.rollout)  # type: ignore[arg-type]
     assert view["waiting"] == "waits for every gateway to confirm 1 %"
     assert {verdict["verdict"] for verdict in view["verdicts"]} == {"no_data"}
+
+
+@pytest.mark.parametrize(("state", "following"), [(State.RAMPING, State.RAMPING), (State.PROMOTING, State.MONITORING)])
+async def test_a_step_counts_nothing_from_before_it_because_a_heartbeat_is_late(
+    live: Live, state: State, following: State
+) -> None:
+    given, rev = await live.until(state), live.plane.state.rev
+    live.plane.heartbeat(Heartbeat(at="now", mode="ok", rev=rev - 1))
+    live.plane.gateways.see(GatewayInfo("gateway-1", rev=rev))
+    await live.driver.tick()
+    assert live.rollout == given  # every gateway obeys, and the monitor has not seen it
+    live.hear(counts={"moderation": {"int8": {"live": 5000, "pairs": 5000, "suspect": 0.0, "workers": 1}}})
+    await live.driver.tick()
+    assert live.rollout is not None
+    assert (live.rollout.state, live.rollout.step_seen) == (following, 5000)
+
+
+async def test_an_abort_that_was_never_saved_is_not_tried_again_by_itself(live: Live, tmp_path: Path) -> None:
+    await live.until(State.RAMPING)
+    live.rig.store.failing = True
+    await live.plane.execute(Rollback("moderation", ME, "int8"))
+    again = await Live(tmp_path, live.tick_number).start()
+    for _ in range(12):  # past the cooldown of a retry
+        await again.tick()
+        again.pass_time()
+    assert again.rollout is not None
+    assert (again.rollout.state, again.rollout.attempt) == (State.ROLLED_BACK, 1)
 
 
 async def test_after_a_restart_a_rollback_is_not_done_before_a_gateway_has_polled(live: Live, tmp_path: Path) -> None:
@@ -410,22 +437,25 @@ async def test_a_crash_before_the_control_word_hears_of_it_comes_to_the_same(tmp
 
 @pytest.mark.parametrize("committed", [False, True])
 async def test_a_crash_at_any_save_of_a_rollback_ends_rolled_back(tmp_path: Path, committed: bool) -> None:
-    points = 0
+    points = forgotten = 0
     while True:
         folder = tmp_path_of(tmp_path, f"crash-{points + 1}")
         live, crashed = await story(folder, 5, at_write(points + 1, committed=committed), redo=not committed)
         state = live.plane.state
         assert live.rollout is not None
-        assert (live.rollout.state, live.rollout.failed) == (State.ROLLED_BACK, True), f"crash at save {points + 1}"
+        assert live.rollout.state is State.ROLLED_BACK, f"crash at save {points + 1}"
+        forgotten += not live.rollout.failed  # the word alone knew of it, and not whose it was
         assert weights(table(state))["int8"] == 0
         assert state.vetoes["moderation/int8"].on
         actions = [row.action for row in await live.rig.trail()]
-        assert [actions.count(action) for action in ("rollback", "rollout-fail", "rollout-done")] == [1, 1, 1]
+        ended = "rollout-fail" if live.rollout.failed else "rollout-abort"
+        assert [actions.count(action) for action in ("rollback", ended, "rollout-done")] == [1, 1, 1]
         assert (await live.plane.verify()).ok
         if not crashed:
             break
         points += 1
     assert points >= 6
+    assert forgotten == (0 if committed else 1)
 
 
 def tmp_path_of(parent: Path, name: str) -> Path:
