@@ -251,15 +251,30 @@ def build_variant(args: dict[str, str]) -> Any:
 
 
 def _configured(args: dict[str, str]) -> tuple[Config, Registry]:
+    """What an application is built from.
+
+    Raises:
+        RegistryError, GovernanceError: an artifact may not be served; what was deployed before goes on, which it would
+            not if replicas found that out, for those before them have ended by then.
+    """
     if "revision" in args:
         _await_revision(Path(args["config"]).with_name("revision"), args["revision"])
     config = load_config(args["config"]).absolute()
     registry = Registry(config.registry.dir)
     config = started(config, registry)
-    config, notes = Loader(config, registry).fitted(config)
+    loader = Loader(config, registry)
+    config, notes = loader.fitted(config)
     for note in notes:
         _say(f"{NOTE}{note}")
+    _open_all(config, loader)
     return config, registry
+
+
+def _open_all(config: Config, loader: Loader) -> None:
+    """Open what the replicas will open, on whichever node; its processor is judged there. Raises as `Loader.open`."""
+    for model, settings in config.models.items():
+        for name, variant in settings.variants.items():
+            loader.open(model, name, variant.artifact, runs_here=False, warn=lambda said: _say(f"{NOTE}{said}"))
 
 
 def _await_revision(file: Path, revision: str) -> None:

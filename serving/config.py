@@ -403,6 +403,7 @@ def _fault(item: Any) -> str:
         "greater_than_equal": f"{given} is under {_number(context.get('ge'))}",
         "less_than": f"{given} must be under {_number(context.get('lt'))}",
         "greater_than": f"{given} must be over {_number(context.get('gt'))}",
+        "finite_number": f"{given} must be a finite number",
         "literal_error": f"{given!r} is not {context.get('expected')}",
         "model_type": f"expected a mapping, got {given!r}",
         "dict_type": f"expected a mapping, got {given!r}",

@@ -99,8 +99,18 @@ def members(instance: str) -> list[int]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            if mark in (entry / "environ").read_bytes().split(b"\0") and alive(int(entry.name)):
+            if mark in _environment(int(entry.name)) and alive(int(entry.name)):
                 found.append(int(entry.name))
+    return found
+
+
+def joined(pids: Iterable[int]) -> list[int]:
+    """Those that were started to join a Ray cluster, which stays when they end."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if any(entry.startswith(b"RAY_ADDRESS=") and entry != b"RAY_ADDRESS=" for entry in _environment(pid)):
+                found.append(pid)
     return found
 
 
@@ -146,6 +156,10 @@ def free_ports(count: int) -> list[int]:
     finally:
         for probe in probes:
             probe.close()
+
+
+def _environment(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
 def _has_open(pid: int, file: os.stat_result) -> bool:

@@ -64,11 +64,21 @@ def down(state_dir: str | Path, grace_s: float = 40.0) -> int:
     if (pid := processes.InstanceLock(paths.lock_file).holder) is not None:
         ended += 1
         processes.end([pid], grace_s)
-    stray = processes.members(paths.instance)
-    processes.end(stray, 3.0)
+    ended += _end_strays(paths.instance, 3.0)
     paths.up_file.unlink(missing_ok=True)
     shutil.rmtree(paths.short_dir, ignore_errors=True)
-    return ended + len(stray)
+    return ended
+
+
+def _end_strays(instance: str, grace_s: float) -> int:
+    """End what a crash left behind; returns how many processes that were.
+
+    Those that joined a cluster get the time to leave it: what they do not take down there, nobody else does.
+    """
+    strays = processes.members(instance)
+    processes.end(processes.joined(strays), LEAVE_GRACE_S)
+    processes.end(processes.members(instance), grace_s)
+    return len(strays)
 
 
 class _Stopped(BaseException):
@@ -120,7 +130,7 @@ class _Instance:
             holder = lock.holder
             user = f"process {holder}" if holder else "another process, which has just started"
             raise StartError(f"state.dir: {paths.state_dir} is in use by {user}; `canarium down` ends it")
-        processes.end(processes.members(paths.instance), 2.0)  # what a crash left behind
+        _end_strays(paths.instance, 2.0)
         ports = {name: getattr(server, name) for name in ("http_port", "grpc_port", "monitor_port", "control_port")}
         processes.require_free(server.host, ports)
         for leftover in paths.socket_dir.glob("*/*.sock"):

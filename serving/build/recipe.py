@@ -26,9 +26,9 @@ R = TypeVar("R", bound="Recipe")
 
 
 class Section(BaseModel):
-    """Base of every section."""
+    """Base of every section. Numbers are finite: a limit that is not would be none, and JSON cannot hold it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataRecipe(Section):

@@ -33,8 +33,8 @@ class Rule(Section):
     """
 
     evidence: str
-    at_least: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    at_most: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    at_least: float | None = None
+    at_most: float | None = None
     applies_to: Literal["all", "derived", "root"] = "all"
 
     @field_validator("evidence")

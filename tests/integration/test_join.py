@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -116,6 +118,47 @@ def test_a_prepared_cluster_is_joined_and_outlives_the_instance(tmp_path: Path, 
     finally:
         processes.end([stack.process.pid, *processes.members(stack.paths.instance)], 2)
     assert any("raylet" in title for title in _titles(f"cluster-{prepared.rpartition(':')[2]}"))
+
+
+def _killed(stack: Stack, *pids: int) -> None:
+    assert stack.process is not None
+    for pid in (stack.process.pid, *pids):
+        os.kill(pid, signal.SIGKILL)
+    stack.process.wait(10)
+
+
+def test_down_lets_what_a_killed_up_left_leave_the_cluster(tmp_path: Path, prepared: str) -> None:
+    stack = Stack(tiny_document(tmp_path / "registry", {"slow": "hangs?"}), tmp_path)
+    stack.process = _up(stack, prepared)
+    try:
+        wait_for(lambda: "Ctrl-C" in stack.output() or stack.process.poll() is not None, 400)
+        assert stack.process.poll() is None, stack.output()
+        stack.traffic("tiny", weights={"slow": 100})
+        wait_for(lambda: stack.infer("tiny", "spam").headers.get("x-canarium-variant") == "slow")
+        asking = Thread(target=lambda: stack.infer("tiny", "boom"), daemon=True)
+        asking.start()  # for longer than gateways have to finish what they have
+        _killed(stack)
+        stack.canarium("down", "--state-dir", str(stack.paths.state_dir))
+        assert "canarium" not in _actors(prepared)
+    finally:
+        processes.end([stack.process.pid, *processes.members(stack.paths.instance)], 2)
+
+
+def test_what_nobody_is_left_to_take_down_goes_by_what_the_readme_says(tmp_path: Path, prepared: str) -> None:
+    stack = Stack(tiny_document(tmp_path / "registry", {"good": ""}), tmp_path)
+    (remedy,) = re.findall(r'python -c "([^"]*canarium-control[^"]*)"', (ROOT / "README.md").read_text())
+    stack.process = _up(stack, prepared)
+    try:
+        wait_for(lambda: "Ctrl-C" in stack.output() or stack.process.poll() is not None, 400)
+        assert stack.process.poll() is None, stack.output()
+        _killed(stack, *processes.members(stack.paths.instance))
+        stack.canarium("down", "--state-dir", str(stack.paths.state_dir))
+        assert "canarium-control" in _actors(prepared)
+        environment = {**os.environ, "RAY_ADDRESS": prepared}
+        subprocess.run([sys.executable, "-c", remedy], env=environment, timeout=180, check=True)
+        assert "canarium" not in _actors(prepared)
+    finally:
+        processes.end([stack.process.pid, *processes.members(stack.paths.instance)], 2)
 
 
 #: Starts the control plane three times: as it is, again, and for a configuration with one more variant.

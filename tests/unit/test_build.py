@@ -50,6 +50,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         ({"model": "Tiny"}, "model: 'Tiny': use lower-case letters"),
         ({"tokenizer": {"max_tokens": 64, "buckets": [16, 32]}}, "tokenizer: buckets must ascend and end with"),
         ({"teacher": {"width": 10, "heads": 3, "train": {"epochs": 1}}}, "teacher: heads: 3 does not divide width 10"),
+        (
+            {"requirements": {"p99_ms_ceiling": float("inf")}},
+            "requirements.p99_ms_ceiling: inf: input should be a finite number",
+        ),
     ],
 )
 def test_recipe_errors_carry_file_and_path(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -134,7 +134,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("+routing/weights/int8", -1, "models.moderation.routing.weights.int8: -1 is under 0"),
     ("+routing/weights/int8", "5", "models.moderation.routing.weights.int8: '5': input should be a valid number"),
     ("+routing/weights/int8", True, "models.moderation.routing.weights.int8: True: input should be a valid number"),
-    ("+routing/weights/int8", float("nan"), "models.moderation.routing.weights.int8: nan is over 100"),
+    ("+routing/weights/int8", float("nan"), "models.moderation.routing.weights.int8: nan must be a finite number"),
     (
         "+routing/weights/teacher",
         5,
@@ -218,6 +218,33 @@ def test_a_mistake_is_refused_with_its_path(path: str, value: Any, message: str)
     with pytest.raises(ConfigError) as caught:
         parse_config(with_value(path, value))
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")], ids=str)
+@pytest.mark.parametrize(
+    "path",
+    [
+        "guards/monitor_loss_s",
+        "guards/latency/margin_ms",
+        "guards/agreement/gross_factor",
+        "guards/interference/margin",
+        "slo/0/threshold_ms",
+        "kpis/revenue/range/1",
+        "routing/queue/max_wait_ms",
+    ],
+)
+def test_a_number_that_is_not_finite_is_refused_with_its_path(path: str, value: float) -> None:
+    """Processes get the configuration as JSON, which has no word for one: none of them could start."""
+    document = with_value("+slo", [dict(LATENCY)])
+    node: Any = document["models"]["moderation"]
+    node["kpis"] = {"revenue": {"range": [0.0, 1.0], "margin": 0.1}}
+    *parents, last = [int(part) if part.isdecimal() else part for part in path.split("/")]
+    for parent in parents:
+        node = node[parent] if isinstance(node, list) else node.setdefault(parent, {})
+    node[last] = value
+    with pytest.raises(ConfigError) as caught:
+        parse_config(document)
+    assert str(caught.value) == f"models.moderation.{path.replace('/', '.')}: {value} must be a finite number"
 
 
 def test_every_mistake_is_named_at_once() -> None:
@@ -342,6 +369,10 @@ def test_overrides_are_laid_over_the_file(file: Path) -> None:
         ("apiVersion.x=1", "--set apiVersion.x=1: apiVersion is not a mapping"),
         ("server.http_port=[", "--set server.http_port=[: '[' is not valid YAML"),
         ("models.moderation.routing.weights.int8=105", "models.moderation.routing.weights.int8: 105 is over 100"),
+        (
+            "models.moderation.guards.monitor_loss_s=.inf",
+            "models.moderation.guards.monitor_loss_s: inf must be a finite number",
+        ),
     ],
 )
 def test_a_bad_override_is_named(file: Path, override: str, message: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +14,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from serving import serve_env, supervisor
+from serving import processes, serve_env, supervisor
 from serving.config import ServerConfig, parse_config
 from serving.control.actor import ControlSettings
 from serving.errors import StartError
+from serving.paths import Paths
 
 BASELINE, CANDIDATE = ("m", 1), ("m", 2)
 
@@ -174,6 +178,60 @@ def test_a_monitor_that_ended_is_started_again_with_the_same_settings(
     instance._watch()
     instance._watch()
     assert started == [("monitor", "monitoring.sidecar", instance._paths.run_dir / "monitor.json")]
+
+
+# ---------------------------------------------------------------- what a crash left behind
+
+#: A cluster process: told to end, it still has something to do, and does that once its input is closed.
+LEAVES = """
+import pathlib, signal, sys
+
+def leave(*_):
+    sys.stdin.read()
+    pathlib.Path(sys.argv[1]).touch()
+    sys.exit()
+
+signal.signal(signal.SIGTERM, leave)
+print("up", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+class Gate(Clock):
+    """A clock by which a child has done what it has to do `after_s` seconds from now, and not before."""
+
+    def __init__(self, child: subprocess.Popen[str], after_s: float) -> None:
+        super().__init__()
+        self._child, self._opens = child, self.now + after_s
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        if self.now >= self._opens:
+            self._child.communicate()
+
+
+@pytest.mark.parametrize(("address", "left"), [("127.0.0.1:1", True), ("", False)])
+def test_down_gives_who_joined_a_cluster_the_time_to_leave_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, left: bool
+) -> None:
+    mark = {serve_env.INSTANCE_VARIABLE: Paths.of(tmp_path / "state").instance, "RAY_ADDRESS": address}
+    with subprocess.Popen(
+        [sys.executable, "-c", LEAVES, str(tmp_path / "left")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **mark},
+    ) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "up\n"
+            monkeypatch.setattr(processes, "time", Gate(child, 30.0))
+            assert supervisor.down(tmp_path / "state") == 1
+            child.wait()
+        finally:
+            child.kill()
+    assert (tmp_path / "left").exists() is left
 
 
 # ---------------------------------------------------------------- the terminal
