@@ -38,7 +38,11 @@ def read(text: str) -> Arrays | Any:
     Raises:
         TensorError: it is neither.
     """
+    from tokenize import TokenError  # numpy lets it pass for a damaged header
+
     import numpy as np
+
+    from serving.registry.formats import UNZIPPABLE
 
     try:
         if text.startswith("@") and text.endswith(".npz"):
@@ -48,7 +52,7 @@ def read(text: str) -> Arrays | Any:
         return json.loads(source)
     except OSError as error:
         raise TensorError(f"{text[1:]}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, TokenError, *UNZIPPABLE) as error:
         raise TensorError(f"neither JSON nor @FILE.npz: {error}") from error
 
 

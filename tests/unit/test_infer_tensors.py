@@ -79,3 +79,11 @@ def test_steps_carry_the_state(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_what_cannot_be_sent_is_said(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert Model(INPUTS).run(*arguments) != 0
     assert message in capsys.readouterr().err
+
+
+def test_an_archive_that_is_cut_short_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "rows.npz"
+    np.savez(path, input=np.zeros(1_000, np.float32))
+    path.write_bytes(path.read_bytes()[:2_000])
+    assert Model(INPUTS).run(f"@{path}") != 0
+    assert "neither JSON nor @FILE.npz" in capsys.readouterr().err
