@@ -144,9 +144,9 @@ def _refuse_attempt(state: ControlState, table: RouteTable, variant: str) -> Non
 
 
 def _kept(rollouts: Mapping[str, Rollout]) -> dict[str, Rollout]:
-    """Without the oldest of those that are over."""
+    """Without those that have been over for longest: one that has just ended is still told of, and tried again."""
     over: dict[str, list[str]] = {}
-    for rollout in sorted(rollouts.values(), key=lambda rollout: rollout.created_ns):
+    for rollout in sorted(rollouts.values(), key=lambda rollout: rollout.changed_ns):
         if not rollout.live:
             over.setdefault(rollout.model, []).append(rollout.id)
     gone = {id_ for ids in over.values() for id_ in ids[:-KEPT]}

@@ -32,6 +32,7 @@ from serving.core.rollout_policy import Hook, Policy, Step, parse_policy
 from serving.core.routing import weights
 from serving.errors import ErrorKind, RequestError
 
+DONE = Event(Move.DONE)
 GUARD = By("rollout", "agreement is gone", {"guard": "agreement", "statistic": {"log_evidence": 7.2}})
 STEPS = (Move.START, Move.SHADOW, Move.RAMP, Move.ADVANCE)
 UP_TO_PROMOTION = (*STEPS, Move.HOLD, Move.APPROVE, Move.ADVANCE, Move.ADVANCE, Move.PROMOTE)
@@ -124,6 +125,18 @@ def test_only_the_latest_of_those_that_are_over_are_kept() -> None:
         state = run(state, MoveRollout(f"distilled-{number}", Event(Move.DONE), ME, "s")).state
     assert len(state.rollouts) == KEPT
     assert f"distilled-{KEPT + 3}" in state.rollouts
+
+
+def test_a_rollout_that_has_just_ended_is_kept_however_many_began_after_it() -> None:
+    state, now = run(fresh(), start("int8")).state, NOW
+    for number in range(2, KEPT + 3):
+        ended = (start(), Rollback("moderation", ME, "distilled"), MoveRollout(f"distilled-{number}", DONE, ME, "s"))
+        for command in ended:
+            state, now = step(state, command, now).state, now + 1
+    for command in (Rollback("moderation", GUARD, "int8"), MoveRollout("int8-1", DONE, ME, "s")):
+        state, now = step(state, command, now).state, now + 1
+    assert state.rollouts["int8-1"].state is State.ROLLED_BACK
+    assert len(state.rollouts) == KEPT
 
 
 def test_the_latest_rollout_of_a_variant_is_the_one_that_was_tried_again() -> None:

@@ -48,14 +48,16 @@ function KillAllDialog({ models }) {
   <//>`;
 }
 
-function RearmDialog({ model, seq }) {
+function RearmDialog({ model, seq, everywhere }) {
   const split = rearmedSplit(model);
   const moved = model.kill_seq !== seq;
   return html`<${ActionDialog} title="Re-arm ${model.model}" verb="Re-arm, releasing kill ${seq}"
       invalid=${moved ? `The kill in force is now ${model.kill_seq}, not ${seq}. Close this and look at the timeline first.` : null}
       onSubmit=${(body) => api.rearm(model.model, { kill_seq: seq, ...body })}
-      success=${() => ({ title: `${model.model} is re-armed`, text: `Kill ${seq} is released.` })}>
-    <p>Kill <b>${seq}</b> of ${model.model} is released. The routing table comes back into force at once:</p>
+      success=${() => ({ title: `${model.model} is re-armed`, text: `Kill ${seq} is released.${everywhere ? " The kill of all models is still on." : ""}` })}>
+    <p>Kill <b>${seq}</b> of ${model.model} is released. ${everywhere
+      ? html`All models are killed as well: <b>${model.baseline}</b> answers everything until that kill is released too. Then:`
+      : "The routing table comes back into force at once:"}</p>
     <p class="outcome">${splitWords(split)}</p>
     <p>To come back on the baseline alone, cancel, roll back all candidates, then re-arm.</p>
   <//>`;
@@ -111,6 +113,6 @@ export function Dialogs({ state }) {
     kill: KillDialog, rearm: RearmDialog, rollback: RollbackDialog, traffic: TrafficDialog, reference: ReferenceDialog,
     rollout: RolloutDialog, rolloutStart: RolloutStartDialog,
   }[dialog.kind];
-  return html`<${Known} key=${key} model=${model} variant=${dialog.variant} action=${dialog.action} seq=${opened.current.seq}
+  return html`<${Known} key=${key} model=${model} variant=${dialog.variant} action=${dialog.action} seq=${opened.current.seq} everywhere=${global.on}
     verdicts=${state.verdicts[model.model]?.data?.verdicts ?? []} killed=${model.killed || global.on} />`;
 }

@@ -85,7 +85,7 @@ export function Model({ model, state }) {
       mark=${model.kill} verb="Re-arm…" onRearm=${() => openDialog({ kind: "rearm", model: model.model })} />`}
     <div class="grid">
       <div class="column">
-        <${Traffic} model=${model} killed=${killed} />
+        <${Traffic} model=${model} killed=${killed} monitor=${state.status.monitor} />
         <${Rollouts} model=${model} killed=${killed} />
         <${Verdicts} model=${model} slot=${verdicts} monitor=${state.status.urls?.monitor} />
         <${Variants} model=${model} series=${usable(series, now) ? series.data : null} killed=${killed} />

@@ -28,8 +28,9 @@ function Share({ model, name, value, note }) {
     ${note && html`<span class="muted">${note}</span>`}</li>`;
 }
 
-export function Traffic({ model, killed }) {
+export function Traffic({ model, killed, monitor }) {
   const split = effectiveSplit(model, killed);
+  const unwatched = monitor?.alive === false && split.some(({ name, percent: share }) => name !== model.baseline && share > 0);
   const configured = configuredSplit(model);
   const differs = splitWords(split) !== splitWords(configured);
   const shadows = model.variants.filter(({ shadow }) => shadow > 0);
@@ -39,7 +40,7 @@ export function Traffic({ model, killed }) {
   const note = (name) => (name === model.baseline ? "baseline" : "");
   return html`<${Panel} title="Traffic" id="traffic-${model.model}"
       aside=${html`<button onClick=${() => openDialog({ kind: "reference", model: model.model })}>Reference share…</button>`}>
-    <${SplitBar} model=${model} split=${split} label="Traffic in force" />
+    <${SplitBar} model=${model} split=${split} label=${unwatched ? "Traffic by the table" : "Traffic in force"} />
     <ul class="shares">
       ${shares.map(({ name, percent: value }) => html`<${Share} key=${name} model=${model} name=${name} value=${value} note=${note(name)} />`)}
     </ul>
@@ -48,6 +49,8 @@ export function Traffic({ model, killed }) {
       <div><dt>Reference share</dt><dd>${percent(model.reference_percent)} of candidate answers re-scored by ${model.teacher ?? model.baseline}</dd></div>
       <div><dt>Rollback headroom</dt><dd>${typeof headroom === "number" ? `${headroom.toFixed(2)}× of present traffic` : "not measured"}</dd></div>
     </dl>
+    ${unwatched && html`<${Warn}>The monitor is silent: after <code>guards.monitor_loss_s</code> gateways answer with ${model.baseline} alone
+      until it is back, unless <code>monitor_loss</code> is <code>hold</code>. This split is the table's.<//>`}
     ${differs && html`<${Warn} level=${killed ? "bad" : "warn"}>The table says ${splitWords(configured)}; that is not in force
       ${killed ? " because of the kill." : " because a candidate is rolled back."}<//>`}
     ${typeof headroom === "number" && headroom < 1 && html`<${Warn}>The baseline can carry only ${headroom.toFixed(2)}× of the present traffic:

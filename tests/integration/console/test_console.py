@@ -104,6 +104,14 @@ def test_missing_data_is_never_shown_as_a_pass(page: Page, mock: Mock, scenario:
     expect(panel(page, "Verdicts")).to_contain_text(said)
 
 
+def test_with_the_monitor_silent_the_split_is_not_said_to_be_in_force(page: Page, mock: Mock) -> None:
+    traffic = panel(page, "Traffic")
+    expect(traffic.get_by_role("img", name="Traffic in force")).to_be_visible()
+    mock.set(scenario="monitor_down")
+    expect(traffic.get_by_role("img", name="Traffic by the table")).to_be_visible()
+    expect(traffic).to_contain_text("gateways answer with teacher alone until it is back")
+
+
 def test_a_token_is_asked_for_sent_and_kept_in_the_session_only(page: Page, mock: Mock) -> None:
     mock.set(token="s3cret")
     expect(page.get_by_test_id("auth-error")).to_have_text("a bearer token is required: Authorization: Bearer TOKEN")

@@ -119,6 +119,19 @@ def test_the_kill_of_all_models_is_seen_on_every_model_and_can_be_released(page:
     assert rearmed["body"] == {"kill_seq": 1, "reason": "rolled forward"}
 
 
+def test_a_rearm_of_one_model_promises_no_traffic_while_all_are_killed(page: Page) -> None:
+    dialog = page.get_by_role("dialog")
+    for button in ("Kill moderation", "Kill all models"):
+        page.get_by_role("button", name=f"{button}…").click()
+        dialog.get_by_label("Reason").fill("bad deploy")
+        dialog.get_by_role("button", name=button).click()
+        expect(dialog).not_to_be_visible()
+    banner = page.get_by_role("alert").filter(has_text="KILLED, kill_seq 3.")
+    banner.get_by_role("button", name="Re-arm…").click()
+    expect(dialog).to_contain_text("teacher answers everything until that kill is released too")
+    expect(dialog).not_to_contain_text("at once")
+
+
 def test_a_rollback_names_the_variant_and_leaves_its_reason_on_the_page(page: Page, mock: Mock) -> None:
     page.get_by_role("button", name="Roll back int8", exact=True).click()
     dialog = page.get_by_role("dialog")
