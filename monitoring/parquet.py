@@ -14,8 +14,10 @@ from serving.contract import RECORD_DTYPE
 SUFFIX = ".parquet"
 #: Columns that hold names; the others are fields of `contract.RECORD_DTYPE` under their own names.
 TEXTS = ("spool", "model", "variant", "answered_by")
-_INTERNAL = ("crc", "series", "answered", "overlap", "slices")
+_INTERNAL = ("crc", "series", "answered")
 NUMBERS = tuple(name for name in RECORD_DTYPE.names or () if name not in _INTERNAL)
+#: Columns that older exports lack; zeros say of both that nothing is known.
+_LATER = ("overlap", "slices")
 _MAGIC = b"PAR1"
 
 Columns = dict[str, Any]  # a list of texts or an array of numbers each
@@ -98,13 +100,13 @@ def to_columns(recording: Recording) -> Columns:
 
 def from_columns(columns: Mapping[str, Any]) -> Recording:
     """The records that columns hold. Raises `ValueError` naming the column that is missing or does not fit."""
-    if missing := [name for name in (*TEXTS, *NUMBERS) if name not in columns]:
+    if missing := [name for name in (*TEXTS, *NUMBERS) if name not in columns and name not in _LATER]:
         raise ValueError(f"lacks the columns {', '.join(missing)}")
     models, variants = columns["model"], columns["variant"]
     series: dict[tuple[str, str], int] = {}
     spools: dict[str, int] = {}
     records = np.zeros(len(models), dtype=RECORD_DTYPE)
-    for name in NUMBERS:
+    for name in (name for name in NUMBERS if name in columns):
         values = np.asarray(columns[name])
         if values.dtype.kind not in "iuf":
             raise ValueError(f"column {name!r} holds {values.dtype}, expected numbers")

@@ -12,7 +12,10 @@ from monitoring import parquet
 from monitoring.recorded import read
 from monitoring.recording import merged
 from serving.clock import FakeClock
-from serving.contract import RECORD_SIZE, RING_OFFSET, Kind
+from serving.contract import RECORD_DTYPE, RECORD_SIZE, RING_OFFSET, Kind
+
+#: What a file of columns must give back as it was; names and checksums are made anew.
+FIELDS = set(RECORD_DTYPE.names or ()) - {"crc", "series", "answered"}
 
 
 def keys(*paths: Path, model: str = "m", **span: int) -> list[int]:
@@ -135,7 +138,7 @@ def some_of_all(tmp_path: Path) -> Gateway:
     gateway = Gateway(tmp_path, FakeClock())
     gateway.request("teacher")
     gateway.invalid(trace_hi=2**64 - 1)
-    gateway.pair(flip=True, kind=Kind.SHADOW, inclusion=0.25)
+    gateway.pair(flip=True, kind=Kind.SHADOW, inclusion=0.25, slices=3, overlap=7)
     gateway.write(Kind.LABEL, "int8", "int8", cls=-1, status=202)
     return gateway
 
@@ -146,7 +149,7 @@ def test_columns_hold_all_there_is(tmp_path: Path) -> None:
     assert columns["variant"] == ["teacher", "int8", "int8", "int8"]
     assert columns["answered_by"] == ["teacher", "teacher", "teacher", "int8"]
     again = merged([parquet.from_columns(columns)], "m")
-    for name in parquet.NUMBERS:
+    for name in FIELDS:
         assert again.records[name].tolist() == recording.records[name].tolist()
     assert parquet.to_columns(again)["variant"] == columns["variant"]
     assert parquet.to_columns(again)["answered_by"] == columns["answered_by"]
@@ -183,13 +186,26 @@ def test_a_parquet_file_gives_back_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "events.parquet"
     parquet.write(path, recording)
     again = read([path], "m").recording
-    for name in parquet.NUMBERS:
+    for name in FIELDS:
         assert again.records[name].tolist() == recording.records[name].tolist()
     assert parquet.to_columns(again)["answered_by"] == parquet.to_columns(recording)["answered_by"]
     assert read([path, tmp_path], "m").recording.records["seq"].tolist() == [1, 2, 3, 4]
     with pytest.raises(FileExistsError):
         parquet.write(path, recording)
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".parquet", ".spool"]
+
+
+def test_an_older_export_without_slices_and_overlap_is_read_as_if_nothing_were_known(tmp_path: Path) -> None:
+    from pyarrow.parquet import read_table, write_table
+
+    recording = read([some_of_all(tmp_path).path], "m").recording
+    new, old = tmp_path / "new.parquet", tmp_path / "old.parquet"
+    parquet.write(new, recording)
+    write_table(read_table(new).drop_columns(["slices", "overlap"]), old)
+    again = read([old], "m").recording
+    assert again.records["slices"].tolist() == again.records["overlap"].tolist() == [0, 0, 0, 0]
+    for name in FIELDS - {"slices", "overlap"}:
+        assert again.records[name].tolist() == recording.records[name].tolist()
 
 
 def test_a_broken_parquet_file_is_told(tmp_path: Path) -> None:
