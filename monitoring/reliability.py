@@ -256,12 +256,23 @@ class ModelReliability:
         return found
 
     def state(self) -> list[tuple[str, str, dict[str, Any]]]:
-        return [(variant, reference, diagram.state()) for (variant, reference), diagram in self._diagrams.items()]
+        return [
+            (variant, reference, {**diagram.state(), "versions": self._versions(variant, reference)})
+            for (variant, reference), diagram in self._diagrams.items()
+        ]
 
     def load(self, state: Sequence[Sequence[Any]]) -> None:
+        """Continue, except with what other artifacts answered or judged, or what does not say which ones did."""
         self._diagrams.clear()
         for variant, reference, stored in state:
-            self._diagram(str(variant), str(reference)).load(stored)
+            if stored.get("versions") == self._versions(variant, reference):
+                self._diagram(variant, reference).load(stored)
+
+    def _versions(self, variant: str, reference: str) -> list[int]:
+        """Which artifacts a diagram is of: the variant's, and the teacher's if that is the judge; 0: not configured."""
+        names = (variant, self._config.teacher) if reference == "teacher" else (variant,)
+        known = (self._config.variants.get(name) for name in names)
+        return [found.version if found is not None else 0 for found in known]
 
     def _diagram(self, variant: str, reference: str) -> Diagram:
         diagram = self._diagrams.get((variant, reference))

@@ -41,6 +41,12 @@ def reference(teacher: bool = True) -> ReliabilityMap:
     return msgspec.convert(made, ReliabilityMap)
 
 
+def unmapped(version: int, teacher: int) -> MonitorModel:
+    """A model whose variant `v` has no map, as one of an older build: only versions tell its artifacts apart."""
+    variants = {"t": MonitorVariant(teacher), "v": MonitorVariant(version)}
+    return MonitorModel("t", "t", variants, labels=["a", "b"])
+
+
 def watched(weight: int = 500, **guards: object) -> Evidence:
     config = MonitorModel(
         "teacher", "teacher",
@@ -231,6 +237,31 @@ class TestReports:
         other = ModelReliability(MonitorModel("t", "t", {"v": MonitorVariant(1)}, labels=["a", "b"]))
         other.load(stored)
         assert other.reports() == []
+
+    @pytest.mark.parametrize(
+        ("version", "teacher", "kept"),
+        [(1, 7, ["labels", "teacher"]), (2, 7, []), (1, 8, ["labels"])],
+        ids=["the same", "another variant", "another teacher"],
+    )
+    def test_what_another_artifact_answered_or_judged_is_forgotten(
+        self, version: int, teacher: int, kept: list[str]
+    ) -> None:
+        shown, again = ModelReliability(unmapped(1, 7)), ModelReliability(unmapped(version, teacher))
+        for prob in np.linspace(0.5, 1.0, 50).tolist():
+            shown.label("v", 1, prob, right=prob > 0.7)
+            shown.score("v", 1, prob, 0.9 * prob)
+        again.load(json.loads(json.dumps(shown.state())))
+        assert again.reports() == [report for report in shown.reports() if report.reference in kept]
+        assert [report.reference for report in again.reports()] == kept
+
+    def test_a_state_that_does_not_say_of_which_artifacts_it_is_begins_anew(self) -> None:
+        shown, again = ModelReliability(unmapped(1, 7)), ModelReliability(unmapped(1, 7))
+        shown.label("v", 1, 0.9, right=True)
+        stored = json.loads(json.dumps(shown.state()))
+        for _, _, diagram in stored:
+            diagram.pop("versions", None)
+        again.load(stored)
+        assert again.reports() == []
 
     def test_odd_numbers_are_no_answers(self) -> None:
         diagram = Diagram(EDGES, 2)
