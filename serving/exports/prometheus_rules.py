@@ -81,8 +81,9 @@ ALERTS = (
         "0s",
         "ticket",
         "{{ $labels.model }}/{{ $labels.variant }}: guard {{ $labels.guard }} tripped",
-        "The evidence against {{ $labels.variant }} is past the threshold of guard {{ $labels.guard }}; "
-        "`canarium audit` says what was done.",
+        # Some only tell and never act: input_drift, ood, embedding, those of the baseline, any in dry_run.
+        "Guard {{ $labels.guard }} of {{ $labels.variant }} says fail; `canarium status` has its sentence. "
+        "If it acts, `canarium audit` says what was done.",
     ),
     Alert(
         "CanariumActuationWaiting",
