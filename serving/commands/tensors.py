@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from serving.decoding import UNLOADABLE
 from serving.errors import CanariumError
 
 if TYPE_CHECKING:
@@ -38,11 +39,7 @@ def read(text: str) -> Arrays | Any:
     Raises:
         TensorError: it is neither.
     """
-    from tokenize import TokenError  # numpy lets it pass for a damaged header
-
     import numpy as np
-
-    from serving.registry.formats import UNZIPPABLE
 
     try:
         if text.startswith("@") and text.endswith(".npz"):
@@ -52,7 +49,7 @@ def read(text: str) -> Arrays | Any:
         return json.loads(source)
     except OSError as error:
         raise TensorError(f"{text[1:]}: {error.strerror or error}") from error
-    except (ValueError, TokenError, *UNZIPPABLE) as error:
+    except UNLOADABLE as error:
         raise TensorError(f"neither JSON nor @FILE.npz: {error}") from error
 
 

@@ -9,10 +9,9 @@ import io
 import pickle
 import pickletools
 import zipfile
-import zlib
-from lzma import LZMAError
 from pathlib import Path
 
+from serving.decoding import UNZIPPABLE
 from serving.errors import RegistryError
 from serving.registry.manifest import Manifest
 from serving.registry.onnx_file import fields, locations
@@ -21,8 +20,6 @@ from serving.registry.onnx_file import fields, locations
 _PICKLED = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill")
 _REMEDY = "it would run code when it is read; export the model to ONNX or safetensors"
 _HEAD = 4096
-#: What `zipfile` raises of archives that are damaged, encrypted or compressed in an unknown way.
-UNZIPPABLE = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, ValueError, NotImplementedError, RuntimeError)
 #: Fields of ONNX's ModelProto without which there is no model (onnx/onnx.proto): the graph and the operator sets.
 _GRAPH, _OPERATORS = 7, 8
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serving.build.cache import BuildError, Tick, write_json
-from serving.build.text.data import SPLITS, UNPACKABLE
+from serving.build.text.data import SPLITS
+from serving.decoding import UNPACKABLE
 from serving.registry.files import file_digest
 
 #: The arrays inside the folder of the step that checked the data.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from serving.build.cache import BuildError, Tick, write_json
+from serving.decoding import UNLOADABLE
 from serving.registry.files import file_digest
-from serving.registry.formats import UNZIPPABLE
 
 SPLITS = ("calibration", "test")
 #: The arrays inside the folder of the step that checked the data.
@@ -56,7 +55,7 @@ def check_clips(out: Path, needs: Mapping[str, Path], parameters: Mapping[str, A
     try:
         with np.load(path, allow_pickle=False) as stored:
             given = {name: stored[name] for name in stored.files}
-    except (OSError, TokenError, *UNZIPPABLE) as error:  # numpy lets the tokenizer's error of a damaged header pass
+    except (OSError, *UNLOADABLE) as error:
         raise BuildError(f"{path}: cannot be read: {error}") from error
     arrays: dict[str, np.ndarray] = {}
     counts, digests = {}, {}

@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import re
 import shutil
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,14 +15,12 @@ import msgspec
 import numpy as np
 
 from serving.build.cache import BuildError, Tick, write_json
-from serving.decoding import UNREADABLE
+from serving.decoding import UNPACKABLE, UNREADABLE
 from serving.registry.files import file_digest
 
 #: The data file inside the folder of the step that checked it.
 ROWS = "rows.jsonl.gz"
 SPLITS = ("train", "calibration", "validation", "test")
-#: What `gzip` raises of files that cannot be read, are cut short, or are damaged within.
-UNPACKABLE = (OSError, EOFError, zlib.error)
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
