@@ -25,7 +25,7 @@ import numpy as np
 
 from serving.clock import Clock
 from serving.config_monitoring import PayloadsConfig
-from serving.contract import BUCKETS, C_PAYLOADS, C_PAYLOADS_DROPPED
+from serving.contract import BUCKETS, C_PAYLOADS, C_PAYLOADS_DROPPED, VariantEntry
 from serving.core.routing import bucket_of
 from serving.errors import RequestError
 from serving.gateway.recorder import Recorder
@@ -49,6 +49,7 @@ class _Sampled(NamedTuple):
     at_ms: int
     model: str
     variant: str
+    version: int  # of the artifact that answered
     pipeline: Pipeline
     text: str | None
     arrays: dict[str, np.ndarray]
@@ -116,7 +117,7 @@ class PayloadLog:
     def offer(
         self,
         model: str,
-        variant: str,
+        entry: VariantEntry,
         pipeline: Pipeline,
         inputs: Mapping[str, np.ndarray],
         session_inputs: Mapping[str, np.ndarray],
@@ -125,7 +126,7 @@ class PayloadLog:
         """Hand over row 0 of an answered request; dropped and counted if the queue is full."""
         pending = self._queued - self._taken
         if len(self._queue) >= QUEUE_ROWS or pending > QUEUE_BYTES:
-            self._recorder.count(model, variant, C_PAYLOADS_DROPPED)
+            self._recorder.count(model, entry.name, C_PAYLOADS_DROPPED)
             return
         try:
             text, arrays = pipeline.first_row(inputs, session_inputs)
@@ -134,8 +135,9 @@ class PayloadLog:
         size = len(text or "") + sum(array.nbytes for array in arrays.values())
         now_ms = self._clock.wall_ns() // 1_000_000
         self._queued += size
-        self._queue.append(_Sampled(now_ms, model, variant, pipeline, text, arrays, summary, size))
-        self._recorder.count(model, variant, C_PAYLOADS)
+        row = _Sampled(now_ms, model, entry.name, entry.version, pipeline, text, arrays, summary, size)
+        self._queue.append(row)
+        self._recorder.count(model, entry.name, C_PAYLOADS)
 
     def publish(self) -> None:
         """Count what the thread could not write; called on the gateway's tick."""
@@ -228,4 +230,6 @@ def _features(row: _Sampled) -> dict[str, Any]:
     pipeline = row.pipeline
     found = features.of_row(row.text, row.arrays, pipeline.inputs, pipeline.unknown_id)
     answer = features.of_answer(row.summary, pipeline.labels)
-    return {**found, **answer, "at_ms": row.at_ms, "variant": row.variant}
+    # A name may stand for one artifact after another, and a reference speaks of one only.
+    kept = {"at_ms": row.at_ms, "variant": row.variant, "artifact_version": row.version}
+    return {**found, **answer, **kept}

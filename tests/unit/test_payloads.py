@@ -14,7 +14,7 @@ from monitoring.drift.rows import compact, read_rows
 from monitoring.payloads import FINISHED_MS, prune, segments
 from serving.clock import FakeClock, SystemClock
 from serving.config_monitoring import PayloadsConfig
-from serving.contract import AGG_OFFSET, C_PAYLOADS, C_PAYLOADS_DROPPED, CELLS
+from serving.contract import AGG_OFFSET, C_PAYLOADS, C_PAYLOADS_DROPPED, CELLS, VariantEntry
 from serving.gateway import payloads
 from serving.gateway.dataplane import DataPlane
 from serving.gateway.payloads import PayloadLog
@@ -50,7 +50,7 @@ async def test_live_requests_leave_features_and_no_text(tmp_path: Path) -> None:
     await gateway.ask("asked of a variant", override="candidate")
     log.close()
     (row,) = rows(tmp_path / "payloads")
-    assert row["variant"] == "teacher"
+    assert (row["variant"], row["artifact_version"]) == ("teacher", 1)
     assert row["class"] == "spam"
     assert row["characters"] == 10
     assert row["unknown_share"] == 0.5
@@ -109,7 +109,8 @@ def offering(folder: Path, monkeypatch: pytest.MonkeyPatch, clock: FakeClock) ->
     monkeypatch.setattr(payloads, "_features", lambda row: {"text": row.text})
     log = PayloadLog(folder, "g", {"tiny": PayloadsConfig(percent=100)}, Mock(), clock)
     pipeline = Mock(first_row=lambda inputs, session_inputs: ("some words", {}))
-    return log, lambda: log.offer("tiny", "teacher", pipeline, {}, {}, Mock())
+    entry = VariantEntry("teacher", 1, "tiny/teacher:1")
+    return log, lambda: log.offer("tiny", entry, pipeline, {}, {}, Mock())
 
 
 def test_rows_are_written_while_others_keep_coming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,10 +170,8 @@ def test_a_full_disk_is_not_filled_with_empty_files(tmp_path: Path, monkeypatch:
 def segment(folder: Path, start_ms: int, rows: int = 2, gateway: str = "g", variant: str = "teacher") -> Path:
     folder.mkdir(exist_ok=True)
     path = folder / f"{start_ms:013d}-{gateway}.jsonl"
-    lines = [
-        json.dumps({"characters": float(at), "class": "ham", "at_ms": start_ms + at, "variant": variant})
-        for at in range(rows)
-    ]
+    whose = {"class": "ham", "variant": variant, "artifact_version": 1}
+    lines = [json.dumps({"characters": float(at), "at_ms": start_ms + at, **whose}) for at in range(rows)]
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -193,10 +192,10 @@ def test_finished_files_become_parquet_and_hold_the_same_rows(tmp_path: Path) ->
     now_ms = 10 * HOUR_MS
     segment(tmp_path, now_ms - FINISHED_MS - 1)
     open_one = segment(tmp_path, now_ms - 60_000)
-    before = read_rows(tmp_path, "teacher", 0, now_ms)
+    before = read_rows(tmp_path, "teacher", 1, 0, now_ms)
     assert compact(tmp_path, now_ms) == 1
     assert [one.path.suffix for one in segments(tmp_path)] == [".parquet", ".jsonl"]
-    after = read_rows(tmp_path, "teacher", 0, now_ms)
+    after = read_rows(tmp_path, "teacher", 1, 0, now_ms)
     assert {name: values.tolist() for name, values in after.items()} == {
         name: values.tolist() for name, values in before.items()
     }
@@ -210,7 +209,7 @@ def test_a_crash_between_the_two_files_counts_no_row_twice(tmp_path: Path) -> No
     lines = path.read_bytes()
     compact(tmp_path, now_ms)
     path.write_bytes(lines)
-    assert len(read_rows(tmp_path, "teacher", 0, now_ms)["characters"]) == 2
+    assert len(read_rows(tmp_path, "teacher", 1, 0, now_ms)["characters"]) == 2
     compact(tmp_path, now_ms)
     assert not path.exists()
 
@@ -219,7 +218,7 @@ def test_a_window_of_one_variant_is_read_and_damage_left_out(tmp_path: Path) -> 
     path = segment(tmp_path, 1000, rows=5)
     segment(tmp_path, 1000, rows=5, gateway="h", variant="int8")
     path.write_text(path.read_text() + '{"at_ms": 1003, "variant": "teacher", "class"')
-    found = read_rows(tmp_path, "teacher", 1001, 1003)
+    found = read_rows(tmp_path, "teacher", 1, 1001, 1003)
     assert found["characters"].tolist() == [1.0, 2.0, 3.0]
     assert found["class"].tolist() == ["ham"] * 3
-    assert read_rows(tmp_path, "nobody", 0, 5000) == {}
+    assert read_rows(tmp_path, "nobody", 1, 0, 5000) == {}
