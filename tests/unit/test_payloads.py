@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -103,11 +104,21 @@ async def test_what_cannot_be_written_is_counted_and_fails_no_request(tmp_path: 
     assert cell(gateway, C_PAYLOADS_DROPPED) == 1
 
 
-def offering(folder: Path, monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> tuple[PayloadLog, Callable[[], None]]:
+EVERY = PayloadsConfig(percent=100)
+
+
+def offering(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: FakeClock,
+    settings: PayloadsConfig = EVERY,
+    gateway: str = "g",
+    gateways: int = 1,
+) -> tuple[PayloadLog, Callable[[], None]]:
     """A log that is drained by hand, and what hands it a row."""
     monkeypatch.setattr(payloads, "WAKE_S", 3600.0)
     monkeypatch.setattr(payloads, "_features", lambda row: {"text": row.text})
-    log = PayloadLog(folder, "g", {"tiny": PayloadsConfig(percent=100)}, Mock(), clock)
+    log = PayloadLog(folder, gateway, {"tiny": settings}, Mock(), clock, gateways)
     pipeline = Mock(first_row=lambda inputs, session_inputs: ("some words", {}))
     entry = VariantEntry("teacher", 1, "tiny/teacher:1")
     return log, lambda: log.offer("tiny", entry, pipeline, {}, {}, Mock())
@@ -161,6 +172,65 @@ def test_a_full_disk_is_not_filled_with_empty_files(tmp_path: Path, monkeypatch:
     clock.advance(payloads.REST_S)
     drains(2, 1.0)
     assert len(rows(tmp_path)) == 3
+    log.close()
+
+
+def numbering(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Rows are numbered as they are drained, and take about `size` bytes each."""
+    numbers = count()
+    monkeypatch.setattr(payloads, "_features", lambda _: {"at": next(numbers), "pad": "x" * size})
+
+
+def kept_rows(folder: Path) -> list[int]:
+    return sorted(int(str(row["at"])) for row in rows(folder))
+
+
+@pytest.mark.parametrize(("gateways", "drained"), [(1, 256), (1, 1024), (4, 256)])
+def test_of_more_rows_than_are_kept_the_newest_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gateways: int, drained: int
+) -> None:
+    clock, settings = FakeClock(), PayloadsConfig(percent=100, keep_mib=1)
+    logs = [offering(tmp_path, monkeypatch, clock, settings, f"g{at}", gateways) for at in range(gateways)]
+    numbering(monkeypatch, size=1024)
+    for begun in range(0, 3072, drained):  # 3 MiB
+        log, offer = logs[begun // drained % gateways]
+        for _ in range(drained):
+            offer()
+        log._drain()
+        prune(tmp_path / "tiny", clock.wall_ns() // 1_000_000, 72 * HOUR_MS, 1 << 20)
+        kept = kept_rows(tmp_path)
+        assert kept == list(range(kept[0], begun + drained))
+        clock.advance(1.0)
+    assert 1 << 19 < sum(one.size for one in segments(tmp_path / "tiny")) <= 1 << 20
+    for log, _ in logs:
+        assert not log._unwritten
+        log.close()
+
+
+def test_rows_kept_for_less_than_an_hour_stay_for_most_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    log, offer = offering(tmp_path, monkeypatch, clock, PayloadsConfig(percent=100, keep_hours=0.5))
+    numbering(monkeypatch, size=10)
+    for minute in range(120):
+        offer()
+        log._drain()
+        prune(tmp_path / "tiny", clock.wall_ns() // 1_000_000, HOUR_MS // 2, 64 << 20)
+        kept = kept_rows(tmp_path)
+        assert kept == list(range(kept[0], minute + 1))
+        assert len(kept) >= min(minute + 1, 22)
+        clock.advance(60.0)
+    log.close()
+
+
+def test_rows_go_to_a_new_file_when_theirs_has_been_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, offer = offering(tmp_path, monkeypatch, FakeClock())
+    numbering(monkeypatch, size=10)
+    for at in range(3):
+        offer()
+        log._drain()
+        assert kept_rows(tmp_path) == [at]
+        (file,) = tmp_path.glob("tiny/*")
+        file.unlink()
     log.close()
 
 
