@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 LINES, PARQUET = ".jsonl", ".parquet"
-#: A gateway ends a file after an hour; after so long nobody writes to it any more (milliseconds).
+#: A gateway ends a file after an hour at most; after so long nobody writes to it any more (milliseconds).
 FINISHED_MS = 3_900_000
 _NAME = re.compile(r"(\d{13})-[A-Za-z0-9-]+\.(jsonl|parquet)")
 
@@ -45,7 +45,7 @@ def prune(folder: Path, now_ms: int, keep_ms: int, keep_bytes: int) -> int:
     removed, total = 0, 0
     for segment in reversed(segments(folder)):
         total += segment.size
-        # What a file was begun for is at most an hour older than its last row.
+        # A gateway ends a file after an hour or a quarter of `keep_ms`: not much of one that goes is younger.
         if now_ms - segment.start_ms > keep_ms or total > keep_bytes:
             for suffix in (LINES, PARQUET):
                 with contextlib.suppress(OSError):

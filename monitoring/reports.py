@@ -134,7 +134,13 @@ class Reports:
 
     async def _look(self) -> None:
         self._known = await asyncio.to_thread(self._read)
-        self._beside.drift = {key: summaries[0] for key, summaries in self._known.items()}
+        newest = ((key, self._newest(key, summaries)) for key, summaries in self._known.items())
+        self._beside.drift = {key: summary for key, summary in newest if summary is not None}
+
+    def _newest(self, key: Key, summaries: list[Summary]) -> Summary | None:
+        """The latest on the artifact in use: what was said of its predecessor is no verdict on it."""
+        version = self._config.models[key[0]].variants[key[1]].version
+        return next((one for one in summaries if one.version == version), None)
 
     def _read(self) -> dict[Key, list[Summary]]:
         """All summaries, the newest first; those that are known are not read again."""

@@ -22,6 +22,7 @@ class Job(msgspec.Struct, frozen=True):
 
     model: str
     variant: str
+    version: int  # of the artifact whose reference it is, and whose rows are read
     reference: str
     payloads: str  # the folder of the model's sampled rows
     out: str  # the folder of this variant's reports
@@ -60,6 +61,7 @@ class Summary(msgspec.Struct, frozen=True):
     columns: list[Column] = []
     left_out: list[str] = []  # features that one side does not have
     html: str = ""
+    version: int = 0  # of the artifact; 0: made by an earlier release, of one that is not known
 
     @property
     def share(self) -> float | None:
@@ -74,6 +76,7 @@ def job_of(config: MonitorConfig, model: str, variant: str, now_ms: int) -> Job:
     return Job(
         model=model,
         variant=variant,
+        version=settings.variants[variant].version,
         reference=settings.variants[variant].reference,
         payloads=str(Path(config.payload_dir) / model),
         out=str(Path(config.state_dir) / REPORTS / model / variant),

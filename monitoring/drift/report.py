@@ -61,7 +61,7 @@ def make(job: Job) -> tuple[Summary, str]:
 
     folder = Path(job.payloads)
     compact(folder, job.until_ms)
-    current = read_rows(folder, job.variant, job.since_ms, job.until_ms)
+    current = read_rows(folder, job.variant, job.version, job.since_ms, job.until_ms)
     rows = len(next(iter(current.values()))) if current else 0
     if rows < job.min_rows:
         return _summary(job, rows, 0, "no_data", f"{rows} sampled rows, under the {job.min_rows} of a report"), ""
@@ -161,6 +161,7 @@ def _summary(
         columns or [],
         left_out or [],
         f"{stamp}.html" if html else "",
+        job.version,
     )
 
 

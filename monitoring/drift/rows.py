@@ -17,7 +17,7 @@ from monitoring.payloads import FINISHED_MS, LINES, PARQUET, segments
 #: Rows of a window that are compared; of more, the latest.
 ROWS_MAX = 50_000
 #: Fields of a row that are no features.
-FIELDS = ("at_ms", "variant")
+FIELDS = ("at_ms", "variant", "artifact_version")
 
 Columns = dict[str, Any]  # feature -> float64 [n], or words as objects [n]
 
@@ -53,8 +53,12 @@ def arrays(columns: Mapping[str, list[float | str]]) -> Columns:
     return found
 
 
-def read_rows(folder: Path, variant: str, since_ms: int, until_ms: int) -> Columns:
-    """The rows of a variant in a window, as columns; a row that lacks a feature of the others is left out."""
+def read_rows(folder: Path, variant: str, version: int, since_ms: int, until_ms: int) -> Columns:
+    """The rows that one artifact of a variant answered in a window, as columns.
+
+    A row that lacks a feature of the others is left out; one without a version is of an earlier release, and of
+    whichever artifact was in use then.
+    """
     rows: list[dict[str, Any]] = []
     for segment in reversed(segments(folder)):
         if segment.start_ms < since_ms - FINISHED_MS or len(rows) >= ROWS_MAX:
@@ -62,7 +66,8 @@ def read_rows(folder: Path, variant: str, since_ms: int, until_ms: int) -> Colum
         rows += [
             row
             for row in _rows_of(segment.path)
-            if row.get("variant") == variant and since_ms <= row["at_ms"] <= until_ms
+            if (row.get("variant"), row.get("artifact_version")) == (variant, version)
+            and since_ms <= row["at_ms"] <= until_ms
         ]
     rows = sorted(rows, key=lambda row: int(row["at_ms"]))[-ROWS_MAX:]
     names = [name for name in (rows[-1] if rows else {}) if name not in FIELDS]

@@ -381,7 +381,7 @@ class DataPlane:
         if work.live and work.reason in (Reason.BASELINE, Reason.CANARY):
             self._compare(work, Answered(plane, work.client_inputs, work.inputs, answer.outputs, trace.rows, trace))
             if self._payloads is not None and self._payloads.wants(work.model, trace.request_id):
-                self._payloads.offer(work.model, entry.name, plane.pipeline, work.client_inputs, work.inputs, summary)
+                self._payloads.offer(work.model, entry, plane.pipeline, work.client_inputs, work.inputs, summary)
         return reply
 
     def _compare(self, work: _Work, answer: Answered) -> None:

@@ -96,7 +96,7 @@ class Gateway:
             self._recorder.model(name, list(latency_buckets_ms(thresholds)), labels)
         self._routing = LiveRouting(config, ControlWord.open(paths.word_path), self._clock)
         sampled = {name: model.payloads for name, model in config.models.items()}
-        payloads = PayloadLog(paths.payload_dir, self._id, sampled, self._recorder, self._clock)
+        payloads = PayloadLog(paths.payload_dir, self._id, sampled, self._recorder, self._clock, config.server.gateways)
         self._plane = DataPlane(config, self._routing, self._recorder, self._clock, self._make_plane, payloads)
         visitor = VISITOR if config.auth.data_plane == "open" else None
         auth = Auth.from_config(config.auth.mode, config.auth.tokens_file, visitor=visitor)

@@ -91,19 +91,24 @@ def page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "_render", lambda *_: "<html>")
 
 
+def add_rows(folder: Path, made: dict[str, Any], **fields: int) -> None:
+    """As a gateway leaves them."""
+    values = {name: column.tolist() for name, column in made.items()}
+    with (folder / "rows" / f"{NOW_MS - 1000:013d}-g.jsonl").open("a") as file:
+        for row in zip(*values.values(), strict=True):
+            whole = dict(zip(values, row, strict=True))
+            file.write(json.dumps({**whole, "at_ms": NOW_MS - 500, "variant": "teacher", **fields}) + "\n")
+
+
 def job(folder: Path, rows: int, shift: float = 0.0, reference: bool = True) -> Job:
     rng = np.random.default_rng(9)
     (folder / "rows").mkdir()
-    made = {name: values.tolist() for name, values in columns(rng, rows, shift).items()}
-    with (folder / "rows" / f"{NOW_MS - 1000:013d}-g.jsonl").open("w") as file:
-        for at in range(rows):
-            row = {name: values[at] for name, values in made.items()}
-            file.write(json.dumps({**row, "at_ms": NOW_MS - 500, "variant": "teacher"}) + "\n")
+    add_rows(folder, columns(rng, rows, shift), artifact_version=2)
     path = folder / "reference.json"
     known = {name: values.tolist() for name, values in columns(rng, 600).items()}
     path.write_text(json.dumps({"schema": "canarium.reference/v1", "split": "test", "rows": 600, "columns": known}))
     where = str(path) if reference else ""
-    return Job("m", "teacher", where, str(folder / "rows"), str(folder / "out"), NOW_MS - 3_600_000, NOW_MS)
+    return Job("m", "teacher", 2, where, str(folder / "rows"), str(folder / "out"), NOW_MS - 3_600_000, NOW_MS)
 
 
 def made(folder: Path, **given: Any) -> Summary:
@@ -123,6 +128,14 @@ def test_other_rows_fail_and_the_worst_feature_is_named(tmp_path: Path) -> None:
     assert [column.name for column in summary.columns if column.drifted] == ["n0"]
     assert "1 of 10 features" in summary.sentence
     assert "n0 1." in summary.sentence or "n0 0.9" in summary.sentence
+
+
+def test_rows_that_an_earlier_artifact_answered_are_not_compared(tmp_path: Path) -> None:
+    asked, rng = job(tmp_path, rows=300), np.random.default_rng(4)
+    add_rows(tmp_path, columns(rng, 900, shift=2.0), artifact_version=1)
+    add_rows(tmp_path, columns(rng, 900, shift=2.0))  # of an earlier release, which kept no version
+    summary, _ = report.make(asked)
+    assert (summary.verdict, summary.rows, summary.version) == ("pass", 300, 2)
 
 
 def test_too_few_rows_are_no_pass(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -14,7 +15,7 @@ from monitoring.drift.rows import compact, read_rows
 from monitoring.payloads import FINISHED_MS, prune, segments
 from serving.clock import FakeClock, SystemClock
 from serving.config_monitoring import PayloadsConfig
-from serving.contract import AGG_OFFSET, C_PAYLOADS, C_PAYLOADS_DROPPED, CELLS
+from serving.contract import AGG_OFFSET, C_PAYLOADS, C_PAYLOADS_DROPPED, CELLS, VariantEntry
 from serving.gateway import payloads
 from serving.gateway.dataplane import DataPlane
 from serving.gateway.payloads import PayloadLog
@@ -50,7 +51,7 @@ async def test_live_requests_leave_features_and_no_text(tmp_path: Path) -> None:
     await gateway.ask("asked of a variant", override="candidate")
     log.close()
     (row,) = rows(tmp_path / "payloads")
-    assert row["variant"] == "teacher"
+    assert (row["variant"], row["artifact_version"]) == ("teacher", 1)
     assert row["class"] == "spam"
     assert row["characters"] == 10
     assert row["unknown_share"] == 0.5
@@ -103,13 +104,24 @@ async def test_what_cannot_be_written_is_counted_and_fails_no_request(tmp_path: 
     assert cell(gateway, C_PAYLOADS_DROPPED) == 1
 
 
-def offering(folder: Path, monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> tuple[PayloadLog, Callable[[], None]]:
+EVERY = PayloadsConfig(percent=100)
+
+
+def offering(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: FakeClock,
+    settings: PayloadsConfig = EVERY,
+    gateway: str = "g",
+    gateways: int = 1,
+) -> tuple[PayloadLog, Callable[[], None]]:
     """A log that is drained by hand, and what hands it a row."""
     monkeypatch.setattr(payloads, "WAKE_S", 3600.0)
     monkeypatch.setattr(payloads, "_features", lambda row: {"text": row.text})
-    log = PayloadLog(folder, "g", {"tiny": PayloadsConfig(percent=100)}, Mock(), clock)
+    log = PayloadLog(folder, gateway, {"tiny": settings}, Mock(), clock, gateways)
     pipeline = Mock(first_row=lambda inputs, session_inputs: ("some words", {}))
-    return log, lambda: log.offer("tiny", "teacher", pipeline, {}, {}, Mock())
+    entry = VariantEntry("teacher", 1, "tiny/teacher:1")
+    return log, lambda: log.offer("tiny", entry, pipeline, {}, {}, Mock())
 
 
 def test_rows_are_written_while_others_keep_coming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,16 +175,73 @@ def test_a_full_disk_is_not_filled_with_empty_files(tmp_path: Path, monkeypatch:
     log.close()
 
 
+def numbering(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Rows are numbered as they are drained, and take about `size` bytes each."""
+    numbers = count()
+    monkeypatch.setattr(payloads, "_features", lambda _: {"at": next(numbers), "pad": "x" * size})
+
+
+def kept_rows(folder: Path) -> list[int]:
+    return sorted(int(str(row["at"])) for row in rows(folder))
+
+
+@pytest.mark.parametrize(("gateways", "drained"), [(1, 256), (1, 1024), (4, 256)])
+def test_of_more_rows_than_are_kept_the_newest_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gateways: int, drained: int
+) -> None:
+    clock, settings = FakeClock(), PayloadsConfig(percent=100, keep_mib=1)
+    logs = [offering(tmp_path, monkeypatch, clock, settings, f"g{at}", gateways) for at in range(gateways)]
+    numbering(monkeypatch, size=1024)
+    for begun in range(0, 3072, drained):  # 3 MiB
+        log, offer = logs[begun // drained % gateways]
+        for _ in range(drained):
+            offer()
+        log._drain()
+        prune(tmp_path / "tiny", clock.wall_ns() // 1_000_000, 72 * HOUR_MS, 1 << 20)
+        kept = kept_rows(tmp_path)
+        assert kept == list(range(kept[0], begun + drained))
+        clock.advance(1.0)
+    assert 1 << 19 < sum(one.size for one in segments(tmp_path / "tiny")) <= 1 << 20
+    for log, _ in logs:
+        assert not log._unwritten
+        log.close()
+
+
+def test_rows_kept_for_less_than_an_hour_stay_for_most_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    log, offer = offering(tmp_path, monkeypatch, clock, PayloadsConfig(percent=100, keep_hours=0.5))
+    numbering(monkeypatch, size=10)
+    for minute in range(120):
+        offer()
+        log._drain()
+        prune(tmp_path / "tiny", clock.wall_ns() // 1_000_000, HOUR_MS // 2, 64 << 20)
+        kept = kept_rows(tmp_path)
+        assert kept == list(range(kept[0], minute + 1))
+        assert len(kept) >= min(minute + 1, 22)
+        clock.advance(60.0)
+    log.close()
+
+
+def test_rows_go_to_a_new_file_when_theirs_has_been_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, offer = offering(tmp_path, monkeypatch, FakeClock())
+    numbering(monkeypatch, size=10)
+    for at in range(3):
+        offer()
+        log._drain()
+        assert kept_rows(tmp_path) == [at]
+        (file,) = tmp_path.glob("tiny/*")
+        file.unlink()
+    log.close()
+
+
 # ---------------------------------------------------------------- files
 
 
 def segment(folder: Path, start_ms: int, rows: int = 2, gateway: str = "g", variant: str = "teacher") -> Path:
     folder.mkdir(exist_ok=True)
     path = folder / f"{start_ms:013d}-{gateway}.jsonl"
-    lines = [
-        json.dumps({"characters": float(at), "class": "ham", "at_ms": start_ms + at, "variant": variant})
-        for at in range(rows)
-    ]
+    whose = {"class": "ham", "variant": variant, "artifact_version": 1}
+    lines = [json.dumps({"characters": float(at), "at_ms": start_ms + at, **whose}) for at in range(rows)]
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -193,10 +262,10 @@ def test_finished_files_become_parquet_and_hold_the_same_rows(tmp_path: Path) ->
     now_ms = 10 * HOUR_MS
     segment(tmp_path, now_ms - FINISHED_MS - 1)
     open_one = segment(tmp_path, now_ms - 60_000)
-    before = read_rows(tmp_path, "teacher", 0, now_ms)
+    before = read_rows(tmp_path, "teacher", 1, 0, now_ms)
     assert compact(tmp_path, now_ms) == 1
     assert [one.path.suffix for one in segments(tmp_path)] == [".parquet", ".jsonl"]
-    after = read_rows(tmp_path, "teacher", 0, now_ms)
+    after = read_rows(tmp_path, "teacher", 1, 0, now_ms)
     assert {name: values.tolist() for name, values in after.items()} == {
         name: values.tolist() for name, values in before.items()
     }
@@ -210,7 +279,7 @@ def test_a_crash_between_the_two_files_counts_no_row_twice(tmp_path: Path) -> No
     lines = path.read_bytes()
     compact(tmp_path, now_ms)
     path.write_bytes(lines)
-    assert len(read_rows(tmp_path, "teacher", 0, now_ms)["characters"]) == 2
+    assert len(read_rows(tmp_path, "teacher", 1, 0, now_ms)["characters"]) == 2
     compact(tmp_path, now_ms)
     assert not path.exists()
 
@@ -219,7 +288,7 @@ def test_a_window_of_one_variant_is_read_and_damage_left_out(tmp_path: Path) -> 
     path = segment(tmp_path, 1000, rows=5)
     segment(tmp_path, 1000, rows=5, gateway="h", variant="int8")
     path.write_text(path.read_text() + '{"at_ms": 1003, "variant": "teacher", "class"')
-    found = read_rows(tmp_path, "teacher", 1001, 1003)
+    found = read_rows(tmp_path, "teacher", 1, 1001, 1003)
     assert found["characters"].tolist() == [1.0, 2.0, 3.0]
     assert found["class"].tolist() == ["ham"] * 3
-    assert read_rows(tmp_path, "nobody", 0, 5000) == {}
+    assert read_rows(tmp_path, "nobody", 1, 0, 5000) == {}

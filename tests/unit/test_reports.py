@@ -53,7 +53,8 @@ def leave(out: Path, job: Job, score: float = 0.5) -> Summary:
     stamp = stamp_of(job.until_ms)
     summary = Summary(
         job.model, job.variant, stamp, job.since_ms, job.until_ms, 500, 600, "fail" if score >= 0.2 else "pass",
-        f"{job.variant}: said", [Column("tokens", "wasserstein", score, 0.2)], html=f"{stamp}.html",
+        f"{job.variant}: said", [Column("tokens", "wasserstein", score, 0.2)],
+        html=f"{stamp}.html", version=job.version,
     )  # fmt: skip
     (out / summary.html).write_text("<html>page</html>")
     (out / f"{stamp}.json").write_bytes(msgspec.json.encode(summary))
@@ -121,7 +122,7 @@ async def test_reports_of_the_command_line_are_found_and_the_oldest_removed(tmp_
     desk = Desk(tmp_path)
     desk.sampled = {}
     out = tmp_path / "reports" / "m" / "int8"
-    stamps = [leave(out, Job("m", "int8", "", "", str(out), 0, at * 60_000), score=0.1).stamp for at in range(1, 4)]
+    stamps = [leave(out, Job("m", "int8", 2, "", "", str(out), 0, at * 60_000), score=0.1).stamp for at in range(1, 4)]
     await desk.after(100)
     await desk.after(100)
     assert [one["html"] for one in desk.reports.listed("m")] == [
@@ -134,15 +135,31 @@ async def test_reports_of_the_command_line_are_found_and_the_oldest_removed(tmp_
     assert desk.reports.listed("other") == []
 
 
+async def test_a_report_on_an_earlier_artifact_is_listed_but_no_verdict_on_this_one(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    desk.sampled = {}
+    out = tmp_path / "reports" / "m" / "int8"
+    earlier = leave(out, Job("m", "int8", 1, "", "", str(out), 0, 60_000))
+    unversioned = {**msgspec.to_builtins(earlier), "stamp": stamp_of(120_000)}  # as earlier releases left them
+    del unversioned["version"]
+    (out / f"{stamp_of(120_000)}.json").write_bytes(msgspec.json.encode(unversioned))
+    await desk.after(100)
+    assert len(desk.reports.listed("m")) == 2
+    assert desk.beside.drift == {}
+    leave(out, Job("m", "int8", 2, "", "", str(out), 0, 90_000))
+    await desk.after(100)
+    assert desk.beside.drift["m", "int8"].stamp == stamp_of(90_000)
+
+
 def test_a_report_speaks_for_as_long_as_the_window_that_it_looked_at(tmp_path: Path) -> None:
     beside, hour_ms = Beside(), 3_600_000
-    beside.drift["m", "int8"] = leave(tmp_path, Job("m", "int8", "", "", "", 0, 24 * hour_ms))
+    beside.drift["m", "int8"] = leave(tmp_path, Job("m", "int8", 2, "", "", "", 0, 24 * hour_ms))
     assert [one.verdict for one in beside.verdicts("m", "teacher", 48 * hour_ms)] == ["fail"]
     assert beside.verdicts("m", "teacher", 48 * hour_ms + 1) == []
 
 
 def test_drift_is_an_alert_and_links_its_report(tmp_path: Path) -> None:
-    job = Job("m", "int8", "", "", "", 0, 1_800_000_000_000)
+    job = Job("m", "int8", 2, "", "", "", 0, 1_800_000_000_000)
     verdict = drift_verdict(leave(tmp_path, job))
     assert (verdict.guard, verdict.verdict, verdict.action) == ("input_drift", "fail", "alert")
     assert verdict.statistic["report"] == f"/v1/reports/m/int8/{stamp_of(job.until_ms)}.html"
