@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,10 @@ class InProcessGateway:
         """All records written so far, oldest first."""
         ring = np.frombuffer(self.spool.path.read_bytes()[RING_OFFSET:], RECORD_DTYPE)
         return np.sort(ring[ring["seq"] > 0], order="seq")
+
+
+#: Makes one with the faults of its variants, as `name=fault`; `routing`: settings of the model.
+Start = Callable[..., InProcessGateway]
 
 
 @asynccontextmanager
