@@ -97,6 +97,18 @@ def _up(stack: Stack, address: str) -> subprocess.Popen[bytes]:
         )
 
 
+@contextmanager
+def _joined(stack: Stack, address: str) -> Iterator[subprocess.Popen[bytes]]:
+    """An instance that is ready on a cluster; whatever is left of it at the end is ended."""
+    process = _up(stack, address)
+    try:
+        wait_for(lambda: "Ctrl-C" in stack.output() or process.poll() is not None, 400)
+        assert process.poll() is None, stack.output()
+        yield process
+    finally:
+        processes.end([process.pid, *processes.members(stack.paths.instance)], 2)
+
+
 def test_a_cluster_without_the_settings_is_refused_with_what_is_missing(tmp_path: Path) -> None:
     stack = Stack(tiny_document(tmp_path / "registry", {}), tmp_path)
     with cluster({}) as address:
@@ -107,25 +119,19 @@ def test_a_cluster_without_the_settings_is_refused_with_what_is_missing(tmp_path
 
 def test_a_prepared_cluster_is_joined_and_outlives_the_instance(tmp_path: Path, prepared: str) -> None:
     stack = Stack(tiny_document(tmp_path / "registry", {"good": ""}), tmp_path)
-    stack.process = _up(stack, prepared)
-    try:
-        wait_for(lambda: "Ctrl-C" in stack.output() or stack.process.poll() is not None, 400)
-        assert stack.process.poll() is None, stack.output()
+    with _joined(stack, prepared) as process:
         stack.traffic("tiny", weights={"good": 100})
         wait_for(lambda: stack.infer("tiny", "spam").headers.get("x-canarium-variant") == "good")
-        stack.process.send_signal(signal.SIGINT)
-        assert stack.process.wait(150) == 0
+        process.send_signal(signal.SIGINT)
+        assert process.wait(150) == 0
         assert "canarium-control" not in _actors(prepared)
-    finally:
-        processes.end([stack.process.pid, *processes.members(stack.paths.instance)], 2)
     assert any("raylet" in title for title in _titles(f"cluster-{prepared.rpartition(':')[2]}"))
 
 
-def _killed(stack: Stack, *pids: int) -> None:
-    assert stack.process is not None
-    for pid in (stack.process.pid, *pids):
+def _kill(process: subprocess.Popen[bytes], *others: int) -> None:
+    for pid in (process.pid, *others):
         os.kill(pid, signal.SIGKILL)
-    stack.process.wait(10)
+    process.wait(10)
 
 
 def _unanswered(stack: Stack) -> None:
@@ -135,35 +141,25 @@ def _unanswered(stack: Stack) -> None:
 
 def test_down_lets_what_a_killed_up_left_leave_the_cluster(tmp_path: Path, prepared: str) -> None:
     stack = Stack(tiny_document(tmp_path / "registry", {"slow": "hangs?"}), tmp_path)
-    stack.process = _up(stack, prepared)
-    try:
-        wait_for(lambda: "Ctrl-C" in stack.output() or stack.process.poll() is not None, 400)
-        assert stack.process.poll() is None, stack.output()
+    with _joined(stack, prepared) as process:
         stack.traffic("tiny", weights={"slow": 100})
         wait_for(lambda: stack.infer("tiny", "spam").headers.get("x-canarium-variant") == "slow")
         Thread(target=_unanswered, args=(stack,), daemon=True).start()  # for longer than gateways wait for it
-        _killed(stack)
+        _kill(process)
         stack.canarium("down", "--state-dir", str(stack.paths.state_dir))
         assert "canarium" not in _actors(prepared)
-    finally:
-        processes.end([stack.process.pid, *processes.members(stack.paths.instance)], 2)
 
 
 def test_what_nobody_is_left_to_take_down_goes_by_what_the_readme_says(tmp_path: Path, prepared: str) -> None:
     stack = Stack(tiny_document(tmp_path / "registry", {"good": ""}), tmp_path)
     (remedy,) = re.findall(r'python -c "([^"]*canarium-control[^"]*)"', (ROOT / "README.md").read_text())
-    stack.process = _up(stack, prepared)
-    try:
-        wait_for(lambda: "Ctrl-C" in stack.output() or stack.process.poll() is not None, 400)
-        assert stack.process.poll() is None, stack.output()
-        _killed(stack, *processes.members(stack.paths.instance))
+    with _joined(stack, prepared) as process:
+        _kill(process, *processes.members(stack.paths.instance))
         stack.canarium("down", "--state-dir", str(stack.paths.state_dir))
         assert "canarium-control" in _actors(prepared)
         environment = {**os.environ, "RAY_ADDRESS": prepared}
         subprocess.run([sys.executable, "-c", remedy], env=environment, timeout=180, check=True)
         assert "canarium" not in _actors(prepared)
-    finally:
-        processes.end([stack.process.pid, *processes.members(stack.paths.instance)], 2)
 
 
 #: Starts the control plane three times: as it is, again, and for a configuration with one more variant.
